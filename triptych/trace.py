@@ -1,0 +1,264 @@
+"""The record of a drawing: a Prompt, then Turns, each with what was said and what was drawn.
+
+Every room reads or extends traces. Records are built whole and never changed; `trace + turn` is a new trace.
+A trace folder holds `trace.json`, `turn-0.png`, `turn-1.png`, ..., `final.png`, and `input.png` when the prompt brought
+a picture. Pixels are uint8 RGB, height by width by 3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych.errors import OutputError
+
+FORMAT = 1  # of trace.json; raised when a field changes meaning
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a spec: `count` objects called `name`, with what must be true of them (GenEval's metadata).
+
+    `region` is left, right, above or below; `size` is larger or smaller; `position` is (relation, index of the item
+    that it is relative to), the relation being "left of", "right of", "above" or "below".
+    """
+
+    name: str
+    count: int = 1
+    color: str | None = None
+    region: str | None = None
+    size: str | None = None
+    position: tuple[str, int] | None = None
+
+    def to_metadata(self) -> dict[str, Any]:
+        """GenEval's own keys, absent where nothing is asked."""
+        record: dict[str, Any] = {"class": self.name, "count": self.count}
+        for key in ("color", "region", "size"):
+            if getattr(self, key) is not None:
+                record[key] = getattr(self, key)
+        if self.position is not None:
+            record["position"] = list(self.position)
+        return record
+
+    @staticmethod
+    def from_metadata(record: Mapping[str, Any]) -> Item:
+        position = record.get("position")
+        return Item(
+            name=record["class"],
+            count=int(record.get("count", 1)),
+            color=record.get("color"),
+            region=record.get("region"),
+            size=record.get("size"),
+            position=None if position is None else (str(position[0]), int(position[1])),
+        )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What must be true of a picture: a GenEval or GenEval++ metadata record without its sentence."""
+
+    tag: str
+    include: tuple[Item, ...]
+    exclude: tuple[Item, ...] = ()
+
+    def to_metadata(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"tag": self.tag, "include": [item.to_metadata() for item in self.include]}
+        if self.exclude:
+            record["exclude"] = [item.to_metadata() for item in self.exclude]
+        return record
+
+    @staticmethod
+    def from_metadata(record: Mapping[str, Any]) -> Spec:
+        return Spec(
+            tag=record["tag"],
+            include=tuple(Item.from_metadata(item) for item in record["include"]),
+            exclude=tuple(Item.from_metadata(item) for item in record.get("exclude", ())),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What was asked: the text, its spec where one is known, and a picture where one was given."""
+
+    text: str
+    spec: Spec | None = None
+    image: np.ndarray | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What the model said. `tokens [time] int64` from the first sampled token to the end token included;
+    `logprobs [time] float32` under the distribution that each token was really drawn from."""
+
+    text: str
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Strokes:
+    """The stochastic steps of one drawing, as FlowGRPO re-scores them: float32, never rounded.
+
+    `before`, `after` `[stroke patch latent]`; `time`, `dt`, `logprob` `[stroke]`; `index [stroke]` is the step number.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    time: np.ndarray
+    dt: np.ndarray
+    logprob: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A picture `[height width 3] uint8`, and its stochastic steps where `Sampling` asked to keep them."""
+
+    image: np.ndarray
+    strokes: Strokes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One beat's outcome: what was `said` (None without a plan) and what it `drew` (None means it stopped)."""
+
+    said: Completion | None
+    drew: Drawing | None
+    instruction: str | None = None  # what the edit was asked to do; None in the first turn and in a stop
+    seconds: Mapping[str, float] = field(default_factory=dict)  # wall clock by beat: plan, draw, reflect, edit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on a picture: `score` in [0, 1], and the checks that held or not, in words."""
+
+    score: float
+    passed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A prompt and the turns taken on it so far."""
+
+    prompt: Prompt
+    turns: tuple[Turn, ...] = ()
+    seed: int = 0
+
+    def __add__(self, turn: Turn) -> Trace:
+        return replace(self, turns=(*self.turns, turn))
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """Every picture in order, the given one first where there is one."""
+        drawn = [turn.drew.image for turn in self.turns if turn.drew is not None]
+        return drawn if self.prompt.image is None else [self.prompt.image, *drawn]
+
+    @property
+    def image(self) -> np.ndarray | None:
+        """The newest picture: the only one that later beats see."""
+        images = self.images
+        return images[-1] if images else None
+
+    @property
+    def before(self) -> np.ndarray | None:
+        """The picture before the newest one."""
+        images = self.images
+        return images[-2] if len(images) > 1 else None
+
+    @property
+    def finished(self) -> bool:
+        """True once the model has said that no further edit is needed."""
+        return bool(self.turns) and self.turns[-1].drew is None
+
+    def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the trace to a new `folder`, whole or not at all; `extra` joins trace.json (verdicts, settings).
+
+        Raises OutputError if the folder exists or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise OutputError(f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+                inside = Path(temporary) / folder.name
+                inside.mkdir()
+                self._write(inside, extra or {})
+                os.rename(inside, folder)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written with --out") from error
+        return folder
+
+    def _write(self, folder: Path, extra: Mapping[str, Any]) -> None:
+        if self.prompt.image is not None:
+            Image.fromarray(self.prompt.image).save(folder / "input.png")
+        for index, turn in enumerate(self.turns):
+            if turn.drew is not None:
+                Image.fromarray(turn.drew.image).save(folder / f"turn-{index}.png")
+        if self.image is not None:
+            Image.fromarray(self.image).save(folder / "final.png")
+        (folder / "trace.json").write_text(json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n")
+
+    def to_record(self) -> dict[str, Any]:
+        """The trace without its pixels, as JSON values."""
+        return {
+            "format": FORMAT,
+            "prompt": self.prompt.text,
+            "spec": None if self.prompt.spec is None else self.prompt.spec.to_metadata(),
+            "source": self.prompt.source,
+            "seed": self.seed,
+            "finished": self.finished,
+            "input": None if self.prompt.image is None else "input.png",
+            "turns": [_turn_record(index, turn) for index, turn in enumerate(self.turns)],
+        }
+
+    @staticmethod
+    def load(folder: Path) -> Trace:
+        """Read a trace folder. Strokes are training data and are not kept in it."""
+        folder = Path(folder)
+        record = json.loads((folder / "trace.json").read_text())
+        spec = record["spec"]
+        prompt = Prompt(
+            text=record["prompt"],
+            spec=None if spec is None else Spec.from_metadata(spec),
+            image=None if record["input"] is None else _pixels(folder / record["input"]),
+            source=record["source"],
+        )
+        turns = tuple(_turn_from_record(turn, folder) for turn in record["turns"])
+        return Trace(prompt=prompt, turns=turns, seed=record["seed"])
+
+
+def _turn_record(index: int, turn: Turn) -> dict[str, Any]:
+    said = turn.said
+    return {
+        "said": None if said is None else said.text,
+        "tokens": [] if said is None else said.tokens.tolist(),
+        "logprobs": [] if said is None else [float(value) for value in said.logprobs],
+        "instruction": turn.instruction,
+        "drew": None if turn.drew is None else f"turn-{index}.png",
+        "seconds": dict(turn.seconds),
+    }
+
+
+def _turn_from_record(record: Mapping[str, Any], folder: Path) -> Turn:
+    said = None
+    if record["said"] is not None:
+        tokens, logprobs = np.asarray(record["tokens"], np.int64), np.asarray(record["logprobs"], np.float32)
+        said = Completion(record["said"], tokens, logprobs)
+    drew = None if record["drew"] is None else Drawing(_pixels(folder / record["drew"]))
+    return Turn(said=said, drew=drew, instruction=record["instruction"], seconds=record["seconds"])
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
