@@ -1,0 +1,219 @@
+"""Picture to latent and back: the FLUX autoencoder, and how a latent is cut into tokens.
+
+Pixels run from -1 to 1. A latent is `scale * (sample - shift)`, 8 times smaller than the picture on each side for both
+model sizes. One batch holds pictures of one size: padding would reach the group norms and the middle attention, and so
+change the latents (parity kit b.6, c.B3). Names of the layers are those of the published ae.safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triptych.errors import PictureError
+from triptych.model.config import AutoencoderConfig
+
+
+def patchify(latent: Float[Tensor, "batch channel height width"], side: int) -> Float[Tensor, "batch patch latent"]:
+    """Cut a latent into tokens, row by row; inside a token: row, column, channel, the channel fastest (kit b.5)."""
+    batch, channel, height, width = latent.shape
+    grid = latent.reshape(batch, channel, height // side, side, width // side, side)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // side) * (width // side), side * side * channel)
+
+
+def unpatchify(
+    tokens: Float[Tensor, "batch patch latent"], side: int, height: int, width: int
+) -> Float[Tensor, "batch channel height width"]:
+    """Undo `patchify`; `height` and `width` are those of the latent, not of the token grid."""
+    batch, _, latent = tokens.shape
+    channel = latent // (side * side)
+    grid = tokens.reshape(batch, height // side, width // side, side, side, channel)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channel, height, width)
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the input; `nin_shortcut` only where the number of channels changes."""
+
+    def __init__(self, inside: int, outside: int):
+        super().__init__()
+        self.norm1 = _norm(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1)
+        self.norm2 = _norm(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
+        if inside != outside:
+            self.nin_shortcut = nn.Conv2d(inside, outside, 1)
+
+    def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch outside h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class Attention(nn.Module):
+    """One head over all places of the picture; only in the middle, where there are few."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        normed = self.norm(x)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        seen = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(seen.transpose(1, 2).reshape(x.shape))
+
+
+class Middle(nn.Module):
+    """Residual, attention, residual at the lowest resolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = Residual(channels, channels)
+        self.attn_1 = Attention(channels)
+        self.block_2 = Residual(channels, channels)
+
+    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Halve each side; one row and one column of zeros at the bottom and right, none at the top and left."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h/2 w/2"]:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double each side: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel 2*h 2*w"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, and the step to the next one."""
+
+    def __init__(self, inside: int, outside: int, blocks: int, step: type[Downsample] | type[Upsample] | None):
+        super().__init__()
+        self.block = nn.ModuleList(Residual(inside if i == 0 else outside, outside) for i in range(blocks))
+        if step is Downsample:
+            self.downsample = Downsample(outside)
+        if step is Upsample:
+            self.upsample = Upsample(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        if hasattr(self, "downsample"):
+            return self.downsample(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Encoder(nn.Module):
+    """Pixels to the mean and log-variance of a latent, one after the other on the channels."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.ch * m for m in config.ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(before, width, config.num_res_blocks, Downsample if i < last else None)
+            for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False))
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2*z h w"]:
+        x = self.conv_in(pixels)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """A latent (unscaled) to pixels; one residual block more per level than the encoder.
+
+    `up[0]` is the finest level, as in the published names, so the way runs from the last to the first.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.ch * m for m in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList(
+            Level(before, width, config.num_res_blocks + 1, Upsample if i > 0 else None)
+            for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
+        )
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(cast(Sequence[nn.Module], self.up)):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Autoencoder(nn.Module):
+    """Picture to latent and back. `.to(memory_format=torch.channels_last)` is supported, and so is bf16 autocast."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def moments(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch z h w"], Float[Tensor, "batch z h w"]]:
+        """Mean and log-variance of the posterior, unscaled. Sides must be multiples of the downsampling (8)."""
+        height, width = pixels.shape[-2:]
+        stride = self.config.downsample
+        if not height or not width or height % stride or width % stride:
+            raise PictureError(f"picture of {height}x{width} pixels: expected sides in multiples of {stride}; resize it first")
+        mean, logvar = self.encoder(pixels).chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(
+        self, pixels: Float[Tensor, "batch 3 height width"], noise: Float[Tensor, "batch z h w"] | None = None
+    ) -> Float[Tensor, "batch z h w"]:
+        """Scaled latent: of the posterior mean, or of the sample that `noise` (standard normal) picks."""
+        mean, logvar = self.moments(pixels)
+        sample = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
+        return self.config.scale_factor * (sample - self.config.shift_factor)
+
+    def encode_each(self, pictures: Sequence[Float[Tensor, "3 ? ?"]]) -> list[Float[Tensor, "z ? ?"]]:
+        """Latents (posterior mean) of pictures of any sizes; each size is its own batch, nothing is padded."""
+        latents: dict[int, Tensor] = {}
+        for size in dict.fromkeys(picture.shape for picture in pictures):
+            rows = [i for i, picture in enumerate(pictures) if picture.shape == size]
+            latents.update(zip(rows, self.encode(torch.stack([pictures[i] for i in rows])), strict=True))
+        return [latents[i] for i in range(len(pictures))]
+
+    def decode(self, latent: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels of a scaled latent; not clamped."""
+        return self.decoder(latent / self.config.scale_factor + self.config.shift_factor)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
