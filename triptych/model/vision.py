@@ -1,0 +1,175 @@
+"""Picture to understanding tokens: the SigLIP tower, its connector, and the fixed tables of places (parity kit b.5).
+
+A picture enters as a row of patches with their place numbers `row * side + column` in the corner of a fixed grid: no
+interpolation, any aspect (NaViT style). Each picture attends to itself only, fully; pictures of different sizes share a
+batch by padding and a mask. Names of the layers are those of the published checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from triptych.model.config import VisionConfig
+
+
+def sincos_table(side: int, dim: int) -> Float[Tensor, "side*side dim"]:
+    """Places of a side x side grid: the first half of the channels tells the column, the second half the row.
+
+    Each half is [sin | cos] at frequencies 1/10000^(i/(dim/4)); computed in float64, returned in float32 (kit b.5).
+    """
+    if dim % 4:
+        raise ValueError(f"dim={dim}: sine and cosine of row and column need a multiple of 4")
+    frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)
+    column = line.expand(side, side, -1)
+    row = line[:, None].expand(side, side, -1)
+    return torch.cat([column, row], dim=-1).reshape(side * side, dim).float()
+
+
+class PlaceTable(nn.Module):
+    """The table of `sincos_table` under its published name. Frozen; a file may leave it out, it is recomputed."""
+
+    pos_embed: Tensor
+
+    def __init__(self, side: int, dim: int):
+        super().__init__()
+        self.side, self.dim = side, dim
+        self.register_buffer("pos_embed", sincos_table(side, dim))
+
+    def forward(self, position_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
+        return self.pos_embed[position_ids]
+
+
+class Embeddings(nn.Module):
+    """Patch and place to the tower's width; both learned."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
+
+    def forward(
+        self, patches: Float[Tensor, "batch patch pixel"], position_ids: Int[Tensor, "batch patch"]
+    ) -> Float[Tensor, "batch patch hidden"]:
+        return self.patch_embedding(patches) + self.position_embedding(position_ids)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a picture to itself."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "batch patch hidden"], mask: Bool[Tensor, "batch patch"] | None
+    ) -> Float[Tensor, "batch patch hidden"]:
+        heads = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (states.transpose(1, 2) for states in heads)
+        keys = None if mask is None else mask[:, None, None]
+        return self.out_proj(_attend(q, k, v, keys).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a tanh-GELU."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape hidden"]:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    """Attention, then MLP, each on normed states and added back."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(
+        self, x: Float[Tensor, "batch patch hidden"], mask: Bool[Tensor, "batch patch"] | None
+    ) -> Float[Tensor, "batch patch hidden"]:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    """The layers up to the selected one."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers_used))
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, layers, final norm; no head and no rotary positions."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class VisionTower(nn.Module):
+    """Patches of pictures to understanding states, before the connector."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.vision_model = VisionTransformer(config)
+
+    def forward(
+        self,
+        patches: Float[Tensor, "batch patch pixel"],
+        position_ids: Int[Tensor, "batch patch"],
+        mask: Bool[Tensor, "batch patch"] | None = None,
+    ) -> Float[Tensor, "batch patch hidden"]:
+        """States of every patch; `mask` is true at real patches, and states at the others mean nothing.
+
+        `patches` are 3 * 14 * 14 numbers in the order row, column, colour (`pictures.patches`).
+        """
+        x = self.vision_model.embeddings(patches, position_ids)
+        for layer in self.vision_model.encoder.layers:
+            x = layer(x, mask)
+        return self.vision_model.post_layernorm(x)
+
+
+class Connector(nn.Module):
+    """Vision states to the language model's width; the table of places is added by the caller."""
+
+    def __init__(self, inside: int, outside: int):
+        super().__init__()
+        self.fc1 = nn.Linear(inside, outside)
+        self.fc2 = nn.Linear(outside, outside)
+
+    def forward(self, x: Float[Tensor, "*shape inside"]) -> Float[Tensor, "*shape outside"]:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def _attend(
+    q: Float[Tensor, "batch head patch dim"],
+    k: Float[Tensor, "batch head patch dim"],
+    v: Float[Tensor, "batch head patch dim"],
+    keys: Bool[Tensor, "batch 1 1 patch"] | None,
+) -> Float[Tensor, "batch head patch dim"]:
+    if q.is_cuda or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+    # On a CPU the fused kernel's backward is slower than three plain operations for pictures of this size.
+    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if keys is not None:
+        score = score.masked_fill(~keys, torch.finfo(score.dtype).min)
+    return score.softmax(-1).to(v.dtype) @ v
