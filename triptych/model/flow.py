@@ -1,0 +1,147 @@
+"""Rectified flow. Time 1 is noise, 0 is the picture (BAGEL's convention; many papers use the reverse).
+
+x_t = (1 - t) picture + t noise, and the velocity v = noise - picture points to noise, so a step subtracts it.
+Drawing takes ODE steps; FlowGRPO makes some of them stochastic (SDE) and scores the step that was taken.
+Every function is pure and works in float32. A time or step size is one number, or a tensor `[batch]`; the first axis of
+a picture is the batch, and no sample sees its neighbours.
+"""
+
+# ruff: noqa: UP037  (shape strings are no forward references)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from triptych.errors import ConfigError
+from triptych.model.config import Renorm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
+
+EtaMode = Literal["constant", "monotonic"]
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Move times towards noise, where more is decided; shift 1 changes nothing."""
+    return shift * t / (shift * t + (1 - t))
+
+
+def times(points: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, "points"]:
+    """The schedule: `points` times from 1 down to 0, hence `points - 1` steps.
+
+    Raises ConfigError below 2 points.
+    """
+    if points < 2:
+        raise ConfigError(f"points={points}: N points are N-1 steps, so 2 or more; set Sampling.draw_points")
+    return shifted(torch.linspace(1, 0, points, dtype=torch.float32, device=device), shift)
+
+
+def training_times(normal: Float[Tensor, "batch"], shift: float = 1.0) -> Float[Tensor, "batch"]:
+    """Times to train at, from standard normal draws: logit-normal, then shifted."""
+    return shifted(torch.sigmoid(normal.float()), shift)
+
+
+def noised(x0: Sample, noise: Sample, t: float | Tensor) -> Sample:
+    """The straight line from the picture (t = 0) to the noise (t = 1)."""
+    share = _column(t, x0)
+    return (1 - share) * x0 + share * noise
+
+
+def ode_step(x: Sample, v: Sample, dt: float | Tensor) -> Sample:
+    """From time t to t - dt along the velocity."""
+    return x - v * _column(dt, x)
+
+
+def eta_at(t: float | Tensor, eta: float, mode: EtaMode) -> Tensor:
+    """How strong the noise of an SDE step is at time t: `eta`, or eta sqrt(t / (1 - t)) with 1 - t kept above 0.05."""
+    at = torch.as_tensor(t, dtype=torch.float32)
+    if mode == "constant":
+        return torch.full_like(at, eta)
+    return eta * torch.sqrt(at / (1 - at.clamp(max=0.95)))
+
+
+def sde_mean_std(
+    x: Sample, v: Sample, t: float | Tensor, dt: float | Tensor, eta: float, mode: EtaMode
+) -> tuple[Sample, Tensor]:
+    """Mean `[batch *sample]` and standard deviation `[batch, 1, ...]` of a stochastic step from t to t - dt, dt <= t.
+
+    mean = x - (v - eta(t)^2 / 2 score) dt with score = -(x - (1 - t) x0) / t^2 and x0 = x - t v. Since
+    x - (1 - t) x0 = t (x + (1 - t) v), the score is -(the noise that v points to) / t: no division by t^2, and dt / t
+    stays in [0, 1] down to t = 0.
+    """
+    now, length = _column(t, x), _column(dt, x)
+    eta_now = eta_at(now, eta, mode)
+    noise = x + (1 - now) * v
+    pull = 0.5 * eta_now**2 * (length / now.clamp(min=torch.finfo(torch.float32).tiny))
+    return ode_step(x, v, length) - pull * noise, eta_now * torch.sqrt(length)
+
+
+def stroke_logprob(after: Sample, mean: Sample, std: Tensor) -> Float[Tensor, "batch"]:
+    """Log-probability of the stochastic step that led to `after`, one number per sample.
+
+    As in the release, -1/2 z^2 is averaged over channels and tokens (not summed) and constants are left out, so that a
+    ratio of two is exp of a mean difference. `std` must be above 0.
+    """
+    z = (after - mean) / std
+    return -0.5 * z.square().flatten(1).mean(1)
+
+
+def gaussian_kl(mean: Sample, mean_ref: Sample, std: Tensor, half: bool = True) -> Float[Tensor, "batch"]:
+    """KL between two stochastic steps of the same spread, averaged over tokens and channels of a sample.
+
+    `half=False` leaves out the factor 1/2, as the release does.
+    """
+    squared = ((mean - mean_ref) / std).square().flatten(1).mean(1)
+    return 0.5 * squared if half else squared
+
+
+def guided(t: float, interval: tuple[float, float]) -> bool:
+    """Whether guidance acts at time t: low < t <= high."""
+    low, high = interval
+    return low < t <= high
+
+
+def guide(
+    cond: Float[Tensor, "batch patch latent"],
+    text_drop: Float[Tensor, "batch patch latent"] | None,
+    image_drop: Float[Tensor, "batch patch latent"] | None,
+    text_scale: float,
+    image_scale: float,
+    renorm: Renorm,
+    floor: float = 0.0,
+) -> Float[Tensor, "batch patch latent"]:
+    """Classifier-free guidance away from the velocity without text and the one without picture.
+
+    A branch that is None, or a scale of 1 or less, is off; without text guidance there is none at all (parity kit b.8).
+    The result is shortened to the length of `cond`, by a factor of `floor` at most: over a whole sample ("global"), per
+    token ("channel"), or per token before image guidance ("text_channel").
+    """
+    if text_drop is None or text_scale <= 1:
+        return cond
+    guided_by_text = text_drop + text_scale * (cond - text_drop)
+    if renorm == "text_channel":
+        return _image_guided(_no_longer_than(cond, guided_by_text, (-1,), floor), image_drop, image_scale)
+    axes = (-2, -1) if renorm == "global" else (-1,)
+    return _no_longer_than(cond, _image_guided(guided_by_text, image_drop, image_scale), axes, floor)
+
+
+def _image_guided(v: Tensor, image_drop: Tensor | None, scale: float) -> Tensor:
+    if image_drop is None or scale <= 1:
+        return v
+    return image_drop + scale * (v - image_drop)
+
+
+def _no_longer_than(cond: Tensor, v: Tensor, axes: tuple[int, ...], floor: float) -> Tensor:
+    """`v`, shortened to the length of `cond` over `axes`."""
+    length = torch.linalg.vector_norm(v.float(), dim=axes, keepdim=True)
+    wanted = torch.linalg.vector_norm(cond.float(), dim=axes, keepdim=True)
+    return v * (wanted / (length + 1e-8)).clamp(floor, 1.0)
+
+
+def _column(value: float | Tensor, x: Tensor) -> Tensor:
+    """One number, or `[batch]`, shaped so that it meets `x [batch *sample]`."""
+    return torch.as_tensor(value, dtype=torch.float32, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
