@@ -180,17 +180,30 @@ def test_parity_mixed_sampling(shared):
             mean = torch.zeros(shape)
             score = flow.stroke_logprob(mean + std * noise[k].reshape(shape), mean, std)
             torch.testing.assert_close(score, golden[f"{run}.log_probs"][:, k].mean(-1), atol=5e-5, rtol=1e-4)
-        if f"{run}.latents" in golden and indices == list(range(indices[0], indices[0] + len(indices))):
-            _check_transitions(golden[f"{run}.latents"], noise, t, dt, params)
 
 
-def _check_transitions(latents, noise, t, dt, params):
-    """A step is linear in the velocity: the one that leads where the release went is found, and leads there."""
-    eta = (params["eta"], params["eta_mode"])
-    for k in range(len(t)):
-        before, after, drawn = latents[:, k], latents[:, k + 1], noise[k].reshape(latents[:, k].shape)
-        at_zero, std = flow.sde_mean_std(before, torch.zeros_like(before), t[k], dt[k], *eta)
-        at_one, _ = flow.sde_mean_std(before, torch.ones_like(before), t[k], dt[k], *eta)
-        v = (after - std * drawn - at_zero) / (at_one - at_zero)
-        mean, _ = flow.sde_mean_std(before, v, t[k], dt[k], *eta)
-        torch.testing.assert_close(mean + std * drawn, after, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize(("stage", "beat"), [("reason", "gen"), ("reflect_refine", "edit")])
+def test_parity_a_stochastic_step_of_the_release(shared, stage, beat):
+    """Branch velocities of the training forward, guided, are those of the rollout; the step they make is its step."""
+    case = json.loads((shared / "parity/case6_r3_rollout_and_training.json").read_text())
+    golden = load_file(shared / "parity/case6_r3_rollout_and_training.safetensors")
+    params, near = case["params"], {"atol": 5e-5, "rtol": 1e-4}
+    out = {key.removeprefix(f"out.{stage}."): value for key, value in golden.items() if key.startswith(f"out.{stage}.")}
+    schedule = flow.times(params[f"num_timesteps_{beat}"], params["timestep_shift"])
+    (index,) = params[f"sde_idx_{beat}"]
+    t, dt = schedule[index], schedule[index] - schedule[index + 1]
+    torch.testing.assert_close(torch.stack([t, dt]), torch.cat([out["sample0.timesteps"], out["sample0.dts"]]), **near)
+
+    velocity = out["velocity_at_sde_step"].reshape(2, 16, 64)
+    cond, *drops = out["train.velocity_preds"].reshape(2, -1, 16, 64).unbind(1)  # sample, branch, patch, latent
+    if flow.guided(float(t), params["cfg_interval"]):
+        text_drop, image_drop = [*drops, None][:2]
+        scales, renorm = (params["cfg_text_scale"], params["cfg_img_scale"]), params[f"cfg_renorm_type_{beat}"]
+        cond = flow.guide(cond, text_drop, image_drop, *scales, renorm, params["cfg_renorm_min"])
+    torch.testing.assert_close(cond, velocity, **near)
+
+    before, after = torch.stack([out["sample0.latents"], out["sample1.latents"]], dim=1)
+    mean, std = flow.sde_mean_std(before, velocity, t, dt, params[f"eta_{beat}"], params["eta_mode"])
+    torch.testing.assert_close(mean + std * golden[f"in.sde_noise_{beat}"].reshape(2, 16, 64), after, **near)
+    expected = torch.stack([out["sample0.log_probs"], out["sample1.log_probs"]]).mean((1, 2))
+    torch.testing.assert_close(flow.stroke_logprob(after, mean, std), expected, **near)
