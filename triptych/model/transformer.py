@@ -1,0 +1,206 @@
+"""Mixture-of-Transformers: two experts, one attention (BAGEL; parity kit b.3, b.4).
+
+Text, views and all picture brackets go through the understanding expert; latent tokens, clean or noisy, through the
+generation expert, whose weights are named `*_moe_gen`. A batch is laid out with the understanding tokens of every row
+first and its latent tokens behind them, so that routing is one split; who may attend to whom is told by `Layout`, not
+by the order of slots. For a prompt of two tokens, a noisy picture (brackets [ ], latents n) the mask reads
+
+            p p [ ] n n        queries downwards, keys across
+        p   1 0 0 0 0 0        text is causal
+        p   1 1 0 0 0 0
+        [   1 1 1 1 1 1        a picture block sees itself in both directions, and everything before it
+        ]   1 1 1 1 1 1
+        n   1 1 1 1 1 1        nothing outside a noise block may attend to it
+        n   1 1 1 1 1 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.model.config import LanguageConfig
+from triptych.model.context import Context
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each token of a batch stands; all fields are `[batch token]`, understanding tokens before latent ones.
+
+    `position` is the rotary position; `order` the place in the row's sequence; `block` numbers the picture blocks of a
+    row and is -1 for text; `noise` marks blocks that others may not see; `valid` is False for padding.
+    """
+
+    position: Tensor
+    order: Tensor
+    block: Tensor
+    noise: Tensor
+    valid: Tensor
+
+    def mask(self, cached: Tensor | None = None) -> Tensor:
+        """Who may attend to whom, `[batch 1 query key]` bool; keys in `cached [batch slot]` come first and are all past."""
+        before = self.order[:, None, :] <= self.order[:, :, None]
+        same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
+        allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]
+        allowed = allowed | torch.eye(allowed.shape[1], dtype=torch.bool, device=allowed.device)  # padding sees itself: no empty row
+        if cached is not None:
+            past = cached[:, None, :].expand(-1, allowed.shape[1], -1)
+            allowed = torch.cat([past, allowed], dim=2)
+        return allowed[:, None]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32; the weight is applied after casting back."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class Mlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, hidden: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    """Both experts' projections, normed per head, around one joint attention."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        hidden, kv = config.hidden_size, self.kv_heads * self.head_dim
+        for expert in ("", "_moe_gen"):
+            setattr(self, f"q_proj{expert}", nn.Linear(hidden, hidden))
+            setattr(self, f"k_proj{expert}", nn.Linear(hidden, kv))
+            setattr(self, f"v_proj{expert}", nn.Linear(hidden, kv))
+            setattr(self, f"o_proj{expert}", nn.Linear(hidden, hidden, bias=False))
+            setattr(self, f"q_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
+            setattr(self, f"k_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
+
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor], expert: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values `[batch head time head_dim]` of one expert's tokens."""
+        shape = (*x.shape[:2], -1, self.head_dim)
+        value = getattr(self, f"v_proj{expert}")(x).view(shape).transpose(1, 2)
+        query = getattr(self, f"q_norm{expert}")(getattr(self, f"q_proj{expert}")(x).view(shape).float())
+        key = getattr(self, f"k_norm{expert}")(getattr(self, f"k_proj{expert}")(x).view(shape).float())
+        return rotate(query, rotary).transpose(1, 2).to(value.dtype), rotate(key, rotary).transpose(1, 2).to(value.dtype), value
+
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Context | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        split = und.shape[1]
+        query, key, value = self.project(und, (rotary[0][:, :split], rotary[1][:, :split]), "")
+        if gen.shape[1]:
+            latents = self.project(gen, (rotary[0][:, split:], rotary[1][:, split:]), "_moe_gen")
+            query, key, value = (torch.cat(pair, dim=2) for pair in zip((query, key, value), latents, strict=True))
+        if cache is not None:
+            key, value = cache.write(layer, key, value)
+        mixed = attend(query, key, value, mask).transpose(1, 2).flatten(2)
+        out = getattr(self, "o_proj")(mixed[:, :split])
+        return out, getattr(self, "o_proj_moe_gen")(mixed[:, split:]) if gen.shape[1] else gen
+
+
+class Layer(nn.Module):
+    """One decoder layer with two sets of norms and MLPs."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        for expert in ("", "_moe_gen"):
+            setattr(self, f"mlp{expert}", Mlp(config.hidden_size, config.intermediate_size))
+            setattr(self, f"input_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+            setattr(self, f"post_attention_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+    def forward(
+        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Context | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        normed = self.input_layernorm(und), self.input_layernorm_moe_gen(gen) if gen.shape[1] else gen
+        from_und, from_gen = self.self_attn(*normed, rotary, mask, cache, layer)
+        und = und + from_und
+        und = und + self.mlp(self.post_attention_layernorm(und))
+        if gen.shape[1]:
+            gen = gen + from_gen
+            gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
+        return und, gen
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the two final norms; parameter names are the published checkpoint's."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Context | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states after the final norms of `und [batch und hidden]` and `gen [batch gen hidden]`.
+
+        With a cache, the new tokens also see what it holds, and their keys are written to its scratch slots; the caller
+        decides with `Context.advance` whether they stay.
+        """
+        rotary = rotary_table(layout.position, self.config.head_dim, self.config.rope_theta)
+        past = None
+        if cache is not None:
+            cache.reserve(layout.position.shape[1])
+            past = cache.valid[:, : cache.length]
+        mask = layout.mask(past)
+        for index, layer in enumerate(self.layers):
+            und, gen = layer(und, gen, rotary, mask, cache, index)
+        return self.norm(und), self.norm_moe_gen(gen) if gen.shape[1] else gen
+
+
+class LanguageModel(nn.Module):
+    """The decoder and its head, under the names `model` and `lm_head` of the published checkpoint."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention `[batch head query head_dim]` with grouped keys and a bool mask `[batch 1 query key]`.
+
+    With gradients on a CPU the products are written out: the fused kernel's masked backward is far slower there.
+    """
+    if query.requires_grad and query.device.type == "cpu":
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
+        return weights.to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[batch time 1 head_dim/2]` in float32."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim)
+    angle = position[:, :, None, None].float() * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Half-split rotation of `x [batch time head head_dim]`."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
