@@ -1,0 +1,150 @@
+"""A trace made ready to be shown: why it stopped, what a judge says of each picture, and under which settings it was drawn.
+
+The folder that every door leaves behind is written here: what `Trace.save` writes, with the extra facts in trace.json
+and the page trace.html beside it. It appears under its name whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from triptych.apps import gallery
+from triptych.errors import OutputError
+from triptych.trace import Trace, Verdict
+
+Stop = Literal["model", "limit", "interrupted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """A trace with what a reader wants to know of it. `verdicts` has one entry per picture, or none if nobody judged."""
+
+    trace: Trace
+    stop: Stop
+    turns: int  # the limit it was drawn under
+    verdicts: tuple[Verdict, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def why(self) -> str:
+        """Why it stopped, in words."""
+        return {
+            "model": "the model said that no further edit is needed",
+            "limit": f"turn limit reached ({self.turns})",
+            "interrupted": "interrupted",
+        }[self.stop]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The judge's word on the final picture."""
+        return self.verdicts[-1] if self.verdicts else None
+
+    @property
+    def seconds(self) -> float:
+        """Model time of the whole trace."""
+        return sum(sum(turn.seconds.values()) for turn in self.trace.turns)
+
+    def extra(self) -> dict[str, Any]:
+        """What joins the trace's own record in trace.json."""
+        return {
+            "stop": self.stop,
+            "turn_limit": self.turns,
+            "verdicts": [_verdict_record(verdict) for verdict in self.verdicts],
+            "settings": dict(self.settings),
+        }
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """One trace as `--json` prints it; everything else is in the folder's trace.json."""
+        return {
+            "folder": str(folder),
+            "prompt": self.trace.prompt.text,
+            "seed": self.trace.seed,
+            "final": str(folder / "final.png") if self.trace.image is not None else None,
+            "edits": sum(turn.instruction is not None and turn.drew is not None for turn in self.trace.turns),
+            "stop": self.stop,
+            "why": self.why,
+            "verdict": None if self.verdict is None else _verdict_record(self.verdict),
+            "seconds": [dict(turn.seconds) for turn in self.trace.turns],
+        }
+
+    def hang(self, folder: Path) -> Path:
+        """Write the folder, page included. Raises OutputError, and leaves nothing behind, if that cannot be done."""
+        folder = Path(folder)
+        with replacing_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+                inside = self.trace.save(Path(temporary) / folder.name, self.extra())
+                (inside / "trace.html").write_text(gallery.page(self), encoding="utf-8")
+                if folder.exists():
+                    raise taken(folder)
+                os.rename(inside, folder)
+        return folder
+
+    @staticmethod
+    def load(folder: Path) -> Exhibit:
+        """Read back what `hang` wrote."""
+        record = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))
+        verdicts = tuple(Verdict(v["score"], tuple(v["passed"]), tuple(v["failed"])) for v in record["verdicts"])
+        return Exhibit(Trace.load(folder), record["stop"], record["turn_limit"], verdicts, record["settings"])
+
+
+def _verdict_record(verdict: Verdict) -> dict[str, Any]:
+    return {"score": verdict.score, "passed": list(verdict.passed), "failed": list(verdict.failed)}
+
+
+def slug(text: str, longest: int = 48) -> str:
+    """A folder name for a prompt: lower case, words joined by hyphens, cut at a word.
+
+    >>> slug("A photo of three clocks on the left!")
+    'a-photo-of-three-clocks-on-the-left'
+    """
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    name = ""
+    for word in words:
+        if len(name) + len(word) + 1 > longest:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or "untitled"
+
+
+def free(folder: Path) -> Path:
+    """The first of `folder`, `folder-2`, `folder-3`, ... that does not exist."""
+    tried, number = folder, 1
+    while tried.exists():
+        number += 1
+        tried = folder.with_name(f"{folder.name}-{number}")
+    return tried
+
+
+def taken(folder: Path) -> OutputError:
+    """The error for an output folder that is already there."""
+    return OutputError(f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OutputError now, before any work, if `folder` exists or could not be made."""
+    if folder.exists():
+        raise taken(folder)
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    with replacing_errors(folder), tempfile.TemporaryDirectory(dir=parent, prefix=".triptych-"):
+        pass
+
+
+@contextmanager
+def replacing_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's word on why `folder` cannot be written into one line that says what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {folder}: {reason}; choose a folder that can be written with --out") from error

@@ -1,0 +1,123 @@
+"""Static pages: one trace, or many, as a single HTML file that opens without a server and without a network.
+
+Style and script are inline, pictures are data URIs, and the page forbids itself everything else (its content security
+policy). Whatever a prompt or a model said is text: jinja2 escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from triptych.model.words import parse_thought
+from triptych.trace import Trace, Turn, Verdict
+
+if TYPE_CHECKING:
+    from triptych.apps.exhibit import Exhibit
+
+SMALL = 256  # pixels; smaller pictures are enlarged without smoothing, larger ones become thumbnails of this side
+BEATS = ("plan", "draw", "reflect", "edit")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One turn as the page shows it. `picture` and `before` are numbers into the page's pictures, None where there is none."""
+
+    number: int
+    thought: str | None
+    instruction: str | None
+    picture: int | None
+    before: int | None
+    verdict: Verdict | None  # of `picture`; of the picture looked at in a turn that stopped
+    seconds: Mapping[str, float]
+
+    @property
+    def kind(self) -> str:
+        if self.picture is None:
+            return "stop"
+        return "reason" if self.before is None else "refine"
+
+
+def page(exhibit: Exhibit) -> str:
+    """The page of one trace."""
+    trace = exhibit.trace
+    images = trace.images
+    return _template("trace.html").render(
+        exhibit=exhibit,
+        trace=trace,
+        panels=panels(trace, exhibit.verdicts),
+        pictures=[data_uri(image) for image in images],
+        shape=images[-1].shape if images else (1, 1, 3),
+        pixelated=bool(images) and max(images[-1].shape[:2]) < SMALL,
+        given=trace.prompt.image is not None,
+        seconds=[(name, sum(turn.seconds.get(name, 0.0) for turn in trace.turns)) for name in BEATS],
+        settings=list(rows(exhibit.settings)),
+    )
+
+
+def index(title: str, entries: Sequence[tuple[str, Exhibit]]) -> str:
+    """The page of many traces; an entry is (folder name beside the page, exhibit)."""
+    cards = [(name, exhibit, data_uri(thumbnail(exhibit.trace.image))) for name, exhibit in entries if exhibit.trace.image is not None]
+    judged = [exhibit.verdict for _, exhibit, _ in cards if exhibit.verdict is not None]
+    right = sum(verdict.score == 1.0 for verdict in judged)
+    return _template("index.html").render(title=title, cards=cards, pixelated=False, judged=len(judged), right=right)
+
+
+def panels(trace: Trace, verdicts: Sequence[Verdict] = ()) -> list[Panel]:
+    """The turns of a trace, each with its picture's number, the one before it, and its verdict."""
+    shown, picture = [], (None if trace.prompt.image is None else 0)
+    for number, turn in enumerate(trace.turns):
+        before = picture
+        if turn.drew is not None:
+            picture = 0 if picture is None else picture + 1
+        drawn = picture if turn.drew is not None else None
+        verdict = verdicts[picture] if verdicts and picture is not None else None
+        shown.append(Panel(number, thought(turn), turn.instruction, drawn, before, verdict, turn.seconds))
+    return shown
+
+
+def thought(turn: Turn) -> str | None:
+    """What the model thought aloud in a turn, without tags and without the instruction."""
+    return None if turn.said is None else parse_thought(turn.said.text)
+
+
+def data_uri(image: np.ndarray) -> str:
+    """`[height width 3] uint8` as a PNG inside the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """The picture, at most `SMALL` pixels a side."""
+    if max(image.shape[:2]) <= SMALL:
+        return image
+    small = Image.fromarray(image)
+    small.thumbnail((SMALL, SMALL))
+    return np.asarray(small)
+
+
+def rows(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows."""
+    flat = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat += rows(value, f"{above}{name}.")
+        else:
+            flat.append((f"{above}{name}", str(value)))
+    return flat
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(name)
