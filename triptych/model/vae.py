@@ -8,15 +8,17 @@ change the latents (parity kit b.6, c.B3). Names of the layers are those of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import PictureError
 from triptych.model.config import AutoencoderConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def patchify(latent: Float[Tensor, "batch channel height width"], side: int) -> Float[Tensor, "batch patch latent"]:

@@ -1,0 +1,121 @@
+"""Pictures on their way in and out of the model: read, flatten, resize, normalise, write.
+
+A picture is uint8 `[height width 3]` outside the model, and float `[3 height width]` from -1 to 1 inside. Resizing is
+PIL's bicubic with the checkpoint's own rules (parity kit b.7); a released model depends on each rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from triptych.errors import OutputError, PictureError
+from triptych.model.config import Resize
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+    from numpy.typing import NDArray
+
+MAX_PIXELS = 50_000_000  # read from the file's header, before anything is decoded
+
+
+def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tuple[int, int]:
+    """Width and height that `rule` gives a picture of (width, height) `size`, one of `pictures` that share its budget.
+
+    The short side grows to `min_side` even past `max_side`; the last two steps then shrink, by the ratio of the areas
+    (not its root) and by the ratio of the long sides, so that extreme aspects end below `min_side` (kit b.7).
+    """
+    width, height = size
+    if width < 1 or height < 1:
+        raise PictureError(f"a picture of {width}x{height} pixels is empty; expected at least 1x1")
+    scale = max(min(rule.max_side / max(size), 1.0), rule.min_side / min(size))
+    width, height = _scaled(width, height, scale, rule.stride)
+    budget = rule.max_pixels / pictures
+    if width * height > budget:
+        width, height = _scaled(width, height, budget / (width * height), rule.stride)
+    if max(width, height) > rule.max_side:
+        width, height = _scaled(width, height, rule.max_side / max(width, height), rule.stride)
+    return width, height
+
+
+def resize(
+    picture: UInt8[NDArray, "height width 3"], rule: Resize, pictures: int = 1
+) -> UInt8[NDArray, "resized_height resized_width 3"]:
+    """The picture at the size of `resized_size`, by PIL's (antialiased) bicubic."""
+    height, width, _ = picture.shape
+    size = resized_size((width, height), rule, pictures)
+    if size == (width, height):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def normalise(picture: UInt8[NDArray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
+    """0..255 to -1..1, channels first, float32."""
+    pixels = torch.from_numpy(np.array(picture)).movedim(-1, -3).contiguous()
+    return (pixels.float() / 255 - 0.5) / 0.5
+
+
+def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[NDArray, "*batch height width 3"]:
+    """-1..1 to 0..255, channels last; clamped, and truncated as the release does (kit b.6)."""
+    levels = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    return levels.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def flatten_rgba(picture: Image.Image) -> Image.Image:
+    """Any PIL picture as RGB: transparency, of a palette too, is laid on white."""
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" not in picture.info and "A" not in picture.getbands() and "a" not in picture.getbands():
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    white = Image.new("RGB", rgba.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def read_picture(path: str | Path) -> UInt8[NDArray, "height width 3"]:
+    """A picture file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
+            picture = Image.open(path)
+        with picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise PictureError(f"{path} has {width}x{height} pixels; expected at most {MAX_PIXELS}: scale it down")
+            return np.array(flatten_rgba(ImageOps.exif_transpose(picture)))
+    except FileNotFoundError as error:
+        raise PictureError(f"{path} does not exist; expected a picture file") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path} is too large; expected at most {MAX_PIXELS} pixels: scale it down") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{path} is not a picture; expected PNG, JPEG or another that Pillow reads") from error
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
+        raise PictureError(f"{path} cannot be read as a picture: {error}; save it anew") from error
+
+
+def write_picture(path: str | Path, picture: UInt8[NDArray, "height width 3"]) -> None:
+    """Write a PNG so that a reader sees the whole file or none; raises OutputError when the place cannot be written."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(np.ascontiguousarray(picture)).save(part, format="PNG")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, int]:
+    """Both sides scaled, to whole pixels and then to the stride (Python's rounding, ties to even, each time)."""
+    width, height = (max(stride, round(round(side * scale) / stride) * stride) for side in (width, height))
+    return width, height
