@@ -1,8 +1,8 @@
 """Eighty silhouettes and ten colours: all that the small world is made of.
 
-Most silhouettes are glyphs of the Material Design Icons font (see NOTICE); where no glyph shows the thing clearly, or two
-glyphs are too alike at 24 px, the silhouette is composed of a few bold strokes in the font's own units: a 24 x 24 square,
-x to the right, y down.
+Most silhouettes are glyphs of the Material Design Icons font (see NOTICE); where no glyph shows the thing clearly, or
+two glyphs are too alike at 24 px, the silhouette is composed of a few bold strokes in the font's own units: a 24 x 24
+square, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from fonticon_mdi7 import MDI7
-from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 26, 34),
@@ -34,8 +37,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 GRID = 24  # units of a drawing's side, as in the font
 DETAIL = 16  # pixels per unit before a silhouette is scaled down: enough for smooth edges at any sticker size
 
-# A stroke is (kind, numbers...): disc cx cy rx ry; box x0 y0 x1 y1 radius; poly x y x y ...; line width x y x y ... with
-# round ends. A kind ending in "-" cuts the same shape out. ("glyph", name) stamps a glyph of the font.
+# A stroke is (kind, numbers...): disc cx cy rx ry; box x0 y0 x1 y1 radius; poly x y x y ...; line width x y x y ...
+# with round ends. A kind ending in "-" cuts the same shape out. ("glyph", name) stamps a glyph of the font.
 Stroke = tuple[str | float, ...]
 
 GLYPHS: dict[str, str] = {
@@ -260,7 +263,7 @@ COMPOSED: dict[str, tuple[Stroke, ...]] = {
         ("line-", 1.5, 6.2, 12.4, 11.6, 17.8),
         ("line-", 1.5, 12.4, 6.2, 17.8, 11.6),
     ),
-    "spoon": (("disc", 12, 6.6, 6.4, 6.6), ("disc-", 10.6, 5.6, 2.2, 3), ("box", 10.3, 11, 13.7, 24, 1.6)),
+    "spoon": (("line", 10, 5, 5, 8, 8), ("line", 3.4, 8, 8, 22.3, 22.3)),
     "stop sign": (
         ("poly", 7.5, 0, 16.5, 0, 22, 5.4, 22, 13, 16.5, 18.4, 7.5, 18.4, 2, 13, 2, 5.4),
         ("box-", 5, 7, 19, 11.4, 0.4),

@@ -1,0 +1,162 @@
+"""Where stickers go: nine cells of 32 px on a canvas of 96, filled by a few templates, then shifted and jittered.
+
+x runs right and y runs down, in pixels from the top left corner. Layouts have low entropy on purpose: free placement
+takes a small model far longer to learn than a few templates filled in reading order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from triptych.errors import ConfigError
+from triptych.trace import Spec
+
+CANVAS = 96
+CELL = 32
+BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
+SIZES = {"smaller": 16, "normal": 24, "larger": 32}  # side of the box in px
+CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+SIDES = {"left": (0, 3, 6), "right": (2, 5, 8), "above": (0, 1, 2), "below": (6, 7, 8)}  # cells of each region
+TRIES = 500  # arrangements drawn before a spec is said not to fit
+
+# Canonical subsets of the cells for n stickers. Few of them: each is a whole layout to be learned.
+TEMPLATES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: tuple((cell,) for cell in range(9)),
+    2: ((0, 2), (3, 5), (6, 8), (0, 6), (1, 7), (2, 8), (0, 8), (2, 6)),
+    3: ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)),
+    4: ((0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8), (0, 2, 6, 8), (1, 3, 5, 7)),
+    5: ((0, 2, 4, 6, 8), (1, 3, 4, 5, 7), (0, 1, 2, 3, 5), (3, 5, 6, 7, 8)),
+    6: ((0, 1, 2, 3, 4, 5), (3, 4, 5, 6, 7, 8), (0, 1, 2, 6, 7, 8), (0, 2, 3, 5, 6, 8)),
+    7: ((0, 1, 2, 4, 6, 7, 8), (0, 2, 3, 4, 5, 6, 8), (0, 1, 2, 3, 4, 5, 7)),
+    8: ((0, 1, 2, 3, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 8)),
+    9: ((0, 1, 2, 3, 4, 5, 6, 7, 8),),
+}
+
+_ALL_CELLS = range(len(CELLS))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How freely stickers are placed: the share of `canonical` layouts, and `jitter` and `shift` in px either way.
+
+    The shift moves the whole picture, the jitter each sticker. Together they stay under half a cell, so that a
+    sticker's nearest cell is always the one it was put in; ConfigError otherwise.
+    """
+
+    canonical: float = 0.8
+    jitter: float = 2.0
+    shift: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.canonical <= 1:
+            raise ConfigError(f"Layout.canonical={self.canonical}: expected a share between 0 and 1")
+        if self.jitter < 0 or self.shift < 0 or self.jitter + self.shift >= CELL / 2:
+            raise ConfigError(
+                f"Layout.jitter={self.jitter}, shift={self.shift}: expected 0 or more each, under {CELL // 2} in all (px)"
+            )
+
+
+DEFAULT_LAYOUT = Layout()
+
+
+def scatter(places: Sequence[tuple[int, int]], rng: Random, layout: Layout) -> list[tuple[float, float]]:
+    """Centres for (cell, side) pairs with the layout's shift and jitter, on the canvas and apart from each other."""
+    across = _shift([(cell % 3, side) for cell, side in places], rng, layout.shift)
+    down = _shift([(cell // 3, side) for cell, side in places], rng, layout.shift)
+    jitter = [(rng.uniform(-1, 1) * layout.jitter, rng.uniform(-1, 1) * layout.jitter) for _ in places]
+    for strength in (1.0, 0.5, 0.25):
+        boxes = []
+        for (cell, side), (dx, dy) in zip(places, jitter, strict=True):
+            x, y = middle(cell % 3) + across + strength * dx, middle(cell // 3) + down + strength * dy
+            boxes.append((_inside(x, side), _inside(y, side), side))
+        if not any(overlap(box, other) for index, box in enumerate(boxes) for other in boxes[:index]):
+            return [(x, y) for x, y, _ in boxes]
+    return [(middle(cell % 3) + across, middle(cell // 3) + down) for cell, _ in places]
+
+
+def _shift(lines: list[tuple[int, int]], rng: Random, most: float) -> float:
+    """One offset for all stickers along one axis, within `most` px, that keeps every box on the canvas."""
+    low = max([-most, *(side / 2 - middle(line) for line, side in lines)])
+    high = min([most, *(CANVAS - side / 2 - middle(line) for line, side in lines)])
+    return rng.uniform(low, high)
+
+
+def middle(line: int) -> float:
+    return CELL * (line + 0.5)
+
+
+def _inside(centre: float, side: int) -> float:
+    return min(max(centre, side / 2), CANVAS - side / 2)
+
+
+def overlap(box: tuple[float, float, int], other: tuple[float, float, int]) -> bool:
+    """Whether two boxes (x, y, side) share more than an edge."""
+    reach = (box[2] + other[2]) / 2
+    return abs(box[0] - other[0]) < reach and abs(box[1] - other[1]) < reach
+
+
+def arrange(spec: Spec, rng: Random, canonical: bool) -> list[list[int]]:
+    """Cells for each item, in spec order."""
+    counts = [item.count for item in spec.include]
+    if not counts or sum(counts) > len(CELLS) or min(counts) < 1:
+        raise ConfigError(
+            f"{sum(counts)} stickers in groups of {counts}: expected 1 to {len(CELLS)} in all, 1 or more each"
+        )
+    regions = any(item.region for item in spec.include)
+    positions = any(item.position for item in spec.include)
+    for attempt in range(TRIES):
+        if regions:
+            groups = _by_region(spec, rng)
+        else:
+            orderly = canonical and attempt < TRIES // 2
+            groups = _by_template(counts, rng, orderly, shuffle=positions)
+        if groups is not None and (not positions or _relations_hold(spec, groups)):
+            return groups
+    raise ConfigError(f"no layout found for {counts} stickers on nine cells: at most 3 fit on one side of the canvas")
+
+
+def _by_template(counts: list[int], rng: Random, canonical: bool, shuffle: bool) -> list[list[int]]:
+    total = sum(counts)
+    cells = list(rng.choice(TEMPLATES[total])) if canonical else rng.sample(_ALL_CELLS, total)
+    order = list(range(len(counts)))
+    if shuffle:
+        rng.shuffle(order)
+    groups: list[list[int]] = [[] for _ in counts]
+    for index in order:
+        groups[index], cells = cells[: counts[index]], cells[counts[index] :]
+    return groups
+
+
+def _by_region(spec: Spec, rng: Random) -> list[list[int]] | None:
+    groups: list[list[int]] = [[] for _ in spec.include]
+    taken: set[int] = set()
+    for index in sorted(range(len(groups)), key=lambda index: spec.include[index].region is None):
+        item = spec.include[index]
+        free = [cell for cell in (SIDES[item.region] if item.region else _ALL_CELLS) if cell not in taken]
+        if len(free) < item.count:
+            return None
+        groups[index] = sorted(rng.sample(free, item.count))
+        taken.update(groups[index])
+    return groups
+
+
+def _relations_hold(spec: Spec, groups: list[list[int]]) -> bool:
+    for item, cells in zip(spec.include, groups, strict=True):
+        if item.position is None:
+            continue
+        relation, other = item.position
+        these = [(cell % 3, cell // 3) for cell in cells]
+        those = [(cell % 3, cell // 3) for cell in groups[other]]
+        if reach(relation, these, those) <= 0:
+            return False
+    return True
+
+
+def reach(relation: str, these: Sequence[tuple[float, float]], those: Sequence[tuple[float, float]]) -> float:
+    """How far the nearest of `these` (x, y) lies beyond the farthest of `those` in the direction of the relation."""
+    axis = 0 if relation in ("left of", "right of") else 1
+    if relation in ("left of", "above"):
+        return min(point[axis] for point in those) - max(point[axis] for point in these)
+    return min(point[axis] for point in these) - max(point[axis] for point in those)

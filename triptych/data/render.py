@@ -1,0 +1,87 @@
+"""From a Scene to pixels: flat colours on a flat canvas, antialiased, the same on every run.
+
+Pixel i covers [i, i + 1), so a sticker of side s at centre x covers [x - s / 2, x + s / 2]. A silhouette lands between
+pixels by linear interpolation, which keeps its centroid exact. Later stickers cover earlier ones; what lies outside the
+canvas is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from triptych.data.scene import BACKGROUND, CANVAS, SIZES, Scene
+from triptych.data.stickers import CLASSES, COLORS, silhouettes
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+MARGIN = max(SIZES.values()) + 2  # px around the canvas, cut off at the end: room for stickers that hang over the edge
+PADDED = CANVAS + 2 * MARGIN
+
+_CLASS_INDEX = {name: index for index, name in enumerate(CLASSES)}
+_COLOR_INDEX = {name: index for index, name in enumerate(COLORS)}
+
+
+def render(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> UInt8[Tensor, "batch 96 96 3"]:
+    """Paint a batch of scenes; a row does not depend on the other rows."""
+    background = torch.tensor(BACKGROUND, dtype=torch.float32, device=device)
+    canvas = background.repeat(len(scenes) * PADDED * PADDED, 1)  # flat: [batch * y * x, 3]
+    for layer in range(max((len(scene.stickers) for scene in scenes), default=0)):
+        for size, side in SIZES.items():
+            _stamp(canvas, scenes, layer, size, side)
+    picture = canvas.view(len(scenes), PADDED, PADDED, 3)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return picture.round().to(torch.uint8)
+
+
+def render_array(scene: Scene) -> np.ndarray:
+    """One scene as `[96 96 3]` uint8."""
+    return render([scene])[0].numpy()
+
+
+def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int, size: str, side: int) -> None:
+    """Paint into `canvas` the sticker number `layer` of every scene that has it in this size."""
+    rows = [
+        (index, _CLASS_INDEX[sticker.name], _COLOR_INDEX[sticker.color], sticker.x, sticker.y)
+        for index, scene in enumerate(scenes)
+        if layer < len(scene.stickers) and (sticker := scene.stickers[layer]).size == size
+    ]
+    if not rows:
+        return
+    table = torch.tensor(rows, dtype=torch.float64)
+    where, name, color = table[:, :3].long().unbind(1)
+    corner = (table[:, 3:] - side / 2).clamp(-MARGIN + 1, CANVAS) + MARGIN  # centres far outside stay outside
+    whole = corner.floor()
+    right, down = (corner - whole).to(canvas).unbind(1)
+    start = ((where * PADDED + whole[:, 1].long()) * PADDED + whole[:, 0].long()).to(canvas.device)
+    alpha = _between(_padded_masks(side, canvas.device)[name.to(canvas.device)], right, down)
+    span = torch.arange(side + 1, device=canvas.device)
+    pixels = (start[:, None, None] + span[:, None] * PADDED + span).flatten()
+    alpha = alpha.reshape(-1, 1)
+    ink = _palette(canvas.device)[color.to(canvas.device)].repeat_interleave((side + 1) ** 2, dim=0)
+    canvas[pixels] = torch.lerp(canvas[pixels], ink, alpha)
+
+
+def _between(
+    masks: Float[Tensor, "sticker side2 side2"], right: Float[Tensor, sticker], down: Float[Tensor, sticker]
+) -> Float[Tensor, "sticker side1 side1"]:
+    """Shift masks that are padded by a pixel all round by a fraction of a pixel to the right and down."""
+    right, down = right[:, None, None], down[:, None, None]
+    rows = torch.lerp(masks[:, 1:], masks[:, :-1], down)
+    return torch.lerp(rows[:, :, 1:], rows[:, :, :-1], right)
+
+
+@lru_cache(maxsize=16)
+def _padded_masks(side: int, device: torch.device) -> Float[Tensor, "80 side2 side2"]:
+    return F.pad(silhouettes(side), (1, 1, 1, 1)).to(device)
+
+
+@lru_cache(maxsize=4)
+def _palette(device: torch.device) -> Float[Tensor, "10 3"]:
+    return torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device)

@@ -1,0 +1,336 @@
+"""The small world: a Scene of stickers that meets a spec, the exact check of it, and an endless stream of specs.
+
+x runs right and y runs down, in pixels from the top left corner; a sticker's x and y are its centre. The canvas has
+nine cells of 32 px with names in reading order (`layout.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import Literal
+
+from triptych.data.layout import CANVAS, CELL, CELLS, DEFAULT_LAYOUT, SIDES, SIZES, Layout, arrange, reach, scatter
+from triptych.data.stickers import CLASSES, COLORS
+from triptych.errors import ConfigError
+from triptych.trace import Item, Spec
+
+BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+RELATIONS = ("left of", "right of", "above", "below")
+REGION_BAND = 4  # px from the midline that a sticker of a region must keep
+POSITION_BAND = 6  # px between centres before one counts as beside the other
+
+_RANK = {size: rank for rank, size in enumerate(SIZES)}
+_PALETTE = tuple(COLORS)
+
+
+@dataclass(frozen=True, slots=True)
+class Sticker:
+    """One silhouette: what it is, its colour, its centre in px, and its size (a key of `SIZES`)."""
+
+    name: str
+    color: str
+    x: float
+    y: float
+    size: str = "normal"
+
+    @property
+    def side(self) -> int:
+        """Side of the box in px."""
+        return SIZES[self.size]
+
+    @property
+    def place(self) -> int:
+        """Index of the nearest cell in `CELLS`."""
+        column, row = int(self.x // CELL), int(self.y // CELL)
+        return min(max(row, 0), 2) * 3 + min(max(column, 0), 2)
+
+    @property
+    def cell(self) -> str:
+        """Name of the nearest cell."""
+        return CELLS[self.place]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Stickers on the canvas; later ones cover earlier ones."""
+
+    stickers: tuple[Sticker, ...]
+
+    @staticmethod
+    def sample(spec: Spec, seed: int, layout: Layout = DEFAULT_LAYOUT) -> Scene:
+        """A scene that meets the spec: every check holds, no boxes overlap, none leaves the canvas.
+
+        The same spec, seed and layout give the same scene. Raises ConfigError if the spec cannot fit nine cells, or
+        names a class or colour outside this world.
+        """
+        _expect_known(spec)
+        rng = Random(8 * seed + 1)
+        groups = arrange(spec, rng, canonical=rng.random() < layout.canonical)
+        blanks = []
+        for index, (item, cells) in enumerate(zip(spec.include, groups, strict=True)):
+            size = item.size or "normal"
+            palette = _free_colors(spec, index)
+            own = rng.random() < 0.3  # most items have one colour: less to guess for a model that learns to draw them
+            shared = rng.choice(palette)
+            blanks += [(item.name, rng.choice(palette) if own else shared, cell, size) for cell in cells]
+        centres = scatter([(cell, SIZES[size]) for _, _, cell, size in blanks], rng, layout)
+        placed = zip(blanks, centres, strict=True)
+        scene = Scene(tuple(Sticker(name, color, x, y, size) for (name, color, _, size), (x, y) in placed))
+        failed = [fact.text for fact in check(scene, spec) if not fact.held]
+        if failed:
+            raise ConfigError(f"the spec contradicts itself: {failed[0]}; items of one class need different colours")
+        return scene
+
+    @property
+    def cells(self) -> dict[str, Sticker]:
+        """The first sticker of each cell that has one, in reading order."""
+        return {sticker.cell: sticker for sticker in reversed(self.ordered())}
+
+    def ordered(self) -> list[Sticker]:
+        """The stickers in reading order of their cells; within a cell from top to bottom."""
+        return sorted(self.stickers, key=lambda sticker: (sticker.place, sticker.y, sticker.x))
+
+
+def _free_colors(spec: Spec, index: int) -> Sequence[str]:
+    """The colours an item's stickers may have: its own, or any that does not make them another item's stickers."""
+    item = spec.include[index]
+    if item.color is not None:
+        return (item.color,)
+    claimed = {other.color for other in spec.include if other.name == item.name}
+    return _PALETTE if claimed == {None} else [color for color in _PALETTE if color not in claimed]
+
+
+@lru_cache(maxsize=4096)
+def _expect_known(spec: Spec) -> None:
+    for item in spec.include:
+        if item.name not in CLASSES:
+            raise ConfigError(f"class {item.name!r} is not in this world; expected one of stickers.CLASSES")
+        if item.color is not None and item.color not in COLORS:
+            raise ConfigError(f"color {item.color!r} is not in this world; expected one of {', '.join(COLORS)}")
+        if item.region is not None and item.region not in SIDES:
+            raise ConfigError(f"region {item.region!r}: expected one of {', '.join(SIDES)}")
+        if item.size not in (None, "smaller", "larger"):
+            raise ConfigError(f"size {item.size!r}: expected smaller or larger")
+        relation, other = item.position or ("above", 0)
+        if relation not in RELATIONS or not 0 <= other < len(spec.include):
+            raise ConfigError(
+                f"position {item.position!r}: expected one of {', '.join(RELATIONS)}, and an item's index"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One demand of a spec and whether the scene meets it, in plain words: "three clocks: found two"."""
+
+    text: str
+    held: bool
+    item: int  # index in spec.include; of the last check, "extra", the number of items
+    kind: Literal["count", "color", "region", "size", "position", "extra"]
+
+
+def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
+    """One check per demanded fact in spec order, and a last one for stickers that no item asks for; exact.
+
+    A demand about stickers that are absent fails. A larger item must outrank every smaller one, or, alone, be larger
+    than normal.
+    """
+    groups = [members(scene, spec, index) for index in range(len(spec.include))]
+    checks: list[Check] = []
+    for index, (item, found) in enumerate(zip(spec.include, groups, strict=True)):
+        name = item.name if item.count == 1 else _plural(item.name)
+        verb = "is" if item.count == 1 else "are"
+        rivals = sum(other.name == item.name for other in spec.include) > 1
+        what = f"{item.color} {name}" if rivals and item.color else name
+        number = NUMBERS[len(found)] if len(found) < len(NUMBERS) else "more"
+        checks.append(_checked(index, "count", f"{NUMBERS[item.count]} {what}", number, len(found) == item.count))
+        if item.color is not None:
+            wrong = [sticker.color for sticker in found if sticker.color != item.color]
+            checks.append(_checked(index, "color", f"{name} {verb} {item.color}", *_verdict(found, wrong)))
+        if item.region is not None:
+            wrong = [_side_of(sticker, item.region) for sticker in found if not in_region(sticker, item.region)]
+            side = f"on the {item.region}" if item.region in ("left", "right") else item.region
+            checks.append(_checked(index, "region", f"{name} {side}", *_verdict(found, wrong)))
+        if item.size is not None:
+            wrong = [sticker.size for sticker in found if not _size_holds(sticker, item.size, spec, groups)]
+            checks.append(_checked(index, "size", f"{name} {verb} {item.size}", *_verdict(found, wrong)))
+        if item.position is not None:
+            relation, other = item.position
+            wrong = _wrong_relation(relation, found, groups[other])
+            demand = f"{name} {relation} {spec.include[other].name}"
+            checks.append(_checked(index, "position", demand, *_verdict(found and groups[other], wrong)))
+    asked = {id(sticker) for group in groups for sticker in group}
+    extra = [f"{sticker.color} {sticker.name}" for sticker in scene.stickers if id(sticker) not in asked]
+    checks.append(_checked(len(groups), "extra", "nothing else", extra[0] if extra else "none", not extra))
+    return tuple(checks)
+
+
+def members(scene: Scene, spec: Spec, index: int) -> list[Sticker]:
+    """The stickers that count for an item: of its class and, where items share the class, of its colour and region."""
+    item = spec.include[index]
+    found = [sticker for sticker in scene.stickers if sticker.name == item.name]
+    rivals = [other for other in spec.include if other.name == item.name and other is not item]
+    if not rivals:
+        return found
+    if item.color is not None:
+        found = [sticker for sticker in found if sticker.color == item.color]
+    else:
+        found = [sticker for sticker in found if sticker.color not in {other.color for other in rivals}]
+    if item.region is not None and any(other.region not in (None, item.region) for other in rivals):
+        found = [sticker for sticker in found if in_region(sticker, item.region)]
+    return found
+
+
+def in_region(sticker: Sticker, region: str) -> bool:
+    """Whether the sticker's centre keeps `REGION_BAND` px or more on that side of the canvas midline."""
+    offset = (sticker.x if region in ("left", "right") else sticker.y) - CANVAS / 2
+    return (-offset if region in ("left", "above") else offset) >= REGION_BAND
+
+
+def _checked(item: int, kind, demand: str, found: str, held: bool) -> Check:
+    return Check(demand if held else f"{demand}: found {found}", held, item, kind)
+
+
+def _verdict(found: Sequence[Sticker], wrong: Sequence[str]) -> tuple[str, bool]:
+    """What was found instead, and whether the demand holds: nothing wrong, and not nothing at all."""
+    return (wrong[0] if wrong else "none"), bool(found) and not wrong
+
+
+def _side_of(sticker: Sticker, region: str) -> str:
+    for side in ("left", "right") if region in ("left", "right") else ("above", "below"):
+        if in_region(sticker, side):
+            return side
+    return "center"
+
+
+def _size_holds(sticker: Sticker, size: str, spec: Spec, groups: list[list[Sticker]]) -> bool:
+    opposite = "smaller" if size == "larger" else "larger"
+    rivals = [group for item, group in zip(spec.include, groups, strict=True) if item.size == opposite]
+    others = [other for group in rivals for other in group]
+    if not rivals:
+        return sticker.size == size
+    if size == "larger":
+        return bool(others) and all(_RANK[sticker.size] > _RANK[other.size] for other in others)
+    return bool(others) and all(_RANK[sticker.size] < _RANK[other.size] for other in others)
+
+
+def _wrong_relation(relation: str, found: Sequence[Sticker], others: Sequence[Sticker]) -> list[str]:
+    """Empty if every pair stands in the relation, else how the first pair that does not stands instead."""
+    for sticker in found:
+        for other in others:
+            if reach(relation, [(sticker.x, sticker.y)], [(other.x, other.y)]) > POSITION_BAND:
+                continue
+            right, down = sticker.x - other.x, sticker.y - other.y
+            if max(abs(right), abs(down)) <= POSITION_BAND:
+                return ["same cell"]
+            if abs(right) > abs(down):
+                return ["right of" if right > 0 else "left of"]
+            return ["below" if down > 0 else "above"]
+    return []
+
+
+def _plural(name: str) -> str:
+    return f"{name}es" if name.endswith("s") else f"{name}s"
+
+
+# Kinds of specs and their weights: mostly GenEval++'s compositions, the rest GenEval's.
+_KINDS = {
+    "color_attr": 3.0,
+    "spatial_count_attr": 2.5,
+    "color_spatial_attr": 1.5,
+    "color_count_attr": 3.0,
+    "multi_object_count_attr": 3.0,
+    "size_spatial_attr": 1.5,
+    "counting": 2.5,
+    "single_object": 0.5,
+    "two_object": 1.0,
+    "colors": 0.5,
+    "position": 1.5,
+}
+# Counts of two counted items, about as often as in GenEval++ or a little wider; of three; and of one.
+_PAIRS = {(1, 1): 4, (1, 2): 4, (1, 3): 6, (2, 2): 6, (2, 3): 8, (3, 3): 5, (1, 4): 1, (2, 4): 1}
+_TRIPLES = {(1, 1, 1): 1, (1, 1, 2): 2, (1, 1, 3): 2, (1, 2, 2): 3, (1, 2, 3): 3}
+_TRIPLES |= {(1, 3, 3): 2, (2, 2, 2): 2, (2, 2, 3): 4, (2, 3, 3): 2, (3, 3, 3): 1}
+_ALONE = {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 4, 8: 2, 9: 2}
+
+
+def random_spec(seed: int) -> Spec:
+    """Item `seed` of an endless set of specs over all tags of GenEval and GenEval++, 1 to 9 stickers in all.
+
+    No spec of either benchmark comes out, in whatever order of its items, except of the tag single_object: there are
+    only 80 of those.
+    """
+    rng = Random(8 * seed + 2)
+    while True:
+        tag = _weighted(rng, _KINDS)
+        include = _random_items(tag, rng)
+        if tag == "single_object" or spec_key(include) not in _held_out():
+            break
+    exclude = (Item(include[0].name, include[0].count + 1),) if tag == "counting" else ()
+    return Spec(tag, include, exclude)
+
+
+def spec_key(include: Sequence[Item]) -> frozenset:
+    """What a spec asks for, whatever the order of its items and the side from which a relation is told."""
+    facts: list[tuple] = []
+    for item in include:
+        facts.append((item.name, item.count, item.color, item.region, item.size))
+        if item.position is not None:
+            relation, other = item.position
+            pair = (item.name, include[other].name)
+            first, second = pair if relation in ("right of", "below") else pair[::-1]
+            facts.append(("across" if relation in ("left of", "right of") else "down", first, second))
+    return frozenset((fact, facts.count(fact)) for fact in facts)
+
+
+@lru_cache(maxsize=1)
+def _held_out() -> frozenset[frozenset]:
+    from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
+
+    prompts = [*benchmark("geneval"), *benchmark("genevalpp")]
+    return frozenset(spec_key(prompt.spec.include) for prompt in prompts if prompt.spec is not None)
+
+
+def _random_items(tag: str, rng: Random) -> tuple[Item, ...]:
+    """Items of a tag, of different classes."""
+    counts: tuple[int, ...] = (1, 1)
+    if tag in ("single_object", "colors"):
+        counts = (1,)
+    elif tag == "counting":
+        counts = (_weighted(rng, _ALONE),)
+    elif tag == "color_attr":
+        counts = (1,) * _weighted(rng, {2: 2, 3: 5, 4: 3})
+    elif tag == "multi_object_count_attr":
+        counts = _weighted(rng, _PAIRS if rng.random() < 0.45 else _TRIPLES)
+    elif tag in ("spatial_count_attr", "color_count_attr"):
+        counts = _weighted(rng, _PAIRS)
+        while tag == "spatial_count_attr" and max(counts) > 3:
+            counts = _weighted(rng, _PAIRS)  # one side of the canvas has three cells
+    counts = tuple(rng.sample(counts, len(counts)))
+    names = rng.sample(CLASSES, len(counts))
+    regions, sizes, position = [None] * len(counts), [None] * len(counts), None
+    if "spatial" in tag:
+        regions = rng.choice((["left", "right"], ["above", "below"]))
+    if tag == "size_spatial_attr":
+        sizes = ["larger", "smaller"] if rng.random() < 0.7 else ["smaller", "larger"]  # benchmarks: larger comes first
+    if tag == "position":
+        position = (rng.choice(RELATIONS), 0)
+    colored = "color" in tag
+    return tuple(
+        Item(
+            name=name,
+            count=counts[index],
+            color=rng.choice(_PALETTE) if colored else None,
+            region=regions[index],
+            size=sizes[index],
+            position=position if index else None,
+        )
+        for index, name in enumerate(names)
+    )
+
+
+def _weighted(rng: Random, weights: dict):
+    return rng.choices(list(weights), list(weights.values()))[0]
