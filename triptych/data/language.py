@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from triptych.data.vocabulary import NUMBERS
+from triptych.data.scene import NUMBERS
 from triptych.trace import Item, Spec
 
 Wording = Literal["geneval", "genevalpp"]

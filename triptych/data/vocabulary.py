@@ -11,27 +11,25 @@ import re
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from triptych.data.scene import CELLS, SIZES
+from triptych.data.layout import CELLS, SIZES
+from triptych.data.scene import NUMBERS
 from triptych.data.stickers import CLASSES, COLORS
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PAD, UNKNOWN = "<|endoftext|>", "<unk>"
 SPECIALS = (PAD, UNKNOWN, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")  # left out by a decoder
 THINK = ("<think>", "</think>")  # kept by a decoder: a parser looks for them
 MARKS = ",.?:;!"
 PLURALS = ("s", "es")
 
-GRAMMAR = tuple(
-    """
-    a an the and of on in at to with than as by or not no none nothing
-    photo picture left right above below side
-    add remove paint move replace make swap sticker
-    is are does do it show there how many what which where color size cell yes
-    all asked found but should be extra missing more other wrong same anything else only
-    plan think reflect draw edit look answer further needed
-    """.split()
-)
-WORDS: tuple[str, ...] = tuple(dict.fromkeys((*NUMBERS, *COLORS, *CELLS, *SIZES, *CLASSES, *GRAMMAR)))
+GRAMMAR = """
+a an the and of on in at to with than as by or not no none nothing
+photo picture left right above below side
+add remove paint move replace make swap sticker
+is are does do it show there how many what which where color size cell yes
+all asked found but should be extra missing more other wrong same anything else only
+plan think reflect draw edit look answer further needed
+"""
+WORDS: tuple[str, ...] = tuple(dict.fromkeys((*NUMBERS, *COLORS, *CELLS, *SIZES, *CLASSES, *GRAMMAR.split())))
 
 
 def build_tokenizer() -> Tokenizer:

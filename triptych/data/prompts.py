@@ -1,0 +1,69 @@
+"""Prompts from files: the two benchmarks, shipped as bare specs, and a user's own lists.
+
+`geneval.json` (553, MIT) and `genevalpp.json` (280, Apache-2.0) hold one spec a line in GenEval's metadata; their sentences
+follow by rule (`language.py`). `scripts/benchmark_facts.py` makes them from the published files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from triptych.data.language import Wording, prompt_text
+from triptych.errors import PromptError
+from triptych.trace import Prompt, Spec
+
+
+def benchmark(name: Wording) -> list[Prompt]:
+    """The prompts of GenEval or GenEval++, in the published order and to the letter."""
+    return list(_benchmark(name))
+
+
+@lru_cache
+def _benchmark(name: Wording) -> tuple[Prompt, ...]:
+    facts = json.loads((resources.files("triptych.data") / f"{name}.json").read_text())
+    specs = [Spec.from_metadata(fact) for fact in facts]
+    return tuple(Prompt(prompt_text(spec, name), spec, source=name) for spec in specs)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a text file: JSON objects in GenEval's layout, or plain sentences, one a line.
+
+    An object has a `prompt`, or `tag` and `include`, from which the sentence follows, or all three. A plain sentence
+    has no spec. Blank lines are skipped. Raises PromptError, with file and line, for a line that cannot be read.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {path}: {error}; expected a text file in UTF-8 with one prompt a line") from error
+    prompts = [_prompt(line.strip(), f"{path}, line {number}", path.stem) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts; expected one a line")
+    return prompts
+
+
+def _prompt(line: str, where: str, source: str) -> Prompt:
+    if not line.startswith("{"):
+        return Prompt(line, source=source)
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{where}: not JSON ({error}); expected an object in GenEval's layout, or a plain sentence") from error
+    spec = _spec(record, where) if "include" in record else None
+    text = record.get("prompt", prompt_text(spec) if spec else None)
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"{where}: prompt is {text!r}; expected a sentence, or `tag` and `include` to make one from")
+    return Prompt(text, spec, source=source)
+
+
+def _spec(record: Mapping[str, Any], where: str) -> Spec:
+    try:
+        return Spec.from_metadata(record)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        wanted = "a `tag`, and in `include` objects with `class` and `count`"
+        raise PromptError(f"{where}: {type(error).__name__} {error} in the metadata; expected {wanted}") from error
