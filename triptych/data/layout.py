@@ -54,7 +54,7 @@ class Layout:
             raise ConfigError(f"Layout.canonical={self.canonical}: expected a share between 0 and 1")
         if self.jitter < 0 or self.shift < 0 or self.jitter + self.shift >= CELL / 2:
             raise ConfigError(
-                f"Layout.jitter={self.jitter}, shift={self.shift}: expected 0 or more each, under {CELL // 2} in all (px)"
+                f"Layout.jitter={self.jitter}, shift={self.shift}: expected 0 or more, and under {CELL // 2} px in all"
             )
 
 
@@ -101,9 +101,7 @@ def arrange(spec: Spec, rng: Random, canonical: bool) -> list[list[int]]:
     """Cells for each item, in spec order."""
     counts = [item.count for item in spec.include]
     if not counts or sum(counts) > len(CELLS) or min(counts) < 1:
-        raise ConfigError(
-            f"{sum(counts)} stickers in groups of {counts}: expected 1 to {len(CELLS)} in all, 1 or more each"
-        )
+        raise ConfigError(f"counts {counts}: expected 1 or more of each item, and {len(CELLS)} at most in all")
     regions = any(item.region for item in spec.include)
     positions = any(item.position for item in spec.include)
     for attempt in range(TRIES):

@@ -69,7 +69,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
 
 
 def _between(
-    masks: Float[Tensor, "sticker side2 side2"], right: Float[Tensor, sticker], down: Float[Tensor, sticker]
+    masks: Float[Tensor, "sticker side2 side2"], right: Float[Tensor, " sticker"], down: Float[Tensor, " sticker"]
 ) -> Float[Tensor, "sticker side1 side1"]:
     """Shift masks that are padded by a pixel all round by a fraction of a pixel to the right and down."""
     right, down = right[:, None, None], down[:, None, None]

@@ -117,9 +117,7 @@ def _expect_known(spec: Spec) -> None:
             raise ConfigError(f"size {item.size!r}: expected smaller or larger")
         relation, other = item.position or ("above", 0)
         if relation not in RELATIONS or not 0 <= other < len(spec.include):
-            raise ConfigError(
-                f"position {item.position!r}: expected one of {', '.join(RELATIONS)}, and an item's index"
-            )
+            raise ConfigError(f"position {item.position!r}: expected {', '.join(RELATIONS)}, and an item's index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +286,10 @@ def spec_key(include: Sequence[Item]) -> frozenset:
 
 @lru_cache(maxsize=1)
 def _held_out() -> frozenset[frozenset]:
-    from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
+    try:
+        from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
+    except ImportError:
+        return frozenset()
 
     prompts = [*benchmark("geneval"), *benchmark("genevalpp")]
     return frozenset(spec_key(prompt.spec.include) for prompt in prompts if prompt.spec is not None)
