@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.errors import PictureError
 from triptych.model.config import VisionConfig
 
 if TYPE_CHECKING:
@@ -35,15 +34,17 @@ def sincos_table(side: int, dim: int) -> Float[Tensor, "side*side dim"]:
     return torch.cat([column, row], dim=-1).reshape(side * side, dim).float()
 
 
-def cut_patches(
-    pixels: Float[Tensor, "batch 3 height width"], side: int
-) -> Float[Tensor, "batch patch pixel"]:
-    """Cut pictures into patches, row by row; inside a patch: row, column, colour, the colour fastest (kit b.5)."""
-    batch, colour, height, width = pixels.shape
-    if height % side or width % side:
-        raise PictureError(f"picture of {height}x{width} pixels: expected multiples of {side}; resize it first")
-    grid = pixels.reshape(batch, colour, height // side, side, width // side, side)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // side) * (width // side), side * side * colour)
+class PlaceTable(nn.Module):
+    """The table of `sincos_table` under its published name. Frozen; a file may leave it out, it is recomputed."""
+
+    pos_embed: Tensor
+
+    def __init__(self, side: int, dim: int):
+        super().__init__()
+        self.register_buffer("pos_embed", sincos_table(side, dim))
+
+    def forward(self, position_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
+        return self.pos_embed[position_ids]
 
 
 class Embeddings(nn.Module):
@@ -142,7 +143,7 @@ class VisionTower(nn.Module):
     ) -> Float[Tensor, "batch patch hidden"]:
         """States of every patch; `mask` is true at real patches, and states at the others mean nothing.
 
-        `patches` are 3 * 14 * 14 numbers in the order row, column, colour (`cut_patches`).
+        `patches` are 3 * 14 * 14 numbers in the order row, column, colour (`vae.patchify`).
         """
         x = self.vision_model.embeddings(patches, position_ids)
         for layer in self.vision_model.encoder.layers:
