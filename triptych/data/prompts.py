@@ -1,7 +1,7 @@
 """Prompts from files: the two benchmarks, shipped as bare specs, and a user's own lists.
 
-`geneval.json` (553, MIT) and `genevalpp.json` (280, Apache-2.0) hold one spec a line in GenEval's metadata; their sentences
-follow by rule (`language.py`). `scripts/benchmark_facts.py` makes them from the published files.
+`geneval.json` (553, MIT) and `genevalpp.json` (280, Apache-2.0) hold one spec a line in GenEval's metadata; their
+sentences follow by rule (`language.py`). `scripts/benchmark_facts.py` makes them from the published files.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read {path}: {error}; expected a text file in UTF-8 with one prompt a line") from error
-    prompts = [_prompt(line.strip(), f"{path}, line {number}", path.stem) for number, line in enumerate(lines, 1) if line.strip()]
+        raise PromptError(f"cannot read {path}: {error}; expected a UTF-8 text file, one prompt a line") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_prompt(line, f"{path}, line {number}", path.stem) for number, line in numbered]
     if not prompts:
         raise PromptError(f"{path} holds no prompts; expected one a line")
     return prompts
@@ -53,7 +54,7 @@ def _prompt(line: str, where: str, source: str) -> Prompt:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise PromptError(f"{where}: not JSON ({error}); expected an object in GenEval's layout, or a plain sentence") from error
+        raise PromptError(f"{where}: not JSON ({error}); expected GenEval's layout, or a plain sentence") from error
     spec = _spec(record, where) if "include" in record else None
     text = record.get("prompt", prompt_text(spec) if spec else None)
     if not isinstance(text, str) or not text.strip():
