@@ -1,0 +1,68 @@
+"""Train the eyes of the world judge: `python scripts/train_finder.py --out runs/finder --steps 1500`.
+
+Run it again to go on where it stopped. At the end the weights that triptych ships are written beside the checkpoint;
+`--install` puts them into the package.
+"""
+
+from __future__ import annotations
+
+import time
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+from safetensors.torch import save_file
+
+from triptych.data.render import render
+from triptych.rewards.finder import WEIGHTS, find, fold, load_finder
+from triptych.rl.finder_lessons import FinderConfig, Pupil, facts, lesson_scene, study
+
+
+@dataclass(frozen=True)
+class TrainFinder:
+    """Train the finder of stickers, or go on with a run that was stopped."""
+
+    out: Path = Path("runs/finder")  # checkpoint and weights are kept here
+    config: tyro.conf.OmitArgPrefixes[FinderConfig] = field(default_factory=FinderConfig)
+    save_every: int = 100  # steps between checkpoints
+    threads: int = 1
+    install: bool = False  # write the weights into the package
+
+
+def export(pupil: Pupil, path: Path) -> None:
+    """The weights for reading: folded, in half precision, a sixth of the checkpoint."""
+    state = fold(deepcopy(pupil.finder)).state_dict()
+    save_file({key: value.cpu().half().contiguous() for key, value in state.items()}, path)
+
+
+def read_back(path: Path, device: str, count: int = 400) -> float:
+    """Share of clean scenes, none of them a lesson, that the exported weights read back exactly."""
+    scenes = [lesson_scene(2 * seed) for seed in range(count)]
+    found = find(render(scenes), load_finder(path, device))
+    return sum(facts(a) == facts(b) for a, b in zip(found, scenes, strict=True)) / count
+
+
+def main(options: TrainFinder) -> None:
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    checkpoint, weights = options.out / "checkpoint.safetensors", options.out / "finder.safetensors"
+    pupil = Pupil.load(checkpoint, options.config.device) if checkpoint.exists() else Pupil(options.config)
+    start, first = time.perf_counter(), pupil.steps
+    for step in study(pupil):
+        if pupil.steps % 20 == 0:
+            pace = (pupil.steps - first) * pupil.config.batch / (time.perf_counter() - start)
+            losses = " ".join(f"{key} {value:.3f}" for key, value in step.items())
+            print(f"{pupil.steps:5d} {losses} {pace:.0f}/s", flush=True)
+        if pupil.steps % options.save_every == 0 or pupil.steps == pupil.config.steps:
+            pupil.save(checkpoint)
+            export(pupil, weights)
+            print(f"{pupil.steps:5d} read back exactly {read_back(weights, pupil.config.device):.4f}", flush=True)
+    if options.install:
+        WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
+        export(pupil, WEIGHTS)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TrainFinder))
