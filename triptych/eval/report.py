@@ -1,0 +1,228 @@
+"""From rows to a report: strict accuracy per column and turn, with intervals, and how the turns were used.
+
+A row is one prompt played with one seed. Turn 0 is the first picture, turn t the one after t edits; a trace that
+stopped keeps its last picture for later turns, as a user would. A picture is right when its score is exactly 1. A
+missing verdict counts neither as right nor as wrong; how many are missing is reported.
+Overall is the mean of the columns, as GenEval defines it (the columns of GenEval++ are equally long). Intervals are
+95 % percentile bootstraps over prompts within columns: all seeds of a prompt are drawn together, since they share its
+difficulty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from triptych.trace import Verdict
+
+RESAMPLES = 2000  # the ends of an interval then move by less than a point from seed to seed
+OVERALL = "Overall"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished trace without pixels: `verdicts[t]` on its picture after t edits, None where the judge had none."""
+
+    prompt: int  # index into Benchmark.prompts
+    text: str
+    column: str
+    seed: int
+    verdicts: tuple[Verdict | None, ...]
+    stopped: bool  # the model said that no further edit is needed, rather than running out of turns
+    said: tuple[str | None, ...]  # plan, then reflections
+    seconds: float  # this trace's share of its batch's wall clock, judging left out
+
+    @property
+    def edits(self) -> int:
+        return max(len(self.verdicts) - 1, 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every picture has its verdict; other rows are played again when a run is resumed."""
+        return bool(self.verdicts) and None not in self.verdicts
+
+    def score(self, turn: int) -> float | None:
+        """Score of the picture that stands after `turn` edits at most."""
+        verdict = self.verdicts[min(turn, self.edits)] if self.verdicts else None
+        return None if verdict is None else verdict.score
+
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Row:
+        verdicts = tuple(None if each is None else _verdict(each) for each in record["verdicts"])
+        return Row(**{**record, "verdicts": verdicts, "said": tuple(record["said"])})
+
+
+def _verdict(record: Mapping[str, Any]) -> Verdict:
+    return Verdict(record["score"], tuple(record["passed"]), tuple(record["failed"]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval; all None where there was nothing to count."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run showed. `accuracy` (share of right pictures) and mean `score` hold an Estimate per column and turn."""
+
+    benchmark: str
+    prompts: int
+    rows: int
+    accuracy: Mapping[str, tuple[Estimate, ...]]
+    score: Mapping[str, tuple[Estimate, ...]]
+    edits: tuple[int, ...]  # rows that used 0, 1, ... edits
+    improved: int  # last score above the first
+    worsened: int
+    fixed: int  # wrong at first, right at last
+    broken: int
+    stop_precision: float | None  # share of right pictures among those that it stopped on
+    stop_recall: float | None  # share stopped among right pictures that it reflected on
+    seconds_per_picture: float | None
+    missing: int  # pictures without a verdict
+
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def load(path: Path) -> Report:
+        """Read a report.json."""
+        record = json.loads(Path(path).read_text())
+        for name in ("accuracy", "score"):
+            record[name] = {column: tuple(Estimate(**each) for each in turns) for column, turns in record[name].items()}
+        return Report(**{**record, "edits": tuple(record["edits"])})
+
+
+def summarize(benchmark: str, rows: Iterable[Row], columns: Sequence[str], turns: int, seed: int = 0) -> Report:
+    """The report of `rows`, with `columns` in this order and turns 0 to `turns`; `seed` fixes the bootstrap."""
+    rows = list(rows)
+    stopped_on, kept_on = _decisions(rows)
+    changes = [(row.score(0), row.score(row.edits)) for row in rows]
+    known = [(first, last) for first, last in changes if first is not None and last is not None]
+    pictures = sum(len(row.verdicts) for row in rows)
+    return Report(
+        benchmark=benchmark,
+        prompts=len({row.prompt for row in rows}),
+        rows=len(rows),
+        accuracy=_estimates(rows, columns, turns, seed, strict=True),
+        score=_estimates(rows, columns, turns, seed, strict=False),
+        edits=tuple(sum(row.edits == count for row in rows) for count in range(turns + 1)),
+        improved=sum(last > first for first, last in known),
+        worsened=sum(last < first for first, last in known),
+        fixed=sum(first < 1 == last for first, last in known),
+        broken=sum(last < 1 == first for first, last in known),
+        stop_precision=_share(sum(stopped_on), len(stopped_on)),
+        stop_recall=_share(sum(stopped_on), sum(stopped_on) + sum(kept_on)),
+        seconds_per_picture=_share(sum(row.seconds for row in rows), pictures),
+        missing=sum(verdict is None for row in rows for verdict in row.verdicts),
+    )
+
+
+def table(report: Report) -> Table:
+    """The report as the paper prints it: a line per turn, a column per kind of prompt."""
+    printed = Table(title=f"{report.benchmark}: {report.rows} rows, {report.prompts} prompts", caption=_caption(report))
+    printed.add_column("edits", justify="right")
+    for column in report.accuracy:
+        printed.add_column(column, justify="right")
+    for turn in range(len(report.edits)):
+        cells = [_cell(turns[turn], with_interval=column == OVERALL) for column, turns in report.accuracy.items()]
+        printed.add_row(f"<= {turn}" if turn else "0", *cells)
+    return printed
+
+
+def _decisions(rows: Sequence[Row]) -> tuple[list[bool], list[bool]]:
+    """Of the reflections that stopped, and of those that went on: was the picture right? Unjudged ones are left out."""
+    stopped_on: list[bool] = []
+    kept_on: list[bool] = []
+    for row in rows:
+        reflected = row.verdicts if row.stopped else row.verdicts[:-1]
+        for turn, verdict in enumerate(reflected):
+            if verdict is not None:
+                (stopped_on if row.stopped and turn == row.edits else kept_on).append(verdict.score == 1)
+    return stopped_on, kept_on
+
+
+def _estimates(
+    rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int, strict: bool
+) -> dict[str, tuple[Estimate, ...]]:
+    """Per column and turn, from the sums over each prompt's seeds: first as they are, then resampled."""
+    rng = np.random.default_rng(seed)
+    means: dict[str, np.ndarray] = {}
+    for column in columns:
+        total, count = _per_prompt([row for row in rows if row.column == column], turns, strict)
+        weights = np.ones((1, len(total)))  # how often each prompt is in
+        if len(total):
+            resampled = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), size=RESAMPLES)
+            weights = np.concatenate([weights, resampled])
+        with np.errstate(invalid="ignore"):
+            means[column] = np.broadcast_to((weights @ total) / (weights @ count), (RESAMPLES + 1, turns + 1))
+    if means:
+        means[OVERALL] = _mean_of_known(np.stack(list(means.values())))
+    return {column: tuple(_estimate(mean[:, turn]) for turn in range(turns + 1)) for column, mean in means.items()}
+
+
+def _per_prompt(rows: Sequence[Row], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over seeds of what is measured, and number of verdicts: two arrays `[prompt turn]`."""
+    place = {prompt: index for index, prompt in enumerate(sorted({row.prompt for row in rows}))}
+    total, count = np.zeros((2, len(place), turns + 1))
+    for row in rows:
+        for turn in range(turns + 1):
+            score = row.score(turn)
+            if score is not None:
+                total[place[row.prompt], turn] += float(score == 1) if strict else score
+                count[place[row.prompt], turn] += 1
+    return total, count
+
+
+def _mean_of_known(means: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(means)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, means, 0).sum(0) / known.sum(0)
+
+
+def _estimate(means: np.ndarray) -> Estimate:
+    """From the mean, followed by the means of the resamples."""
+    if np.isnan(means[0]):
+        return Estimate(None, None, None)
+    low, high = np.nanpercentile(means[1:], [2.5, 97.5])
+    return Estimate(float(means[0]), float(low), float(high))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _cell(estimate: Estimate, with_interval: bool) -> str:
+    if estimate.value is None:
+        return "-"
+    interval = f" [{estimate.low:.3f}, {estimate.high:.3f}]" if with_interval else ""
+    return f"{estimate.value:.3f}{interval}"
+
+
+def _caption(report: Report) -> str:
+    used = " ".join(f"{count}:{rows}" for count, rows in enumerate(report.edits))
+    stops = [("right stops", report.stop_precision), ("right pictures stopped on", report.stop_recall)]
+    parts = [
+        f"rows by edits used: {used}",
+        f"improved {report.improved}, worsened {report.worsened}",
+        f"fixed {report.fixed}, broken {report.broken}",
+        *(f"{name}: {share:.2f}" for name, share in stops if share is not None),
+    ]
+    if report.seconds_per_picture is not None:
+        parts.append(f"{report.seconds_per_picture:.2f} s a picture")
+    if report.missing:
+        parts.append(f"verdicts missing: {report.missing}")
+    return "\n".join(parts)

@@ -1,0 +1,40 @@
+"""Benchmarks as values, each with its paper's column titles; the prompts come with the package.
+
+Settings are chosen on `rehearsal`, whose specs are in no benchmark, so that a benchmark's number is not fitted to it.
+"""
+
+from __future__ import annotations
+
+from triptych.data.language import prompt_text, wording_of
+from triptych.data.prompts import benchmark
+from triptych.data.scene import random_spec
+from triptych.eval.benchmark import Benchmark
+from triptych.trace import Prompt
+
+GENEVAL_COLUMNS = {
+    "single_object": "Single",
+    "two_object": "Two",
+    "counting": "Counting",
+    "colors": "Colors",
+    "position": "Position",
+    "color_attr": "Attribution",
+}
+GENEVAL_PLUS_COLUMNS = {
+    "color_attr": "Color",
+    "counting": "Count",
+    "color_count_attr": "Color/Count",
+    "color_spatial_attr": "Color/Pos",
+    "spatial_count_attr": "Pos/Count",
+    "size_spatial_attr": "Pos/Size",
+    "multi_object_count_attr": "Multi-Count",
+}
+
+GENEVAL = Benchmark("GenEval", tuple(benchmark("geneval")), GENEVAL_COLUMNS)  # 553 prompts
+GENEVAL_PLUS = Benchmark("GenEval++", tuple(benchmark("genevalpp")), GENEVAL_PLUS_COLUMNS)  # 280, 40 a column
+
+
+def rehearsal(count: int = 70, seed: int = 1_000_000_000) -> Benchmark:
+    """`count` sampled prompts of the benchmarks' kinds, in no benchmark; `seed` is far from those of lessons."""
+    specs = [random_spec(seed + index) for index in range(count)]
+    prompts = tuple(Prompt(prompt_text(spec, wording_of(spec)), spec, source="rehearsal") for spec in specs)
+    return Benchmark("rehearsal", prompts, {**GENEVAL_COLUMNS, **GENEVAL_PLUS_COLUMNS})
