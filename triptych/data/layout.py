@@ -70,7 +70,7 @@ def scatter(places: Sequence[tuple[int, int]], rng: Random, layout: Layout) -> l
         boxes = []
         for (cell, side), (dx, dy) in zip(places, jitter, strict=True):
             x, y = middle(cell % 3) + across + strength * dx, middle(cell // 3) + down + strength * dy
-            boxes.append((_inside(x, side), _inside(y, side), side))
+            boxes.append((clamp(x, side), clamp(y, side), side))
         if not any(overlap(box, other) for index, box in enumerate(boxes) for other in boxes[:index]):
             return [(x, y) for x, y, _ in boxes]
     return [(middle(cell % 3) + across, middle(cell // 3) + down) for cell, _ in places]
@@ -84,10 +84,12 @@ def _shift(lines: list[tuple[int, int]], rng: Random, most: float) -> float:
 
 
 def middle(line: int) -> float:
+    """Centre of a row or column of cells in px."""
     return CELL * (line + 0.5)
 
 
-def _inside(centre: float, side: int) -> float:
+def clamp(centre: float, side: int) -> float:
+    """The centre nearest to this one that keeps a box of that side on the canvas, along one axis."""
     return min(max(centre, side / 2), CANVAS - side / 2)
 
 

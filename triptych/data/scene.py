@@ -136,7 +136,8 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
     A demand about stickers that are absent fails. A larger item must outrank every smaller one, or, alone, be larger
     than normal.
     """
-    groups = [members(scene, spec, index) for index in range(len(spec.include))]
+    stickers = scene.ordered()  # what is said of a scene must not depend on the order that its stickers were put down
+    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
     checks: list[Check] = []
     for index, (item, found) in enumerate(zip(spec.include, groups, strict=True)):
         name = item.name if item.count == 1 else _plural(item.name)
@@ -153,7 +154,7 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
             side = f"on the {item.region}" if item.region in ("left", "right") else item.region
             checks.append(_checked(index, "region", f"{name} {side}", *_verdict(found, wrong)))
         if item.size is not None:
-            wrong = [sticker.size for sticker in found if not _size_holds(sticker, item.size, spec, groups)]
+            wrong = [sticker.size for sticker in found if not size_holds(sticker, item.size, spec, groups)]
             checks.append(_checked(index, "size", f"{name} {verb} {item.size}", *_verdict(found, wrong)))
         if item.position is not None:
             relation, other = item.position
@@ -161,15 +162,15 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
             demand = f"{name} {relation} {spec.include[other].name}"
             checks.append(_checked(index, "position", demand, *_verdict(found and groups[other], wrong)))
     asked = {id(sticker) for group in groups for sticker in group}
-    extra = [f"{sticker.color} {sticker.name}" for sticker in scene.stickers if id(sticker) not in asked]
+    extra = [f"{sticker.color} {sticker.name}" for sticker in stickers if id(sticker) not in asked]
     checks.append(_checked(len(groups), "extra", "nothing else", extra[0] if extra else "none", not extra))
     return tuple(checks)
 
 
-def members(scene: Scene, spec: Spec, index: int) -> list[Sticker]:
+def members(stickers: Sequence[Sticker], spec: Spec, index: int) -> list[Sticker]:
     """The stickers that count for an item: of its class and, where items share the class, of its colour and region."""
     item = spec.include[index]
-    found = [sticker for sticker in scene.stickers if sticker.name == item.name]
+    found = [sticker for sticker in stickers if sticker.name == item.name]
     rivals = [other for other in spec.include if other.name == item.name and other is not item]
     if not rivals:
         return found
@@ -204,7 +205,8 @@ def _side_of(sticker: Sticker, region: str) -> str:
     return "center"
 
 
-def _size_holds(sticker: Sticker, size: str, spec: Spec, groups: list[list[Sticker]]) -> bool:
+def size_holds(sticker: Sticker, size: str, spec: Spec, groups: list[list[Sticker]]) -> bool:
+    """Whether a sticker of a larger or smaller item has that size, given the stickers of every item."""
     opposite = "smaller" if size == "larger" else "larger"
     rivals = [group for item, group in zip(spec.include, groups, strict=True) if item.size == opposite]
     others = [other for group in rivals for other in group]
@@ -286,10 +288,7 @@ def spec_key(include: Sequence[Item]) -> frozenset:
 
 @lru_cache(maxsize=1)
 def _held_out() -> frozenset[frozenset]:
-    try:
-        from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
-    except ImportError:
-        return frozenset()
+    from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
 
     prompts = [*benchmark("geneval"), *benchmark("genevalpp")]
     return frozenset(spec_key(prompt.spec.include) for prompt in prompts if prompt.spec is not None)
