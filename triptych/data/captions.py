@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from random import Random
+from typing import Literal
 
 from triptych.data.edits import Edit
 from triptych.data.language import article, plural
@@ -33,24 +34,23 @@ def _group(name: str, words: Iterable[str]) -> str:
     return f"(?P<{name}>{'|'.join(sorted(words, key=len, reverse=True))})"
 
 
-_THING = rf"(?:{_group('size', SIZES)} )?(?:{_group('color', COLORS)} )?{_group('name', (*CLASSES, ANY))}"
-_PLAIN = _group("name", (*CLASSES, ANY))
-_AT = _group("cell", CELLS)
-_STICKER = re.compile(f"{_AT} {_THING}")
-_INSTRUCTIONS = {
-    "add": re.compile(f"add an? {_THING} at {_AT}"),
-    "remove": re.compile(f"remove the {_THING} at {_AT}"),
-    "recolor": re.compile(f"paint the {_PLAIN} at {_AT} {_group('color', COLORS)}"),
-    "move": re.compile(f"move the {_THING} at {_AT} to {_group('to', CELLS)}"),
-    "swap": re.compile(f"replace the {ANY} at {_AT} with an? {_THING}"),
-    "resize": re.compile(f"make the {_PLAIN} at {_AT} {_group('size', SIZES)}"),
+_SIZE, _COLOR, _NAME = f"(?:{_group('size', SIZES)} )?", f"{_group('color', COLORS)} ", _group("name", CLASSES)
+_AT, _TO = _group("cell", CELLS), _group("to", CELLS)
+_THERE = f"{_SIZE}(?:{_COLOR})?{_group('name', (*CLASSES, ANY))} at {_AT}"
+_STICKER = re.compile(f"{_AT} {_SIZE}{_COLOR}{_NAME}")
+_INSTRUCTIONS: dict[Literal["add", "remove", "recolor", "move", "swap", "resize"], re.Pattern[str]] = {
+    "add": re.compile(f"add an? {_SIZE}{_COLOR}{_NAME} at {_AT}"),
+    "remove": re.compile(f"remove the {_THERE}"),
+    "recolor": re.compile(f"paint the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('color', COLORS)}"),
+    "move": re.compile(f"move the {_THERE} to {_TO}"),
+    "swap": re.compile(f"replace the {ANY} at {_AT} with an? {_SIZE}(?:{_COLOR})?{_NAME}"),
+    "resize": re.compile(f"make the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('size', SIZES)}"),
 }
 
 
 def plan_text(scene: Scene) -> str:
     """A scene as a list of stickers: "top left red clock, bottom right larger black cat"; "nothing" if it is empty."""
-    things = [f"{one.cell} {_thing(one.size, one.color, one.name)}" for one in scene.ordered()]
-    return ", ".join(things) or NOTHING
+    return ", ".join(f"{one.cell} {_thing(one)}" for one in scene.ordered()) or NOTHING
 
 
 def parse_plan(text: str) -> Scene | None:
@@ -59,7 +59,7 @@ def parse_plan(text: str) -> Scene | None:
     if text == NOTHING:
         return Scene(())
     found = [_STICKER.fullmatch(part) for part in text.split(", ")]
-    stickers = [_sticker(match) for match in found if match and match["color"] and match["name"] != ANY]
+    stickers = [_sticker(match) for match in found if match]
     return Scene(tuple(stickers)) if len(stickers) == len(found) else None
 
 
@@ -79,7 +79,7 @@ def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
 
 def instruction_text(edit: Edit) -> str:
     """An edit as an order: "add a red clock at top left", "move the clock at top left to bottom right"."""
-    thing = _thing(edit.size, edit.color, edit.name)
+    thing = " ".join(word for word in (edit.size, edit.color, edit.name or ANY) if word)
     match edit.kind:
         case "add":
             return f"add {article(thing)} {thing} at {edit.cell}"
@@ -105,9 +105,10 @@ def parse_instruction(text: str) -> Edit | None:
     return None
 
 
-def _thing(size: str | None, color: str | None, name: str | None) -> str:
-    """Such as "larger red clock": the words that are known, the size where it is not normal."""
-    return " ".join(word for word in (size if size != "normal" else None, color, name or ANY) if word)
+def _thing(sticker: Sticker) -> str:
+    """Such as "larger red clock"."""
+    size = "" if sticker.size == "normal" else f"{sticker.size} "
+    return f"{size}{sticker.color} {sticker.name}"
 
 
 def _sticker(match: re.Match[str]) -> Sticker:
