@@ -1,0 +1,5 @@
+"""Replay of golden files of the reference implementation: `python tests/replay_parity.py FOLDER`.
+
+A folder holds the cases of the parity kit (json + safetensors) and `tiny_ckpt`. Everything is read from there, so that
+other sets of the same layout (sizes, seeds, aspects, guidance) replay too.
+"""
