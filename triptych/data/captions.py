@@ -17,9 +17,9 @@ from random import Random
 from typing import Literal
 
 from triptych.data.edits import Edit
-from triptych.data.language import article, plural
 from triptych.data.layout import CELL, CELLS, SIZES
-from triptych.data.scene import NUMBERS, Scene, Sticker, check, in_region
+from triptych.data.lexicon import NUMBERS, article, plural
+from triptych.data.scene import Scene, Sticker, check, in_region
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 

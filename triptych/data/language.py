@@ -1,17 +1,26 @@
-"""Specs to prompts: GenEval's and GenEval++'s wording, to the letter.
+"""Specs to prompts and back: GenEval's and GenEval++'s wording, to the letter.
 
 The sentence follows from a spec's tag and items. The article is "an" before a vowel letter; a plural is the name + "es"
 after an "s" and + "s" otherwise ("skises", "couchs"); a count with a colour or a region takes the plural even for one
-("one cats on the right"); colour with region has no article; GenEval++ opens with a capital. `parsing.py` reads these
-sentences back, and freer ones.
+("one cats on the right"); colour with region has no article; GenEval++ opens with a capital. `parse_prompt` reads these
+sentences back, and freer ones, with the words of `lexicon.py`.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from triptych.data.scene import NUMBERS
+from triptych.data import lexicon
+from triptych.data.layout import CELLS
+from triptych.data.lexicon import NUMBERS, article, plural
+from triptych.data.scene import Scene
+from triptych.data.stickers import CLASSES, COLORS
+from triptych.errors import ConfigError, PromptError
 from triptych.trace import Item, Spec
 
 Wording = Literal["geneval", "genevalpp"]
@@ -21,14 +30,12 @@ GENEVAL_TAGS = ("single_object", "two_object", "position", "colors")  # colours 
 COUNTED_TAGS = ("counting", "spatial_count_attr", "color_count_attr", "multi_object_count_attr")  # "one", never "a"
 
 
-def article(word: str) -> str:
-    """GenEval's article: "an" before a vowel letter, else "a", by spelling and not by sound."""
-    return "an" if word.lower().startswith(tuple("aeiou")) else "a"
-
-
-def plural(word: str) -> str:
-    """GenEval's plural: "buses" and "skises", but also "couchs", "knifes" and "persons"."""
-    return word + ("es" if word.endswith("s") else "s")
+MOST = len(CELLS)  # stickers in a picture
+MOST_WORDS, MOST_LETTERS = 120, 2000  # nine things with all that can be asked of them are 110 words
+WORLD = (
+    f"SKETCH knows {len(CLASSES)} things ({', '.join(CLASSES[:3])}, ..., {CLASSES[-1]}), {len(COLORS)} colours "
+    f"({', '.join(COLORS)}), counts one to nine, sides (left, right, above, below) and sizes (larger, smaller)"
+)
 
 
 def listing(phrases: Sequence[str]) -> str:
@@ -80,3 +87,180 @@ def item_text(item: Item, tag: str) -> str:
 def mention(item: Item) -> str:
     """An item that was named before, as it is named again: "red cat"."""
     return f"{item.color} {item.name}" if item.color else item.name
+
+
+def parse_prompt(text: str) -> Spec:
+    """The spec of a sentence about the sticker world: a benchmark's own, or a free one ("draw 3 dogs left of a sofa").
+
+    The tag is that of the benchmark's grammar which the demands fit, or `FREE`. Raises PromptError for a sentence that
+    is empty or too long, names something outside the world (with what the world has, and close words), cannot be read,
+    asks for more than nine stickers, or contradicts itself.
+    """
+    sentence = _plain(text)
+    words = dict.fromkeys(sentence.replace(",", " ").split())
+    unknown = [word for word in words if word not in lexicon.KNOWN and not word.isdecimal()]
+    if unknown:
+        raise PromptError(_outside(unknown))
+    reader = _Reader(sentence)
+    reader.read()
+    items = reader.items
+    total = sum(item.count for item in items)
+    if total > MOST:
+        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MOST} at most: ask for fewer")
+    tag = tag_of(items, reader.counted)
+    exclude = (Item(items[0].name, items[0].count + 1),) if tag == "counting" else ()
+    spec = Spec(tag, tuple(items), exclude)
+    try:
+        Scene.sample(spec, seed=0)
+    except ConfigError as error:
+        raise PromptError(f"no picture can be laid out for this prompt: {error}") from error
+    return spec
+
+
+def tag_of(items: Sequence[Item], counted: bool) -> str:
+    """The tag whose grammar has exactly these demands; `counted` where a number stands instead of an article."""
+    demanded = {field for item in items for field in ("color", "region", "size", "position") if getattr(item, field)}
+    everywhere = {field for field in demanded if all(getattr(item, field) for item in items)}
+    single = all(item.count == 1 for item in items)
+    if demanded == {"position"} and single and [item.position is None for item in items] == [True, False]:
+        return "position"
+    if demanded != everywhere:
+        return FREE
+    if demanded == {"size", "region"} and single:
+        return "size_spatial_attr"
+    if demanded == {"color", "region"} and single:
+        return "color_spatial_attr"
+    if demanded == {"region"}:
+        return "spatial_count_attr"
+    if demanded == {"color"}:
+        return "color_count_attr" if counted else "colors" if len(items) == 1 else "color_attr"
+    if demanded:
+        return FREE
+    if len(items) == 1:
+        return "counting" if counted else "single_object"
+    return "multi_object_count_attr" if counted or len(items) > 2 else "two_object"
+
+
+@dataclass
+class _Reader:
+    """Reads a plain sentence from left to right: clauses of things, each perhaps on a side, in a chain of relations."""
+
+    text: str
+    at: int = 0
+    items: list[Item] = field(default_factory=list)
+    counted: bool = False  # whether a number was said
+
+    def read(self) -> None:
+        """Fill `items`. Raises PromptError where the sentence cannot be read on."""
+        self.text = lexicon.CLOSING.sub("", self.text)
+        self.take(lexicon.OPENING)
+        self.clause()
+        while self.at < len(self.text):
+            if not self.take(lexicon.SEPARATOR):
+                raise self.lost("a comma, a side or a relation")
+            self.clause()
+
+    def clause(self) -> None:
+        """Add "X", or the things of "X left of Y above Z": each reference before what is placed by it."""
+        chain, relations, place = [self.thing()], [], None
+        while place is None and (found := self.take(lexicon.RELATION)):
+            relations.append(lexicon.RELATIONS[found[1] or found[2]])
+            place = self.mentioned()
+            if place is None:
+                chain.append(self.thing())
+        if place is None:
+            place = self.add(chain.pop())
+        for relation in reversed(relations):
+            place = self.add(replace(chain.pop(), position=(relation, place)))
+
+    def thing(self) -> Item:
+        """A thing with its count, size, colour and side."""
+        amount = self.take(lexicon.AMOUNT)  # before the article, for "a pair of"
+        if amount is None and self.take(lexicon.ARTICLE):
+            amount = self.take(lexicon.AMOUNT)
+        size, color = self.take(lexicon.SIZE), self.take(lexicon.COLOR)
+        size = size or self.take(lexicon.SIZE)
+        noun = self.take(lexicon.NOUN)
+        if noun is None:
+            raise self.lost("a thing")
+        name = lexicon.NOUNS[noun[1]]
+        if not amount and noun[1] not in lexicon.SINGULARS:
+            raise PromptError(f"how many {noun[1]}? Say a number from one to nine, as in 'three {noun[1]}'")
+        self.counted |= amount is not None
+        region = self.take(lexicon.REGION)
+        return Item(
+            name=name,
+            count=_count(amount[1], noun[1]) if amount else 1,
+            color=color and color[1],
+            region=region and lexicon.REGIONS[region["side"]],
+            size=size and lexicon.BIGNESS[size[1]],
+        )
+
+    def mentioned(self) -> int | None:
+        """The index of "the X" where an X was named before; else None, and nothing is read."""
+        start = self.at
+        article, color, noun = self.take(lexicon.ARTICLE), self.take(lexicon.COLOR), self.take(lexicon.NOUN)
+        if article and article[1] and noun:
+            name, said = lexicon.NOUNS[noun[1]], color and color[1]
+            named = [index for index, item in enumerate(self.items) if item.name == name and said in (None, item.color)]
+            named.sort(key=lambda index: self.items[index].color == said)
+            if named:
+                return named[-1]
+        self.at = start
+        return None
+
+    def add(self, item: Item) -> int:
+        """Note an item; its index."""
+        self.items.append(item)
+        return len(self.items) - 1
+
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Read on over the pattern, if it comes next."""
+        found = pattern.match(self.text, self.at)
+        self.at = found.end() if found else self.at
+        return found
+
+    def lost(self, expected: str) -> PromptError:
+        """The error of a sentence that does not go on as expected."""
+        rest, before = self.text[self.at :].strip(), self.text[: self.at].strip()
+        where = f"{_shortened(rest)!r}" if rest else "nothing more"
+        return PromptError(f"after {before!r}: expected {expected}, found {where}. {WORLD}")
+
+
+def _plain(text: str) -> str:
+    """The sentence in lower case, with a space after every word and comma, and no other marks between words."""
+    if len(text) > MOST_LETTERS or len(text.split()) > MOST_WORDS:
+        raise PromptError(
+            f"the prompt has {len(text.split()):,} words and {len(text):,} letters; "
+            f"expected at most {MOST_WORDS} words and {MOST_LETTERS:,} letters: ask for less"
+        )
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = re.sub(r"[-_/()*\"\u201c\u201d\u2018\u2019]", " ", text).replace("&", " and ")
+    clauses = (" ".join(clause.split()) for clause in re.split(r"[,.;:!?\n]", text))
+    sentence = " , ".join(clause for clause in clauses if clause)
+    if not sentence:
+        raise PromptError("the prompt is empty; expected a sentence such as 'a photo of three red apples and a cat'")
+    return f"{sentence} "
+
+
+def _count(amount: str, noun: str) -> int:
+    number = lexicon.AMOUNTS[amount] if amount in lexicon.AMOUNTS else int(amount)
+    if amount == "a pair of" and noun in lexicon.PAIRED:
+        return 1
+    if not 1 <= number <= MOST:
+        raise PromptError(f"{_shortened(amount)} {noun}: expected one to nine, since a picture holds {MOST} stickers")
+    return number
+
+
+def _outside(unknown: Sequence[str]) -> str:
+    """What to say of words that the world does not have."""
+    told = []
+    for word in unknown[:5]:
+        close = difflib.get_close_matches(word[:40], lexicon.SUGGESTIONS, n=2, cutoff=0.75)
+        told.append(_shortened(word) + (f" (close: {', '.join(close)})" if close else ""))
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return f"unknown words: {', '.join(told)}{more}. {WORLD}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."

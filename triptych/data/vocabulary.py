@@ -12,7 +12,7 @@ import re
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from triptych.data.layout import CELLS, SIZES
-from triptych.data.scene import NUMBERS
+from triptych.data.lexicon import NUMBERS
 from triptych.data.stickers import CLASSES, COLORS
 
 PAD, UNKNOWN = "<|endoftext|>", "<unk>"

@@ -1,0 +1,129 @@
+"""Words for the world's things, numbers, sizes and sides: as the benchmarks write them, and as people say them.
+
+`article` and `plural` are the benchmarks' own; synonyms, proper plurals and the patterns at the end are what
+`language.parse_prompt` reads with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from triptych.data.stickers import CLASSES, COLORS
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "airplane": ("plane", "aeroplane", "aircraft", "jet"),
+    "backpack": ("rucksack", "knapsack"),
+    "baseball bat": ("bat",),
+    "baseball glove": ("glove", "baseball mitt"),
+    "bicycle": ("bike",),
+    "boat": ("ship", "sailboat"),
+    "car": ("automobile",),
+    "cell phone": ("phone", "cellphone", "mobile phone", "smartphone"),
+    "computer keyboard": ("keyboard",),
+    "computer mouse": ("mouse",),
+    "couch": ("sofa", "settee"),
+    "dining table": ("table",),
+    "donut": ("doughnut",),
+    "fire hydrant": ("hydrant",),
+    "hair drier": ("hair dryer", "hairdryer", "hairdrier"),
+    "handbag": ("purse",),
+    "hot dog": ("hotdog",),
+    "laptop": ("laptop computer",),
+    "microwave": ("microwave oven",),
+    "motorcycle": ("motorbike",),
+    "person": ("human",),
+    "potted plant": ("plant", "houseplant"),
+    "refrigerator": ("fridge",),
+    "scissors": ("scissor",),
+    "skis": ("ski",),
+    "sports ball": ("ball", "soccer ball", "football"),
+    "stop sign": ("stopsign",),
+    "teddy bear": ("teddy",),
+    "tennis racket": ("racket", "racquet", "tennis racquet"),
+    "tie": ("necktie",),
+    "traffic light": ("stoplight",),
+    "truck": ("lorry",),
+    "tv": ("television", "tv set"),
+    "tv remote": ("remote", "remote control"),
+    "wine glass": ("wineglass",),
+}
+IRREGULAR = {
+    "aircraft": "aircraft",
+    "broccoli": "broccoli",
+    "knife": "knives",
+    "lorry": "lorries",
+    "mouse": "mice",
+    "person": "people",
+    "scissors": "scissors",
+    "sheep": "sheep",
+    "skis": "skis",
+}
+AMOUNTS = {"a pair of": 2, "a couple of": 2, "a dozen": 12} | {word: number for number, word in enumerate(NUMBERS)}
+AMOUNTS |= {"ten": 10, "eleven": 11, "twelve": 12, "twenty": 20, "thirty": 30, "fifty": 50, "hundred": 100}
+PAIRED = ("scissors", "skis")  # one of these is a pair
+BIGNESS = {
+    **dict.fromkeys(("larger", "large", "bigger", "big", "huge"), "larger"),
+    **dict.fromkeys(("smaller", "small", "little", "tiny"), "smaller"),
+}
+REGIONS = {side: side for side in ("left", "right", "above", "below")}
+REGIONS |= {"top": "above", "upper": "above", "bottom": "below", "lower": "below"}
+BESIDE = {"left": "left of", "right": "right of"}
+OVER = dict.fromkeys(("above", "over", "on top of", "at the top of"), "above")
+OVER |= dict.fromkeys(("below", "under", "underneath", "beneath"), "below")
+RELATIONS = BESIDE | OVER
+
+
+def article(word: str) -> str:
+    """GenEval's article: "an" before a vowel letter, else "a", by spelling and not by sound."""
+    return "an" if word.lower().startswith(tuple("aeiou")) else "a"
+
+
+def plural(word: str) -> str:
+    """GenEval's plural: "buses" and "skises", but also "couchs", "knifes" and "persons"."""
+    return word + ("es" if word.endswith("s") else "s")
+
+
+def proper_plural(name: str) -> str:
+    """The plural in proper English: "couches", "knives", "people"."""
+    first, last = name[: name.rfind(" ") + 1], name[name.rfind(" ") + 1 :]
+    return first + IRREGULAR.get(last, last + "es" if last.endswith(("ch", "sh", "x")) else plural(last))
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A regular expression for one of these words, the longest that fits."""
+    return f"(?:{'|'.join(sorted(words, key=len, reverse=True))})"
+
+
+SINGULARS = {called: name for name in CLASSES for called in (name, *SYNONYMS.get(name, ()))}
+PLURALS = {form(called): name for called, name in SINGULARS.items() for form in (plural, proper_plural)}
+NOUNS = SINGULARS | PLURALS
+
+# Sentences are plain: lower case, a space after every word and every comma. So each pattern ends with a space.
+_PICTURE = "(?:photo|photograph|picture|image|drawing|painting|illustration|scene|canvas|frame)"
+_ASK = "(?:please|can you|could you|i want|i would like|to see|show|give|draw|paint|sketch|make|create|generate|me|us)"
+_HOLDS = "(?:of|with|showing|containing|that shows|depicting|featuring|where|in which)"
+_LINK = "(?:(?:that|which) )?(?:(?:is|are|stands|stand|sits|sit) )?(?:(?:placed|located|standing|sitting) )?"
+_BIG = f"{any_of(BIGNESS)} "
+
+OPENING = re.compile(f"(?:{_ASK} )*(?:(?:(?:a|an|the|one) )?{_PICTURE} (?:{_HOLDS} )?)?(?:there (?:is|are) )?")
+CLOSING = re.compile(f"(?:in (?:the|a|this) {_PICTURE} )?(?:please )?(?:, )*$")
+SEPARATOR = re.compile("(?:, |and |with |plus |also )+")
+AMOUNT = re.compile(rf"({any_of(AMOUNTS)}|\d+) ")
+ARTICLE = re.compile("(?:an?|(the)) ")
+SIZE = re.compile(f"({any_of(BIGNESS)}) ")
+COLOR = re.compile(f"({any_of(COLORS)}) (?:colou?red )?(?=(?:{_BIG})?{any_of(NOUNS)} )")  # "orange" alone is a thing
+NOUN = re.compile(f"({any_of(NOUNS)}) ")
+_BESIDE = rf"(?:(?:on|to|at) )?(?:the )?({any_of(BESIDE)}) (?:hand )?(?:side )?of (?!(?:the|a) {_PICTURE} )"
+_OVER = f"({any_of(OVER)}) (?!,|and |with |(?:the|a) {_PICTURE} |$)"
+_RELATION = f"{_LINK}(?:{_BESIDE}|{_OVER})"
+RELATION = re.compile(_RELATION)
+REGION = re.compile(
+    f"(?!{_RELATION}){_LINK}(?:(?:on|at|in|to) )?(?:the )?(?P<side>{any_of(REGIONS)}) (?:hand )?"
+    f"(?:(?:side|half|part) )?(?:of (?:the|a) {_PICTURE} )?"
+)
+
+_PATTERNS = (OPENING, CLOSING, SEPARATOR, AMOUNT, ARTICLE, SIZE, COLOR, NOUN, RELATION, REGION)
+KNOWN = frozenset(word for each in _PATTERNS for word in re.findall("[a-z]+", each.pattern)) | {"colored", "coloured"}
+SUGGESTIONS = (*SINGULARS, *COLORS, *NUMBERS[1:], *BIGNESS, *REGIONS)
