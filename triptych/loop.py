@@ -53,7 +53,9 @@ def beat_seed(seed: int, turn: int, beat: str) -> int:
     return int(np.random.SeedSequence([seed, turn, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def reason(policy: Policy, traces: Sequence[Trace], sampling: Sampling, plan: bool = True, listen: Listener = SILENT) -> list[Trace]:
+def reason(
+    policy: Policy, traces: Sequence[Trace], sampling: Sampling, plan: bool = True, listen: Listener = SILENT
+) -> list[Trace]:
     """The first beat of each trace: plan (unless told not to) and draw. Adds one turn."""
     everyone = list(range(len(traces)))
     prompts = [trace.prompt.text for trace in traces]
@@ -68,7 +70,8 @@ def reason(policy: Policy, traces: Sequence[Trace], sampling: Sampling, plan: bo
     drawings = policy.draw(prompts, plans, sampling, _seeds(traces, "draw"), _seeds(traces, "stroke"), listen.step)
     seconds["draw"], _ = _lap(start, len(traces))
     return [
-        trace + Turn(said=said, drew=drew, seconds=dict(seconds)) for trace, said, drew in zip(traces, plans, drawings, strict=True)
+        trace + Turn(said=said, drew=drew, seconds=dict(seconds))
+        for trace, said, drew in zip(traces, plans, drawings, strict=True)
     ]
 
 
@@ -77,7 +80,9 @@ def refine(policy: Policy, traces: Sequence[Trace], sampling: Sampling, listen: 
     images = [_newest(trace) for trace in traces]
     listen.beat("reflect", list(range(len(traces))))
     start = time.perf_counter()
-    said = policy.reflect([trace.prompt.text for trace in traces], images, sampling, _seeds(traces, "reflect"), listen.said)
+    said = policy.reflect(
+        [trace.prompt.text for trace in traces], images, sampling, _seeds(traces, "reflect"), listen.said
+    )
     reflecting, start = _lap(start, len(traces))
     instructions = [parse_edit(completion.text) for completion in said]
     going = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
@@ -87,8 +92,12 @@ def refine(policy: Policy, traces: Sequence[Trace], sampling: Sampling, listen: 
         listen.beat("edit", going)
         chosen = [traces[row] for row in going]
         edited = policy.edit(
-            [images[row] for row in going], [instructions[row] for row in going], sampling,
-            _seeds(chosen, "edit"), _seeds(chosen, "stroke"), listen.step,
+            [images[row] for row in going],
+            [instructions[row] for row in going],
+            sampling,
+            _seeds(chosen, "edit"),
+            _seeds(chosen, "stroke"),
+            listen.step,
         )
         editing, _ = _lap(start, len(going))
         for row, drawing in zip(going, edited, strict=True):
@@ -125,14 +134,20 @@ def play(
     traces = [Trace(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     given = [row for row, trace in enumerate(traces) if trace.image is None]
     if given:
-        for row, trace in zip(given, reason(policy, [traces[row] for row in given], sampling, plan, _Renumbered(listen, given)), strict=True):
+        for row, trace in zip(
+            given,
+            reason(policy, [traces[row] for row in given], sampling, plan, _Renumbered(listen, given)),
+            strict=True,
+        ):
             traces[row] = trace
         yield list(traces)
     for _ in range(turns):
         going = [row for row, trace in enumerate(traces) if not trace.finished]
         if not going:
             return
-        for row, trace in zip(going, refine(policy, [traces[row] for row in going], sampling, _Renumbered(listen, going)), strict=True):
+        for row, trace in zip(
+            going, refine(policy, [traces[row] for row in going], sampling, _Renumbered(listen, going)), strict=True
+        ):
             traces[row] = trace
         yield list(traces)
 

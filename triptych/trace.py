@@ -187,7 +187,9 @@ class Trace:
         """
         folder = Path(folder)
         if folder.exists():
-            raise OutputError(f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out")
+            raise OutputError(
+                f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out"
+            )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -196,7 +198,9 @@ class Trace:
                 self._write(inside, extra or {})
                 os.rename(inside, folder)
         except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written with --out") from error
+            raise OutputError(
+                f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written with --out"
+            ) from error
         return folder
 
     def _write(self, folder: Path, extra: Mapping[str, Any]) -> None:
@@ -207,7 +211,9 @@ class Trace:
                 Image.fromarray(turn.drew.image).save(folder / f"turn-{index}.png")
         if self.image is not None:
             Image.fromarray(self.image).save(folder / "final.png")
-        (folder / "trace.json").write_text(json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n")
+        (folder / "trace.json").write_text(
+            json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n"
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The trace without its pixels, as JSON values."""

@@ -64,7 +64,9 @@ def time_wave(time: Tensor) -> Tensor:
 class Bagel(nn.Module):
     """The unified model. Parameters outside `autoencoder` have the names of the published ema.safetensors."""
 
-    def __init__(self, config: BagelConfig, tokenizer: Tokenizer | None = None, special: words.SpecialTokens | None = None):
+    def __init__(
+        self, config: BagelConfig, tokenizer: Tokenizer | None = None, special: words.SpecialTokens | None = None
+    ):
         super().__init__()
         self.config, self._tokenizer, self._special = config, tokenizer, special
         hidden = config.language.hidden_size
@@ -81,7 +83,9 @@ class Bagel(nn.Module):
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            raise words.ModelError("this checkpoint has no tokenizer; expected tokenizer.json beside its weights: put it there")
+            raise words.ModelError(
+                "this checkpoint has no tokenizer; expected tokenizer.json beside its weights: put it there"
+            )
         return self._tokenizer
 
     @property
@@ -155,7 +159,9 @@ class Bagel(nn.Module):
         return self.language_model.lm_head(hidden).float()
 
     @torch.no_grad()
-    def write(self, context: Context, sampling: Sampling, limit: int, seeds: Sequence[int], tell: Tell | None = None) -> list[Completion]:
+    def write(
+        self, context: Context, sampling: Sampling, limit: int, seeds: Sequence[int], tell: Tell | None = None
+    ) -> list[Completion]:
         """Continue each row as text, at most `limit` tokens, the end token included. `context` is not changed.
 
         A row that has ended leaves the batch.
@@ -221,7 +227,11 @@ class Bagel(nn.Module):
         active = branches.active()
         guided = Context.stack(active, extra=grid[0] * grid[1] + 2) if len(active) > 1 else None
         block = self.pack([[Latent(tokens, grid, 1.0)] for tokens in noise], branches.cond.position)
-        blocks = None if guided is None else self.pack([[Latent(tokens, grid, 1.0)] for _ in active for tokens in noise], guided.position)
+        blocks = (
+            None
+            if guided is None
+            else self.pack([[Latent(tokens, grid, 1.0)] for _ in active for tokens in noise], guided.position)
+        )
         generators = [torch.Generator().manual_seed(seed) for seed in stroke_seeds or ()]
         record: list[tuple[int, Tensor, Tensor, float, float, Tensor]] = []
         x = noise.float()
@@ -233,7 +243,9 @@ class Bagel(nn.Module):
                 v = combine(self.step(blocks.at(x.repeat(len(active), 1, 1), time), guided), branches, renorm, sampling)
             if index in sampling.stochastic:
                 mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)
-                fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x.device)
+                fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(
+                    x.device
+                )
                 after = mean + std * fresh
                 record.append((index, x, after, time, dt, flow.stroke_logprob(after, mean, std)))
                 x = after
@@ -268,7 +280,7 @@ class Bagel(nn.Module):
         """A picture `[height width 3] uint8` as the understanding encoder takes it: by the VAE's rule, then by the ViT's (b.9)."""
         resized = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
         side = self.config.vision.patch_size
-        patches = cut_patches(normalise(resized)[None], side)[0]
+        patches = patchify(normalise(resized)[None], side)[0]
         return View(patches.to(self.device), (resized.shape[0] // side, resized.shape[1] // side))
 
     @torch.no_grad()
@@ -280,10 +292,15 @@ class Bagel(nn.Module):
         return Latent(tokens, (resized.shape[0] // side, resized.shape[1] // side))
 
     @torch.no_grad()
-    def plan(self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None) -> list[Completion]:
+    def plan(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
+    ) -> list[Completion]:
         """Reason: say what the picture will hold."""
         context = self.blank(len(prompts))
-        self.read(context, [[*self.system_blocks(self.config.templates.plan_system), self.text_block(prompt)] for prompt in prompts])
+        self.read(
+            context,
+            [[*self.system_blocks(self.config.templates.plan_system), self.text_block(prompt)] for prompt in prompts],
+        )
         return self.write(context, sampling, sampling.max_plan, seeds, tell)
 
     @torch.no_grad()
@@ -310,20 +327,36 @@ class Bagel(nn.Module):
         height, width = self.config.image_size
         grid = (height // self.config.latent_downsample, width // self.config.latent_downsample)
         tokens, strokes = self.paint(
-            Branches(cond, drop), grid, self._noise(seeds, grid), sampling.draw_points, sampling.draw_renorm, sampling.eta_draw,
-            sampling, stroke_seeds, tick,
+            Branches(cond, drop),
+            grid,
+            self._noise(seeds, grid),
+            sampling.draw_points,
+            sampling.draw_renorm,
+            sampling.eta_draw,
+            sampling,
+            stroke_seeds,
+            tick,
         )
         images = self.decode_pictures(tokens, grid)
         return [Drawing(image, stroke) for image, stroke in zip(images, strokes, strict=True)]
 
     @torch.no_grad()
     def reflect(
-        self, prompts: Sequence[str], images: Sequence[np.ndarray], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
+        self,
+        prompts: Sequence[str],
+        images: Sequence[np.ndarray],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tell: Tell | None = None,
     ) -> list[Completion]:
         """Reflect: look at each picture beside its prompt; say what to change, or that nothing is to be changed."""
         templates = self.config.templates
         rows = [
-            [*self.system_blocks(templates.reflect_system), self.view_block(image), self.text_block(templates.reflect.format(prompt=prompt))]
+            [
+                *self.system_blocks(templates.reflect_system),
+                self.view_block(image),
+                self.text_block(templates.reflect.format(prompt=prompt)),
+            ]
             for prompt, image in zip(prompts, images, strict=True)
         ]
         context = self.blank(len(rows))
@@ -350,8 +383,15 @@ class Bagel(nn.Module):
             branches = self._edit_branches(pictures, texts, sampling)
             chosen = None if stroke_seeds is None else [stroke_seeds[row] for row in rows]
             tokens, strokes = self.paint(
-                branches, grid, self._noise([seeds[row] for row in rows], grid), sampling.edit_points, sampling.edit_renorm,
-                sampling.eta_edit, sampling, chosen, tick,
+                branches,
+                grid,
+                self._noise([seeds[row] for row in rows], grid),
+                sampling.edit_points,
+                sampling.edit_renorm,
+                sampling.eta_edit,
+                sampling,
+                chosen,
+                tick,
             )
             painted = self.decode_pictures(tokens, grid)
             drawings |= {row: Drawing(image, stroke) for row, image, stroke in zip(rows, painted, strokes, strict=True)}
@@ -372,12 +412,21 @@ class Bagel(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, images: Sequence[np.ndarray], questions: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
+        self,
+        images: Sequence[np.ndarray],
+        questions: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        tell: Tell | None = None,
     ) -> list[Completion]:
         """Answer a question about each picture."""
         templates = self.config.templates
         rows = [
-            [*self.system_blocks(templates.answer_system), self.view_block(image), self.text_block(templates.answer.format(question=question))]
+            [
+                *self.system_blocks(templates.answer_system),
+                self.view_block(image),
+                self.text_block(templates.answer.format(question=question)),
+            ]
             for image, question in zip(images, questions, strict=True)
         ]
         context = self.blank(len(rows))
@@ -400,13 +449,18 @@ def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sa
     cond = parts.pop(0)
     text_drop = parts.pop(0) if branches.text_drop is not None else None
     image_drop = parts.pop(0) if branches.image_drop is not None else None
-    return flow.guide(cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_floor)
+    return flow.guide(
+        cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_floor
+    )
 
 
 def _strokes(record: list[tuple[int, Tensor, Tensor, float, float, Tensor]], batch: int) -> list[Strokes | None]:
     if not record:
         return [None] * batch
     index = np.array([entry[0] for entry in record])
-    time, dt = np.array([entry[3] for entry in record], np.float32), np.array([entry[4] for entry in record], np.float32)
+    time, dt = (
+        np.array([entry[3] for entry in record], np.float32),
+        np.array([entry[4] for entry in record], np.float32),
+    )
     before, after, logprob = (torch.stack([entry[part] for entry in record]).cpu().numpy() for part in (1, 2, 5))
     return [Strokes(before[:, row], after[:, row], time, dt, logprob[:, row], index) for row in range(batch)]

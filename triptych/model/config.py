@@ -110,7 +110,9 @@ R3_TEMPLATES = Templates(
 )
 
 # Few tokens, since every one of them is read in every lesson.
-SKETCH_TEMPLATES = Templates(plan_system="plan", reflect_system="reflect", reflect="{prompt}", answer_system="", answer="{question}")
+SKETCH_TEMPLATES = Templates(
+    plan_system="plan", reflect_system="reflect", reflect="{prompt}", answer_system="", answer="{question}"
+)
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,17 @@ DRAFT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # 
 
 # Guidance 2 and above makes SKETCH over-count; 16 points are where its pictures stop changing.
 SKETCH_FINE = Sampling(
-    temperature=0.3, max_plan=96, max_reflection=128, max_answer=16, draw_points=17, edit_points=17,
-    text_guidance=1.5, image_guidance=1.0, interval=(0.0, 1.0), draw_renorm="channel", edit_renorm="text_channel",
+    temperature=0.3,
+    max_plan=96,
+    max_reflection=128,
+    max_answer=16,
+    draw_points=17,
+    edit_points=17,
+    text_guidance=1.5,
+    image_guidance=1.0,
+    interval=(0.0, 1.0),
+    draw_renorm="channel",
+    edit_renorm="text_channel",
 )
 
 
@@ -161,7 +172,9 @@ class BagelConfig:
     image_size: tuple[int, int] = (512, 512)  # height, width of a new picture
     vae_resize: Resize = Resize(512, 256, 16)
     vit_resize: Resize = Resize(504, 252, 14)
-    world: Literal["open", "stickers"] = "open"  # "stickers": prompts are read into specs first, and must be of that world
+    world: Literal["open", "stickers"] = (
+        "open"  # "stickers": prompts are read into specs first, and must be of that world
+    )
     templates: Templates = R3_TEMPLATES
     fine: Sampling = FINE
     draft: Sampling = DRAFT
@@ -182,9 +195,22 @@ BAGEL_7B = BagelConfig()
 SKETCH = BagelConfig(
     name="sketch",
     language=LanguageConfig(
-        vocab_size=256, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4, rope_theta=1e4,
+        vocab_size=256,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        rope_theta=1e4,
     ),
-    vision=VisionConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=5, num_attention_heads=3, patch_size=16, patches_per_side=16),
+    vision=VisionConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=3,
+        patch_size=16,
+        patches_per_side=16,
+    ),
     autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, scale_factor=1.0, shift_factor=0.0),
     max_latent_size=16,
     image_size=(96, 96),

@@ -23,7 +23,9 @@ class Context:
         self.keys, self.values, self.valid, self.position, self.length = keys, values, valid, position, length
 
     @staticmethod
-    def empty(config: LanguageConfig, batch: int, device: torch.device, dtype: torch.dtype, capacity: int = 64) -> Context:
+    def empty(
+        config: LanguageConfig, batch: int, device: torch.device, dtype: torch.dtype, capacity: int = 64
+    ) -> Context:
         """A context that has read nothing, for `batch` rows."""
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)

@@ -143,7 +143,12 @@ def grid_ids(grid: tuple[int, int], table_side: int) -> np.ndarray:
 
 
 def pack(
-    rows: Sequence[Sequence[Block]], special: SpecialTokens, latent_dim: int, table_side: int, device: torch.device, start: Tensor | None = None
+    rows: Sequence[Sequence[Block]],
+    special: SpecialTokens,
+    latent_dim: int,
+    table_side: int,
+    device: torch.device,
+    start: Tensor | None = None,
 ) -> Pack:
     """Lay rows of blocks out; `start [batch]` is where each row's positions go on (0 without a context)."""
     starts = [0] * len(rows) if start is None else start.tolist()

@@ -45,7 +45,9 @@ class Layout:
         before = self.order[:, None, :] <= self.order[:, :, None]
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
         allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]
-        allowed = allowed | torch.eye(allowed.shape[1], dtype=torch.bool, device=allowed.device)  # padding sees itself: no empty row
+        allowed = allowed | torch.eye(
+            allowed.shape[1], dtype=torch.bool, device=allowed.device
+        )  # padding sees itself: no empty row
         if cached is not None:
             past = cached[:, None, :].expand(-1, allowed.shape[1], -1)
             allowed = torch.cat([past, allowed], dim=2)
@@ -83,7 +85,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         hidden, kv = config.hidden_size, self.kv_heads * self.head_dim
         for expert in ("", "_moe_gen"):
             setattr(self, f"q_proj{expert}", nn.Linear(hidden, hidden))
@@ -99,7 +105,11 @@ class Attention(nn.Module):
         value = getattr(self, f"v_proj{expert}")(x).view(shape).transpose(1, 2)
         query = getattr(self, f"q_norm{expert}")(getattr(self, f"q_proj{expert}")(x).view(shape).float())
         key = getattr(self, f"k_norm{expert}")(getattr(self, f"k_proj{expert}")(x).view(shape).float())
-        return rotate(query, rotary).transpose(1, 2).to(value.dtype), rotate(key, rotary).transpose(1, 2).to(value.dtype), value
+        return (
+            rotate(query, rotary).transpose(1, 2).to(value.dtype),
+            rotate(key, rotary).transpose(1, 2).to(value.dtype),
+            value,
+        )
 
     def forward(
         self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Context | None, layer: int
@@ -112,8 +122,8 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.write(layer, key, value)
         mixed = attend(query, key, value, mask).transpose(1, 2).flatten(2)
-        out = getattr(self, "o_proj")(mixed[:, :split])
-        return out, getattr(self, "o_proj_moe_gen")(mixed[:, split:]) if gen.shape[1] else gen
+        out = self.o_proj(mixed[:, :split])
+        return out, self.o_proj_moe_gen(mixed[:, split:]) if gen.shape[1] else gen
 
 
 class Layer(nn.Module):

@@ -37,7 +37,9 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
     """The tokenizer.json of a checkpoint folder and its special tokens. Raises ModelError if either is not there."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise ModelError(f"{path} is missing; expected the tokenizer of the checkpoint beside its weights: copy or export it there")
+        raise ModelError(
+            f"{path} is missing; expected the tokenizer of the checkpoint beside its weights: copy or export it there"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     return tokenizer, special_tokens(tokenizer)
 
@@ -48,7 +50,9 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     ids = [tokenizer.token_to_id(name) for name in names]
     missing = [name for name, number in zip(names, ids, strict=True) if number is None]
     if missing:
-        raise ModelError(f"the tokenizer lacks {', '.join(missing)}; expected a BAGEL tokenizer with {', '.join(names)}")
+        raise ModelError(
+            f"the tokenizer lacks {', '.join(missing)}; expected a BAGEL tokenizer with {', '.join(names)}"
+        )
     return SpecialTokens(*(int(number) for number in ids))
 
 

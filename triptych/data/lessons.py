@@ -1,0 +1,117 @@
+"""Endless supervised pairs from scenes: what SKETCH learns to draw, plan, edit, reflect on and answer.
+
+A lesson is a function of (kind, seed) alone. Text is kept apart from the model's tags, which `model/words.py` adds.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from triptych.data.captions import fits_question, instruction_text, plan_text, question_answer, reflection_text
+from triptych.data.edits import apply, fix, random_edit, spoil
+from triptych.data.language import prompt_text, wording_of
+from triptych.data.scene import Layout, Scene, check, random_spec
+
+Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One pair. `asked` is a prompt, an instruction or a question; `thought` and `reply` are what should be said
+    (a reflection without a reply is a stop); `before` is the picture that is seen, `after` the one to be drawn."""
+
+    kind: Kind
+    asked: str
+    thought: str | None = None
+    reply: str | None = None
+    before: Scene | None = None
+    after: Scene | None = None
+    picture: np.ndarray | None = (
+        None  # the very pixels of `before` where they are no rendering: a picture the model drew
+    )
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares inside the lessons, each with its reason."""
+
+    right: float = 0.45  # reflections on pictures that are right: stopping must be learnt, false stops are the danger
+    spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
+    fits: float = 0.25  # questions whether a text fits the picture
+    mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
+    layout: Layout = Layout()
+
+
+def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:
+    """The lesson of that kind and seed."""
+    return {"depict": depict, "plan": plan, "edit": edit, "reflect": reflect, "answer": answer}[kind](seed, mix)
+
+
+def depict(seed: int, mix: Mix) -> Lesson:
+    """A prompt and a picture of it."""
+    spec = random_spec(seed)
+    return Lesson("depict", prompt_text(spec, wording_of(spec)), after=Scene.sample(spec, seed, mix.layout))
+
+
+def plan(seed: int, mix: Mix) -> Lesson:
+    """A prompt, a plan in words, and the picture that the plan describes."""
+    spec = random_spec(seed)
+    scene = Scene.sample(spec, seed, mix.layout)
+    return Lesson("plan", prompt_text(spec, wording_of(spec)), thought=plan_text(scene), after=scene)
+
+
+def edit(seed: int, mix: Mix) -> Lesson:
+    """A picture, an instruction, and the picture after it."""
+    chance = random.Random(seed)
+    spec = random_spec(seed)
+    scene = Scene.sample(spec, seed, mix.layout)
+    if chance.random() < mix.spoiled:
+        scene = spoil(scene, spec, seed, mistakes(chance, mix))
+        change = fix(scene, spec, seed)
+    else:
+        change = None
+    change = change or random_edit(scene, seed)
+    return Lesson("edit", instruction_text(change), before=scene, after=apply(scene, change, seed))
+
+
+def reflect(seed: int, mix: Mix) -> Lesson:
+    """A picture beside its prompt: what is seen, what is wrong first, and one instruction; or a stop."""
+    chance = random.Random(seed)
+    spec = random_spec(seed)
+    scene = Scene.sample(spec, seed, mix.layout)
+    if chance.random() >= mix.right:
+        scene = spoil(scene, spec, seed, mistakes(chance, mix))
+    change = fix(scene, spec, seed)
+    return Lesson(
+        "reflect",
+        prompt_text(spec, wording_of(spec)),
+        thought=reflection_text(scene, spec, change),
+        reply=None if change is None else instruction_text(change),
+        before=scene,
+    )
+
+
+def answer(seed: int, mix: Mix) -> Lesson:
+    """A picture, a question and its answer."""
+    chance = random.Random(seed)
+    spec = random_spec(seed)
+    scene = Scene.sample(spec, seed, mix.layout)
+    if chance.random() >= mix.fits:
+        question, reply = question_answer(scene, seed)
+        return Lesson("answer", question, reply=reply, before=scene)
+    if chance.random() < 0.5:
+        scene = spoil(scene, spec, seed, 1)
+    right = all(one.held for one in check(scene, spec))
+    return Lesson(
+        "answer", fits_question(prompt_text(spec, wording_of(spec))), reply="yes" if right else "no", before=scene
+    )
+
+
+def mistakes(chance: random.Random, mix: Mix) -> int:
+    """How many mistakes a flawed picture holds: 1 with weight n, 2 with weight n-1, ..."""
+    counts = range(1, mix.mistakes + 1)
+    return chance.choices(counts, weights=[mix.mistakes + 1 - count for count in counts])[0]

@@ -1,0 +1,180 @@
+"""The skills behind the loop, one by one, each against the truth of the sticker world.
+
+Drawing (at once, and after a plan), carrying an edit out, deciding between a stop and an edit, naming the right edit,
+answering questions, and mending the model's own pictures. A loop cannot be better than these, so lessons and training
+are steered by them. Pictures are read by the judge of the world; texts by the parsers that stand beside their writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.data.captions import instruction_text, parse_instruction, question_answer
+from triptych.data.edits import apply, fix, random_edit, spoil
+from triptych.data.language import prompt_text, wording_of
+from triptych.data.render import render
+from triptych.data.scene import Scene, check
+from triptych.loop import Policy, play
+from triptych.model.config import Sampling
+from triptych.model.words import is_stop, parse_edit
+from triptych.rewards.world import WorldJudge
+from triptych.trace import Completion, Prompt, Spec, Trace
+
+
+class Student(Policy):
+    """A policy that also answers."""
+
+    def answer(self, images, questions, sampling, seeds, tell=None) -> list[Completion]: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers with its bootstrap 95 % interval, and how many there were."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @staticmethod
+    def of(outcomes: Sequence[bool], seed: int = 0, draws: int = 1000) -> Score:
+        """Resamples the outcomes themselves. No outcome gives nan: nothing was measured."""
+        if not outcomes:
+            return Score(float("nan"), float("nan"), float("nan"), 0)
+        values = np.asarray(outcomes, float)
+        means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return Score(float(values.mean()), float(low), float(high), len(values))
+
+
+def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
+    """What a scene holds, cell by cell: two scenes with one inventory are the same picture to a reader."""
+    return sorted((one.cell, one.name, one.color, one.size) for one in scene.stickers)
+
+
+def editing(
+    policy: Student, specs: Sequence[Spec], seeds: Sequence[int], judge: WorldJudge, sampling: Sampling
+) -> list[bool]:
+    """Whether an instruction was carried out and nothing else changed: every second one mends a flawed picture, the others are free."""
+    befores, changes = [], []
+    for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True)):
+        scene = Scene.sample(spec, seed)
+        change = None
+        if index % 2 == 0:
+            scene = spoil(scene, spec, seed, 1)
+            change = fix(scene, spec, seed)
+        befores.append(scene)
+        changes.append(change or random_edit(scene, seed))
+    pictures = policy.edit(
+        list(render(befores).numpy()), [instruction_text(change) for change in changes], sampling, list(seeds)
+    )
+    found = judge.scenes([picture.image for picture in pictures])
+    wanted = [apply(scene, change, seed) for scene, change, seed in zip(befores, changes, seeds, strict=True)]
+    return [inventory(one) == inventory(other) for one, other in zip(found, wanted, strict=True)]
+
+
+def reflecting(
+    policy: Student, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling
+) -> dict[str, list[bool]]:
+    """Half of the pictures are right, half hold one mistake. `stops` on right ones, `edits` on flawed ones, `instructions`
+    that mend a flawed one (a stop there is a wrong instruction)."""
+    scenes = [
+        Scene.sample(spec, seed) if index % 2 == 0 else spoil(Scene.sample(spec, seed), spec, seed, 1)
+        for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True))
+    ]
+    texts = policy.reflect(_texts(specs), list(render(scenes).numpy()), sampling, list(seeds))
+    asked = [parse_edit(text.text) for text in texts]
+    return {
+        "stops": [is_stop(text) for text in asked[::2]],
+        "edits": [not is_stop(text) for text in asked[1::2]],
+        "instructions": [
+            mends(text, scene, spec, seed)
+            for text, scene, spec, seed in zip(asked[1::2], scenes[1::2], specs[1::2], seeds[1::2], strict=True)
+        ],
+    }
+
+
+def mends(instruction: str, scene: Scene, spec: Spec, seed: int) -> bool:
+    """Whether an instruction, carried out to the letter, repairs a failed check and breaks none."""
+    change = parse_instruction(instruction)
+    if change is None:
+        return False
+    try:
+        after = apply(scene, change, seed)
+    except ValueError:
+        return False
+    before = {one.text.split(":")[0] for one in check(scene, spec) if not one.held}
+    left = {one.text.split(":")[0] for one in check(after, spec) if not one.held}
+    return left < before
+
+
+def answering(policy: Student, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling) -> list[bool]:
+    """Whether compositional questions about pictures are answered right, to the word."""
+    scenes = [Scene.sample(spec, seed) for spec, seed in zip(specs, seeds, strict=True)]
+    pairs = [question_answer(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+    replies = policy.answer(list(render(scenes).numpy()), [question for question, _ in pairs], sampling, list(seeds))
+    return [reply.text == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
+
+
+def mending(traces: Sequence[Trace], judge: WorldJudge) -> dict[str, list[bool]]:
+    """Of the first edits that played traces attempted on their own flawed pictures: those that `improved` the share of
+    checks that hold, and those that made the picture `right`."""
+    tried = [trace for trace in traces if len(trace.images) > 1 and trace.prompt.spec is not None]
+    before = judge([Trace(trace.prompt, trace.turns[:1]) for trace in tried]) if tried else []
+    after = judge([Trace(trace.prompt, trace.turns[:2]) for trace in tried]) if tried else []
+    flawed = [(one.score, other.score) for one, other in zip(before, after, strict=True) if one.score < 1]
+    return {"improved": [two > one for one, two in flawed], "right": [two == 1.0 for _, two in flawed]}
+
+
+def exam(
+    policy: Student,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    turns: int = 4,
+    batch: int = 70,
+    tell: Callable[[str, Score], None] | None = None,
+) -> dict[str, Score]:
+    """Every skill on prompts with a spec, once per seed; `tell` hears each score as it is known."""
+    judge = WorldJudge()
+    scores: dict[str, Score] = {}
+
+    def note(name: str, outcomes: Sequence[bool]) -> None:
+        scores[name] = Score.of(outcomes)
+        if tell is not None:
+            tell(name, scores[name])
+
+    rows = [(prompt, seed * 10_007 + index) for seed in seeds for index, prompt in enumerate(prompts)]
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    split = [
+        ([p for p, _ in part], [p.spec for p, _ in part if p.spec is not None], [s for _, s in part]) for part in parts
+    ]
+    reflections = [reflecting(policy, specs, numbers, sampling) for _, specs, numbers in split]
+    for name in ("stops", "edits", "instructions"):
+        note(name, [value for part in reflections for value in part[name]])
+    note("balanced", [value for part in reflections for value in (*part["stops"], *part["edits"])])
+    note("answers", [value for _, specs, numbers in split for value in answering(policy, specs, numbers, sampling)])
+    note("edited", [value for _, specs, numbers in split for value in editing(policy, specs, numbers, judge, sampling)])
+    for plan, name in ((False, "at once"), (True, "planned")):
+        played = [_last(play(policy, asked, numbers, turns, sampling, plan)) for asked, _, numbers in split]
+        traces = [trace for part in played for trace in part]
+        for turn in (0, 1, turns) if turns > 1 else range(turns + 1):
+            note(
+                f"{name}, turn {turn}",
+                [v.score == 1.0 for v in judge([Trace(t.prompt, t.turns[: turn + 1]) for t in traces])],
+            )
+        for kind, outcomes in mending(traces, judge).items():
+            note(f"{name}, own flaws {kind}", outcomes)
+    return scores
+
+
+def _last(traces) -> list[Trace]:
+    *_, final = traces
+    return final
+
+
+def _texts(specs: Sequence[Spec]) -> list[str]:
+    return [prompt_text(spec, wording_of(spec)) for spec in specs]

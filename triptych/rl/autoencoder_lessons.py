@@ -1,0 +1,133 @@
+"""The first lesson: pictures to latents and back. Trains the autoencoder on endless scenes, then measures its scale.
+
+The loss is the squared error of the pixels plus its square root's cousin, the absolute error (sharper edges), plus a
+small KL to a standard normal, so that the latents are smooth enough to be painted by a flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from triptych.data.layout import CELLS, SIZES, Layout, scatter
+from triptych.data.render import render
+from triptych.data.scene import Scene, Sticker, random_spec
+from triptych.data.stickers import CLASSES, COLORS
+from triptych.model.config import AutoencoderConfig
+from triptych.model.vae import Autoencoder
+from triptych.rl import checkpoint
+
+
+@dataclass(frozen=True)
+class AutoencoderLessons:
+    """How the autoencoder is taught."""
+
+    steps: int = 900
+    batch: int = 8
+    rate: float = 1e-3
+    warmup: int = 50
+    cooldown: float = 0.5  # share of the steps over which the rate falls to 0
+    kl: float = 1e-3  # weight of the KL per latent number
+    average: float = 0.998  # of the weights that are kept
+
+
+def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
+    """Fresh scenes: scene i of the endless set is a function of (seed, i)."""
+    first = seed * 1_000_003 + step * batch
+    return [Scene.sample(random_spec(first + row), first + row) for row in range(batch)]
+
+
+def crowd(seed: int) -> Scene:
+    """A scene with a sticker in every cell: pixels that are worth the work of an autoencoder."""
+    rng = Random(seed)
+    sizes = rng.choices(tuple(SIZES), weights=(1, 3, 1), k=len(CELLS))
+    centres = scatter([(cell, SIZES[size]) for cell, size in enumerate(sizes)], rng, Layout())
+    return Scene(
+        tuple(
+            Sticker(rng.choice(CLASSES), rng.choice(tuple(COLORS)), x, y, size)
+            for size, (x, y) in zip(sizes, centres, strict=True)
+        )
+    )
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Pixels `[batch height width 3] uint8` to `[batch 3 height width]` in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def rate_at(step: int, steps: int, warmup: int, cooldown: float) -> float:
+    """Share of the learning rate: a linear warm-up, a plateau, a linear fall to zero over the last part."""
+    rise = min(1.0, (step + 1) / max(warmup, 1))
+    fall = min(1.0, (steps - step) / max(steps * cooldown, 1))
+    return rise * fall
+
+
+def autoencoder_loss(model: Autoencoder, pixels: Tensor, noise: Tensor, kl: float) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a batch of pixels in [-1, 1], with PSNR in dB (of a range of 2) and nats per latent number."""
+    mean, logvar = model.moments(pixels)
+    sample = mean + torch.exp(0.5 * logvar) * noise
+    decoded = model.decoder(sample).float()
+    square = (decoded - pixels).square().mean()
+    divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
+    loss = square + 0.2 * (decoded - pixels).abs().mean() + kl * divergence
+    return loss, {"psnr": float(10 * torch.log10(4 / square.detach())), "kl": float(divergence.detach())}
+
+
+def study_autoencoder(
+    config: AutoencoderConfig, lessons: AutoencoderLessons, seed: int, device: torch.device, folder: Path, every: int
+) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps and at the end."""
+    torch.manual_seed(seed)
+    model = Autoencoder(config).to(device)
+    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    start = 0
+    if (found := checkpoint.latest(folder, device)) is not None:
+        tensors, record = found
+        start = record["step"]
+        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+        average = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}
+        checkpoint.unpack_optimizer("adamw", optimizer, tensors)
+    for step in range(start, lessons.steps):
+        optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+        generator = torch.Generator().manual_seed(seed * 7919 + step)
+        first = seed * 1_000_003 + step * lessons.batch
+        pixels = to_unit(render([crowd(first + row) for row in range(lessons.batch)], device=str(device)))
+        side = 2 ** (len(config.ch_mult) - 1)
+        shape = (lessons.batch, config.z_channels, pixels.shape[2] // side, pixels.shape[3] // side)
+        noise = torch.randn(shape, generator=generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, metrics = autoencoder_loss(model, pixels, noise, lessons.kl)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        blend(average, model, lessons.average)
+        if (step + 1) % every == 0 or step + 1 == lessons.steps:
+            tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
+                f"average/{n}": t for n, t in average.items()
+            }
+            checkpoint.save(folder, step + 1, tensors | checkpoint.pack_optimizer("adamw", optimizer), {})
+        yield step, float(loss.detach()), metrics
+
+
+def blend(average: dict[str, Tensor], model: torch.nn.Module, keep: float) -> None:
+    """Move a running average of the weights towards the model."""
+    state = model.state_dict()
+    floats = [name for name in average if average[name].is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - keep)
+
+
+@torch.no_grad()
+def measured(config: AutoencoderConfig, weights: dict[str, Tensor], scenes: Sequence[Scene]) -> AutoencoderConfig:
+    """The config with the scale and shift that make latents of these scenes have mean 0 and deviation 1."""
+    plain = replace(config, scale_factor=1.0, shift_factor=0.0)
+    model = Autoencoder(plain)
+    model.load_state_dict(weights)
+    latent = torch.cat([model.encode(to_unit(render(scenes[i : i + 32]))) for i in range(0, len(scenes), 32)])
+    return replace(config, scale_factor=float(1 / latent.std()), shift_factor=float(latent.mean()))

@@ -1,0 +1,90 @@
+"""Exact save and resume: weights, averages, optimiser state and step count, as safetensors and JSON, no pickle.
+
+Lessons and training draw all their randomness from (seed, step), so a step number stands for the state of every
+generator and for the place in the data. A checkpoint is written beside its final name and renamed, so that the last
+good one survives a kill at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from triptych.errors import ModelError, OutputError
+
+KEEP = 2  # checkpoints kept in a folder: the last, and the one before it
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
+    """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `KEEP`."""
+    final = Path(folder) / f"step-{step:08d}"
+    aside = final.with_suffix(".partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, aside / "state.safetensors"
+        )
+        (aside / "state.json").write_text(json.dumps({"step": step, **record}))
+        if final.exists():  # the same step again, after a resume from an older one
+            shutil.rmtree(final)
+        os.rename(aside, final)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is untouched"
+        ) from error
+    for old in steps(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(
+        path for path in Path(folder).glob("step-*") if path.suffix != ".partial" and (path / "state.json").is_file()
+    )
+
+
+def latest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and record of the newest complete checkpoint, or None where there is none."""
+    found = steps(folder)
+    if not found:
+        return None
+    return load_file(found[-1] / "state.safetensors", device=str(device)), json.loads(
+        (found[-1] / "state.json").read_text()
+    )
+
+
+def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors; a plain number becomes a tensor of float64."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{index}/{key}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def unpack_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `pack_optimizer` took. Raises ModelError when a state does not belong to these parameters."""
+    sizes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, _, rest = key.partition("/")
+        if owner != name:
+            continue
+        index, field = rest.split("/")
+        if int(index) >= len(sizes) or (value.dim() and value.shape != sizes[int(index)]):
+            raise ModelError(
+                f"optimiser state {key} has shape {tuple(value.shape)}; expected that of the parameter: resume with the same config"
+            )
+        state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,263 @@
+"""Supervised learning first: how SKETCH learns to speak, see and draw. `triptych lessons sketch` runs this.
+
+Three stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), then the model that
+joins them. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triptych.data.lessons import Lesson
+from triptych.data.vocabulary import build_tokenizer
+from triptych.errors import ConfigError, ModelError
+from triptych.model import weights
+from triptych.model.bagel import Bagel
+from triptych.model.config import SKETCH, BagelConfig
+from triptych.rewards.world import WorldJudge
+from triptych.rl import checkpoint
+from triptych.rl.autoencoder_lessons import (
+    AutoencoderLessons,
+    blend,
+    measured,
+    rate_at,
+    scenes_of_step,
+    study_autoencoder,
+)
+from triptych.rl.eyes_lessons import EyesLessons, study_eyes
+from triptych.rl.own import keep, kept, own_lessons, own_pictures
+from triptych.rl.teach import ModelLessons, sheet, teach
+
+VIEW = "vit_model."
+
+
+# The fourth stage: gentle steps, and half of what is looked at or mended is the model's own work.
+OWN = ModelLessons(steps=400, rate=5e-4, matrix_rate=5e-3, warmup=20, cooldown=0.8, own=0.5)
+
+
+@dataclass(frozen=True)
+class LessonsConfig:
+    """Every knob of the lessons; the command line overrides any field, and an unknown one is an error."""
+
+    seed: int = 0
+    device: str = "auto"  # "auto" takes CUDA where there is one
+    every: int = 200  # steps between checkpoints
+    workers: int = 0  # processes that prepare lessons ahead; 0 prepares them in between
+    autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
+    eyes: EyesLessons = field(default_factory=EyesLessons)
+    model: ModelLessons = field(default_factory=ModelLessons)
+    own: ModelLessons = OWN
+    own_pictures: int = 1200  # drawn by the model after the third stage, to learn from its own mistakes in the fourth
+
+
+DEBUG = LessonsConfig(
+    every=2,
+    autoencoder=AutoencoderLessons(steps=2, batch=2),
+    eyes=EyesLessons(steps=2, batch=2),
+    model=ModelLessons(steps=2, pictures=3, edits=2, words=3),
+    own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5),
+    own_pictures=2,
+)
+RECIPES = {"sketch": LessonsConfig(), "debug": DEBUG}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update: its stage, its place in it, the loss and what else was measured."""
+
+    stage: str
+    index: int
+    total: int
+    loss: float
+    metrics: dict[str, float]
+
+
+def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: BagelConfig = SKETCH) -> Iterator[Step]:
+    """Teach all stages, yielding a Step per update; the checkpoint folder is `out/model` at the end.
+
+    Raises ConfigError if `out` holds another run's lessons, or any without `resume`.
+    """
+    _claim(out, config, resume)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
+    size = config.autoencoder.steps
+    for index, loss, metrics in study_autoencoder(
+        bagel_config.autoencoder, config.autoencoder, config.seed, device, out / "autoencoder", config.every
+    ):
+        yield Step("autoencoder", index, size, loss, metrics)
+    for index, loss, metrics in study_eyes(
+        bagel_config.vision, config.eyes, config.seed, device, out / "eyes", config.every
+    ):
+        yield Step("eyes", index, config.eyes.steps, loss, metrics)
+    school = School(config, out, device, bagel_config)
+    yield from school.study("joined", config.model)
+    if config.own.steps:
+        yield from school.study("own", config.own, school.own_lessons(config.own_pictures))
+    school.graduate(out / "model")
+
+
+def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
+    path, mine = Path(out) / "lessons.json", json.loads(json.dumps(asdict(config)))
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine, indent=1))
+        return
+    if not resume:
+        raise ConfigError(f"{out} holds lessons already; resume them with --resume, or choose another --out")
+    theirs = json.loads(path.read_text())
+    free = {"device", "workers", "every"}  # these do not change what is learnt
+    changed = [key for key in mine if key not in free and mine[key] != theirs.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{path} was written with other {', '.join(changed)}; expected the same settings to resume exactly"
+        )
+
+
+class School:
+    """The third stage: the joined model, its averages and its optimisers."""
+
+    def __init__(self, config: LessonsConfig, out: Path, device: torch.device, bagel_config: BagelConfig):
+        self.config, self.out, self.device = config, Path(out), device
+        autoencoder, eyes = self._earlier("autoencoder"), self._earlier("eyes")
+        decoder = {name[8:]: tensor for name, tensor in autoencoder.items() if name.startswith("average/")}
+        scenes = scenes_of_step(config.seed + 2, 0, 64)
+        sizes = measured(bagel_config.autoencoder, decoder, scenes)
+        torch.manual_seed(config.seed)
+        self.bagel = Bagel(replace(bagel_config, autoencoder=sizes), build_tokenizer())
+        self.bagel.autoencoder.load_state_dict(decoder)
+        tower = {name[len("average/tower.") :]: t for name, t in eyes.items() if name.startswith("average/tower.")}
+        self.bagel.vit_model.load_state_dict(tower)
+        self.bagel.autoencoder.requires_grad_(False)
+        initialise(self.bagel)
+        self.bagel.to(device)
+        self.taught = {name: p for name, p in self.bagel.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.taught.items()}
+
+    def _earlier(self, stage: str) -> dict[str, Tensor]:
+        found = checkpoint.latest(self.out / stage)
+        if found is None:
+            raise ModelError(
+                f"{self.out / stage} holds no checkpoint; expected the stage before the model: run its lessons first"
+            )
+        return found[0]
+
+    def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
+        """Teach a stage from where its newest checkpoint stands, else from the weights as they are; yields a Step per update."""
+        schools = optimizers(self.taught, lessons)
+        start = self._resume(stage, schools)
+        bases = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in schools.items()}
+        for step, page in enumerate(self._pages(lessons, start, own), start=start):
+            share = rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+            for name, optimizer in schools.items():
+                for group, base in zip(optimizer.param_groups, bases[name], strict=True):
+                    group["lr"] = base * share
+                optimizer.zero_grad(set_to_none=True)
+            metrics = teach(self.bagel, lessons, page, self.device)
+            metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
+            for optimizer in schools.values():
+                optimizer.step()
+            blend(self.average, self.bagel, lessons.average)
+            if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
+                self._save(stage, step + 1, schools)
+            yield Step(stage, step, lessons.steps, metrics.pop("loss"), metrics)
+
+    def own_lessons(self, count: int) -> list[Lesson]:
+        """Lessons on pictures that the averaged model draws; they are drawn once and written down."""
+        folder, seed = self.out / "own_pictures", 2_000_000_000 + self.config.seed * 1_000_003
+        found = kept(folder)
+        if found is None:
+            policy = self.averaged()
+            found = own_pictures(policy, count, seed, policy.config.fine)
+            keep(folder, *found)
+        return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed)
+
+    def _pages(self, lessons: ModelLessons, start: int, own: Sequence[Lesson]):
+        steps, seed = range(start, lessons.steps), self.config.seed + (len(own) > 0)
+        if not self.config.workers:
+            return (sheet(lessons, seed, step, own) for step in steps)
+        return torch.utils.data.DataLoader(
+            Pages(lessons, seed, own),
+            batch_size=None,
+            sampler=list(steps),
+            num_workers=self.config.workers,
+            prefetch_factor=4,
+            multiprocessing_context="fork",
+        )
+
+    def _resume(self, stage: str, schools: dict[str, torch.optim.Optimizer]) -> int:
+        found = checkpoint.latest(self.out / stage, self.device)
+        if found is None:
+            return 0
+        tensors, record = found
+        with torch.no_grad():
+            for name, parameter in self.taught.items():
+                parameter.copy_(tensors[f"model/{name}"])
+                self.average[name].copy_(tensors[f"average/{name}"])
+        for name, optimizer in schools.items():
+            checkpoint.unpack_optimizer(name, optimizer, tensors)
+        return record["step"]
+
+    def _save(self, stage: str, step: int, schools: dict[str, torch.optim.Optimizer]) -> None:
+        tensors = {f"model/{name}": p for name, p in self.taught.items()} | {
+            f"average/{n}": t for n, t in self.average.items()
+        }
+        for name, optimizer in schools.items():
+            tensors |= checkpoint.pack_optimizer(name, optimizer)
+        checkpoint.save(self.out / stage, step, tensors, {})
+
+    def averaged(self) -> Bagel:
+        """A copy of the model with the averaged weights."""
+        copy = Bagel(self.bagel.config, self.bagel.tokenizer)
+        copy.load_state_dict(self.bagel.state_dict() | self.average)
+        return copy.to(self.device).eval()
+
+    def graduate(self, folder: Path) -> Path:
+        """Write the averaged weights as a checkpoint folder."""
+        return weights.save(self.averaged(), folder)
+
+
+class Pages(torch.utils.data.Dataset):
+    """The endless set of lesson sheets, by step number."""
+
+    def __init__(self, lessons: ModelLessons, seed: int, own: Sequence[Lesson]):
+        self.lessons, self.seed, self.own = lessons, seed, own
+
+    def __getitem__(self, step: int):
+        return sheet(self.lessons, self.seed, step, self.own)
+
+
+def initialise(bagel: Bagel) -> None:
+    """Small normal matrices, quiet residual branches and a velocity head that starts at zero; the eyes stay as they are."""
+    depth = bagel.config.language.num_hidden_layers
+    for name, parameter in bagel.named_parameters():
+        if name.startswith(("autoencoder.", VIEW)) or not parameter.requires_grad:
+            continue
+        if name.startswith("llm2vae.") or (parameter.dim() == 1 and name.endswith("bias")):
+            torch.nn.init.zeros_(parameter)
+        elif parameter.dim() == 2:
+            deviation = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+            quiet = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
+            torch.nn.init.normal_(parameter, std=deviation * quiet)
+
+
+def optimizers(parameters: dict[str, Tensor], lessons: ModelLessons) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for everything else. Raises ConfigError where torch has no Muon."""
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            f"torch {torch.__version__} has no Muon; expected 2.9 or newer for the lessons: upgrade torch"
+        )
+    matrices = {name for name, p in parameters.items() if p.dim() == 2 and ".layers." in name}
+    muon = torch.optim.Muon(
+        [p for n, p in parameters.items() if n in matrices], lr=lessons.matrix_rate, weight_decay=0.0
+    )
+    adamw = torch.optim.AdamW(
+        [p for n, p in parameters.items() if n not in matrices], lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    return {"muon": muon, "adamw": adamw}

@@ -1,0 +1,74 @@
+"""Lessons from the model's own pictures: what it drew wrong is what it must learn to see and to mend.
+
+A finder tells what an own picture shows; the reflection that should have been said and the picture that the edit should
+have led to follow from that scene and the prompt. Pictures on which the model was right teach it to stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from triptych.data.captions import instruction_text, reflection_text
+from triptych.data.edits import apply, fix
+from triptych.data.language import prompt_text, wording_of
+from triptych.data.lessons import Lesson
+from triptych.data.scene import Scene, random_spec
+from triptych.loop import Policy, play
+from triptych.model.config import Sampling
+from triptych.trace import Prompt, Spec
+
+Find = Callable[[Sequence[np.ndarray]], list[Scene]]
+
+
+def own_pictures(
+    policy: Policy, count: int, seed: int, sampling: Sampling, batch: int = 50
+) -> tuple[list[Spec], np.ndarray]:
+    """`count` pictures `[count height width 3] uint8` of fresh prompts, drawn by the model: every second one after a plan."""
+    specs = [random_spec(seed + index) for index in range(count)]
+    pictures: list[np.ndarray] = []
+    for number, start in enumerate(range(0, count, batch)):
+        part = specs[start : start + batch]
+        prompts = [Prompt(prompt_text(spec, wording_of(spec)), spec) for spec in part]
+        seeds = [seed + start + index for index in range(len(part))]
+        (traces,) = play(policy, prompts, seeds, 0, sampling, plan=number % 2 == 0)
+        pictures += [trace.images[-1] for trace in traces]
+    return specs, np.stack(pictures)
+
+
+def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: int) -> list[Lesson]:
+    """A reflection on every picture, and an edit of every one that can be mended."""
+    lessons: list[Lesson] = []
+    for index, (spec, picture, scene) in enumerate(zip(specs, pictures, find(list(pictures)), strict=True)):
+        change = fix(scene, spec, seed + index)
+        order = None if change is None else instruction_text(change)
+        asked = prompt_text(spec, wording_of(spec))
+        lessons.append(
+            Lesson("reflect", asked, reflection_text(scene, spec, change), order, before=scene, picture=picture)
+        )
+        if change is not None and order is not None:
+            after = apply(scene, change, seed + index)
+            lessons.append(Lesson("edit", order, before=scene, after=after, picture=picture))
+    return lessons
+
+
+def keep(folder: Path, specs: Sequence[Spec], pictures: np.ndarray) -> None:
+    """Write own pictures down, so that a resumed run learns from the same ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"pictures": torch.from_numpy(pictures)}, folder / "pictures.partial")
+    (folder / "pictures.partial").rename(folder / "pictures.safetensors")
+    (folder / "specs.partial").write_text(json.dumps([spec.to_metadata() for spec in specs]))
+    (folder / "specs.partial").rename(folder / "specs.json")
+
+
+def kept(folder: Path) -> tuple[list[Spec], np.ndarray] | None:
+    """The pictures written down in a folder, or None."""
+    if not (folder / "specs.json").is_file():
+        return None
+    specs = [Spec.from_metadata(record) for record in json.loads((folder / "specs.json").read_text())]
+    return specs, load_file(folder / "pictures.safetensors")["pictures"].numpy()

@@ -1,0 +1,209 @@
+"""The third lesson: to plan, draw, edit, reflect and answer. Turns lessons into rows of blocks, and rows into a loss.
+
+Every step teaches three groups, each packed tightly: pictures from a prompt (with and without a plan), edits, and words
+about pictures. Their losses are added: cross entropy of the words, squared error of the velocity (parity kit b.8).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.data.lessons import Kind, Lesson, Mix, lesson
+from triptych.data.render import render
+from triptych.model import flow
+from triptych.model.bagel import Bagel
+from triptych.model.sequence import Block, Latent, Text, View
+from triptych.model.vae import patchify
+from triptych.model.words import encode, say_plan, say_reflection
+from triptych.rl.autoencoder_lessons import to_unit
+from triptych.rl.eyes_lessons import worn
+
+
+@dataclass(frozen=True)
+class ModelLessons:
+    """How the joined model is taught. Rows are per step."""
+
+    steps: int = 6000
+    pictures: int = 48
+    edits: int = 32
+    words: int = 48
+    plans: float = 0.6  # share of the pictures that are planned first
+    answers: float = 0.3  # share of the words that answer a question; the others reflect
+    noises: int = 2  # noisy copies of a picture in one row: they share the cost of reading its context
+    rate: float = 2e-3  # AdamW: embeddings, heads, norms, biases
+    matrix_rate: float = 0.02  # Muon: the matrices of the layers
+    warmup: int = 100
+    cooldown: float = 0.5
+    clip: float = 1.0
+    average: float = 0.998
+    words_weight: float = 1.0
+    time_shift: float = 6.0  # the layout is decided at high noise: look there more often
+    drop_text: float = 0.1  # so that guidance has a branch without the text
+    drop_image: float = 0.05  # and one without the picture, for edits
+    own: float = 0.0  # share of edits and reflections on the model's own pictures
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The lessons of one step, drawn from (seed, step) alone: three groups and the seed of their noise."""
+
+    groups: tuple[tuple[Lesson, ...], ...]
+    seed: int
+
+
+def kinds_of_step(config: ModelLessons) -> tuple[tuple[Kind, ...], ...]:
+    """The kind of every row, group by group."""
+    plans, answers = round(config.pictures * config.plans), round(config.words * config.answers)
+    return (
+        ("plan",) * plans + ("depict",) * (config.pictures - plans),
+        ("edit",) * config.edits,
+        ("answer",) * answers + ("reflect",) * (config.words - answers),
+    )
+
+
+def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()) -> Sheet:
+    """The lessons of a step; a share of edits and reflections is taken from `own`."""
+    rows = config.pictures + config.edits + config.words
+    first = (seed * 1_000_003 + 500_000_000) + step * rows
+    chance = random.Random(first)
+    mine: dict[str, list[Lesson]] = {kind: [one for one in own if one.kind == kind] for kind in ("edit", "reflect")}
+    groups = []
+    for kinds in kinds_of_step(config):
+        group = []
+        for kind in kinds:
+            if mine.get(kind) and chance.random() < config.own:
+                group.append(chance.choice(mine[kind]))
+            else:
+                group.append(lesson(kind, first, config.mix))
+            first += 1
+        groups.append(tuple(group))
+    return Sheet(tuple(groups), first)
+
+
+def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device) -> dict[str, float]:
+    """Add the gradients of a step's three groups to the parameters; returns the metrics."""
+    generator = torch.Generator().manual_seed(page.seed)
+    metrics: dict[str, float] = {"loss": 0.0}
+    for lessons in page.groups:
+        if not lessons:
+            continue
+        with torch.autocast(device.type, torch.bfloat16):
+            rows, targets = told(bagel, config, lessons, generator)
+            loss, found = group_loss(bagel, config, rows, targets, lessons[0].kind)
+        loss.backward()
+        metrics |= found
+        metrics["loss"] += float(loss.detach())
+    return metrics
+
+
+def told(
+    bagel: Bagel, config: ModelLessons, lessons: Sequence[Lesson], generator: torch.Generator
+) -> tuple[list[list[Block]], Tensor]:
+    """Each lesson as blocks, and the velocities `[noisy tokens, latent]` that its noise blocks should get."""
+    seen = _pixels([one for one in lessons if one.before is not None], "before", bagel.device)
+    drawn = _pixels([one for one in lessons if one.after is not None], "after", bagel.device)
+    side, patch = bagel.config.latent_downsample, bagel.config.vision.patch_size
+    views: list[View] = []
+    clean: list[Latent] = []
+    with torch.no_grad():
+        if seen is not None:
+            seen = worn(seen, generator)
+            grid = (seen.shape[2] // patch, seen.shape[3] // patch)
+            views = [View(tokens, grid) for tokens in patchify(seen, patch)]
+            if lessons[0].kind == "edit":
+                clean = [
+                    Latent(tokens, (seen.shape[2] // side, seen.shape[3] // side))
+                    for tokens in bagel.encode_pictures(seen)
+                ]
+        if drawn is None:
+            return [
+                [*_lead(bagel, one), view, *_words(bagel, one)] for one, view in zip(lessons, views, strict=True)
+            ], torch.zeros(0)
+        target = bagel.encode_pictures(drawn)
+    grid = (drawn.shape[2] // side, drawn.shape[3] // side)
+    copies = len(lessons) * config.noises
+    times = flow.training_times(torch.randn(copies, generator=generator), config.time_shift)
+    noise = torch.randn(copies, *target.shape[1:], generator=generator).to(target.device)
+    many = target.repeat_interleave(config.noises, dim=0)
+    noisy = flow.noised(many, noise, times.to(target.device))
+    chances = torch.rand(len(lessons), generator=generator).tolist()
+    rows = []
+    for index, one in enumerate(lessons):
+        canvas: list[Block] = [
+            Latent(noisy[copy], grid, float(times[copy]), loss=True)
+            for copy in range(index * config.noises, (index + 1) * config.noises)
+        ]
+        silent = chances[index] < config.drop_text
+        if one.kind == "edit":
+            blind = not silent and chances[index] < config.drop_text + config.drop_image
+            rows.append(
+                [*([] if blind else [clean[index], views[index]]), *([] if silent else _words(bagel, one)), *canvas]
+            )
+        else:
+            rows.append([*_lead(bagel, one), *([] if silent else _words(bagel, one)), *canvas])
+    return rows, (noise - many).flatten(0, 1)
+
+
+def group_loss(
+    bagel: Bagel, config: ModelLessons, rows: list[list[Block]], targets: Tensor, name: str
+) -> tuple[Tensor, dict[str, float]]:
+    """Velocity error plus cross entropy of one packed group."""
+    batch = bagel.pack(rows)
+    und, gen = bagel(batch)
+    metrics: dict[str, float] = {}
+    loss = torch.zeros((), device=bagel.device)
+    if len(batch.mse_slots):
+        velocity = bagel.llm2vae(gen.flatten(0, 1)[batch.mse_slots]).float()
+        error = (velocity - targets).square().mean()
+        loss = loss + error
+        metrics[f"mse_{'edit' if name == 'edit' else 'draw'}"] = float(error.detach())
+    if len(batch.ce_slots):
+        logits = bagel.language_model.lm_head(und.flatten(0, 1)[batch.ce_slots]).float()
+        surprise = F.cross_entropy(logits, batch.ce_targets)
+        loss = loss + config.words_weight * surprise
+        metrics[f"ce_{'words' if name in ('answer', 'reflect') else 'plan'}"] = float(surprise.detach())
+    return loss, metrics
+
+
+def _lead(bagel: Bagel, one: Lesson) -> list[Block]:
+    """The system prompt of a lesson's kind, as the verbs put it first."""
+    templates = bagel.config.templates
+    systems = {"plan": templates.plan_system, "reflect": templates.reflect_system, "answer": templates.answer_system}
+    return bagel.system_blocks(systems.get(one.kind, ""))
+
+
+def _words(bagel: Bagel, one: Lesson) -> list[Block]:
+    """What is asked and what should be said to it, in the words of the verbs."""
+    templates, tokenizer = bagel.config.templates, bagel.tokenizer
+    asked = {
+        "reflect": templates.reflect.format(prompt=one.asked),
+        "answer": templates.answer.format(question=one.asked),
+    }
+    blocks: list[Block] = [Text(encode(tokenizer, asked.get(one.kind, one.asked)))]
+    if one.kind == "plan":
+        blocks.append(Text(encode(tokenizer, say_plan(one.thought or "")), loss=True))
+    elif one.kind == "reflect":
+        blocks.append(Text(encode(tokenizer, say_reflection(one.thought or "", one.reply)), loss=True))
+    elif one.kind == "answer":
+        blocks.append(Text(encode(tokenizer, one.reply or ""), loss=True))
+    return blocks
+
+
+def _pixels(lessons: Sequence[Lesson], which: str, device: torch.device) -> Tensor | None:
+    """The pictures `[batch 3 height width]` in [-1, 1] that lessons see or draw: real pixels where they bring them."""
+    if not lessons:
+        return None
+    pictures = render([getattr(one, which) for one in lessons], device=str(device))
+    if which == "before":
+        for index, one in enumerate(lessons):
+            if one.picture is not None:
+                pictures[index] = torch.from_numpy(np.ascontiguousarray(one.picture)).to(device)
+    return to_unit(pictures)
