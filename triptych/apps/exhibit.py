@@ -1,4 +1,4 @@
-"""A trace made ready to be shown: why it stopped, what a judge says of each picture, and under which settings it was drawn.
+"""A trace made ready to be shown: why it stopped, what a judge says of each picture, and how it was drawn.
 
 The folder that every door leaves behind is written here: what `Trace.save` writes, with the extra facts in trace.json
 and the page trace.html beside it. It appears under its name whole, or not at all.
@@ -25,13 +25,23 @@ Stop = Literal["model", "limit", "interrupted"]
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """A trace with what a reader wants to know of it. `verdicts` has one entry per picture, or none if nobody judged."""
+    """A trace with what a reader wants to know of it; `verdicts` has one per picture, or none where nobody judged."""
 
     trace: Trace
     stop: Stop
     turns: int  # the limit it was drawn under
     verdicts: tuple[Verdict, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """The prompt as a person typed it; the trace holds what the model was told."""
+        return self.settings.get("asked", self.trace.prompt.text)
+
+    @property
+    def edits(self) -> int:
+        """Pictures that were made from another picture."""
+        return sum(turn.drew is not None and turn.instruction is not None for turn in self.trace.turns)
 
     @property
     def why(self) -> str:
@@ -65,10 +75,11 @@ class Exhibit:
         """One trace as `--json` prints it; everything else is in the folder's trace.json."""
         return {
             "folder": str(folder),
+            "asked": self.asked,
             "prompt": self.trace.prompt.text,
             "seed": self.trace.seed,
             "final": str(folder / "final.png") if self.trace.image is not None else None,
-            "edits": sum(turn.instruction is not None and turn.drew is not None for turn in self.trace.turns),
+            "edits": self.edits,
             "stop": self.stop,
             "why": self.why,
             "verdict": None if self.verdict is None else _verdict_record(self.verdict),
@@ -78,7 +89,7 @@ class Exhibit:
     def hang(self, folder: Path) -> Path:
         """Write the folder, page included. Raises OutputError, and leaves nothing behind, if that cannot be done."""
         folder = Path(folder)
-        with replacing_errors(folder):
+        with naming_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
                 inside = self.trace.save(Path(temporary) / folder.name, self.extra())
@@ -126,7 +137,7 @@ def free(folder: Path) -> Path:
 
 def taken(folder: Path) -> OutputError:
     """The error for an output folder that is already there."""
-    return OutputError(f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out")
+    return OutputError(f"{folder} exists; expected a new folder, so that nothing is overwritten: choose another --out")
 
 
 def check_writable(folder: Path) -> None:
@@ -134,12 +145,12 @@ def check_writable(folder: Path) -> None:
     if folder.exists():
         raise taken(folder)
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    with replacing_errors(folder), tempfile.TemporaryDirectory(dir=parent, prefix=".triptych-"):
+    with naming_errors(folder), tempfile.TemporaryDirectory(dir=parent, prefix=".triptych-"):
         pass
 
 
 @contextmanager
-def replacing_errors(folder: Path) -> Iterator[None]:
+def naming_errors(folder: Path) -> Iterator[None]:
     """Turn the system's word on why `folder` cannot be written into one line that says what to do."""
     try:
         yield
@@ -148,3 +159,14 @@ def replacing_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {folder}: {reason}; choose a folder that can be written with --out") from error
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page under its name whole or not at all; an older one is replaced. Raises OutputError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with naming_errors(path):
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

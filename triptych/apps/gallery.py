@@ -30,7 +30,7 @@ BEATS = ("plan", "draw", "reflect", "edit")
 
 @dataclass(frozen=True)
 class Panel:
-    """One turn as the page shows it. `picture` and `before` are numbers into the page's pictures, None where there is none."""
+    """One turn as the page shows it; `picture` and `before` are numbers into the page's pictures."""
 
     number: int
     thought: str | None
@@ -45,6 +45,19 @@ class Panel:
         if self.picture is None:
             return "stop"
         return "reason" if self.before is None else "refine"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One trace on the page of many: its folder's name, what was asked, how it went, its last picture as a data URI."""
+
+    folder: str
+    asked: str
+    seed: int
+    edits: int
+    verdict: Verdict | None
+    picture: str | None
+    pixelated: bool
 
 
 def page(exhibit: Exhibit) -> str:
@@ -64,12 +77,25 @@ def page(exhibit: Exhibit) -> str:
     )
 
 
-def index(title: str, entries: Sequence[tuple[str, Exhibit]]) -> str:
-    """The page of many traces; an entry is (folder name beside the page, exhibit)."""
-    cards = [(name, exhibit, data_uri(thumbnail(exhibit.trace.image))) for name, exhibit in entries if exhibit.trace.image is not None]
-    judged = [exhibit.verdict for _, exhibit, _ in cards if exhibit.verdict is not None]
+def index(title: str, cards: Sequence[Card]) -> str:
+    """The page of many traces, each a link to its own page."""
+    judged = [card.verdict for card in cards if card.verdict is not None]
     right = sum(verdict.score == 1.0 for verdict in judged)
     return _template("index.html").render(title=title, cards=cards, pixelated=False, judged=len(judged), right=right)
+
+
+def card(folder: str, exhibit: Exhibit) -> Card:
+    """What the page of many keeps of a trace in `folder` beside it."""
+    image = exhibit.trace.image
+    return Card(
+        folder=folder,
+        asked=exhibit.asked,
+        seed=exhibit.trace.seed,
+        edits=exhibit.edits,
+        verdict=exhibit.verdict,
+        picture=None if image is None else data_uri(thumbnail(image)),
+        pixelated=image is not None and max(image.shape[:2]) < SMALL,
+    )
 
 
 def panels(trace: Trace, verdicts: Sequence[Verdict] = ()) -> list[Panel]:
@@ -119,5 +145,11 @@ def rows(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 @cache
 def _template(name: str) -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)

@@ -1,0 +1,287 @@
+"""The command line: parse, call one function, print.
+
+Each command is a typed record and its `run`. Rooms are imported when a command runs, so that `triptych --help` is
+quick. Results go to stdout (with `--json` nothing else does). What went wrong goes to stderr in one line, and the exit
+code is 2; after Ctrl-C it is 130.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+
+from triptych.errors import TriptychError
+
+if TYPE_CHECKING:
+    from triptych.model.bagel import Bagel
+
+Open = Callable[..., "Bagel"]  # called as triptych.model.weights.load is
+
+PromptText = Annotated[Positional[str], arg(metavar="PROMPT")]
+Picture = Annotated[Positional[Path], arg(metavar="IMAGE")]
+Json = Annotated[FlagCreatePairsOff[bool], arg(name="json")]
+Folder = Annotated[Path | None, arg(metavar="DIR")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which weights, where."""
+
+    model: str = "sketch"
+    """A packaged name, a checkpoint folder, or a hub name such as ByteDance-Seed/BAGEL-7B-MoT."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of compute; auto is float32 on a CPU and bfloat16 on a GPU."""
+
+    def load(self, open_model: Open) -> Bagel:
+        """The model, in memory."""
+        from triptych.apps.inputs import device_of, dtype_of
+
+        return open_model(self.model, device_of(self.device), dtype_of(self.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayChoice(ModelChoice):
+    """How a trace is drawn and where it goes."""
+
+    seed: int = 0
+    """Of the first trace; the next ones count up from it."""
+    turns: int = 4
+    """Most Reflect-Refine turns; the model may stop earlier."""
+    steps: int | None = None
+    """Flow steps per picture; the model's own number if not given."""
+    best_of: int = 1
+    """Draw so many and keep the judge's favourite; only where there is a judge."""
+    batch: int = 16
+    """Traces drawn at once."""
+    out: Folder = None
+    """A new folder; traces/PROMPT-SEED if not given."""
+    as_json: Json = False
+    """Print the result as JSON on stdout, and the rest on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(PlayChoice):
+    """Draw a prompt: plan it, draw it, then look at the picture and mend it."""
+
+    prompt: PromptText = ""
+    """What to draw, in quotes."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Many prompts instead: plain lines, or jsonl in GenEval's layout."""
+    n: Annotated[int, arg(aliases=["-n"])] = 1
+    """Traces per prompt, each with its own seed."""
+    plan: bool = True
+    """Think before drawing."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import inputs
+
+        inputs.check_at_least("n", self.n, 1)
+        return _play(self, inputs.prompts_of(self.prompt, self.prompts), self.n, self.plan, open_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(PlayChoice):
+    """Bring a given picture in line with a prompt: reflect and refine."""
+
+    image: Picture
+    """The picture to start from."""
+    prompt: PromptText
+    """What it should show, in quotes."""
+    n: Annotated[int, arg(aliases=["-n"])] = 1
+    """Traces, each with its own seed."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import inputs
+        from triptych.model.pictures import read_picture
+        from triptych.trace import Prompt
+
+        inputs.check_at_least("n", self.n, 1)
+        inputs.check_at_least("turns", self.turns, 1)
+        prompt = Prompt(inputs.check_text(self.prompt), image=read_picture(self.image))
+        return _play(self, [prompt], self.n, True, open_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(ModelChoice):
+    """Ask the model about a picture."""
+
+    image: Picture
+    """The picture it looks at."""
+    question: Annotated[Positional[str], arg(metavar="QUESTION")]
+    """What to ask, in quotes."""
+    seed: int = 0
+    as_json: Json = False
+    """Print JSON."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps.inputs import check_at_least, check_text
+        from triptych.model.pictures import read_picture
+
+        check_at_least("seed", self.seed, 0)
+        question, image = check_text(self.question, "question"), read_picture(self.image)
+        model = self.load(open_model)
+        (answer,) = model.answer([image], [question], model.config.fine, [self.seed])
+        _print(json.dumps({"question": question, "answer": answer.text}) if self.as_json else answer.text)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePicture:
+    """Judge a sticker picture against a prompt, check by check; no model looks at it."""
+
+    image: Picture
+    """The picture to judge."""
+    prompt: PromptText
+    """What it should show, in quotes."""
+    as_json: Json = False
+    """Print JSON."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import look
+
+        verdict = look.judge(self.image, self.prompt)
+        _print(json.dumps(verdict) if self.as_json else look.told(verdict))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelChoice):
+    """Play a benchmark: the paper's table, for every number of turns."""
+
+    benchmark: Positional[Literal["genevalpp", "geneval", "rehearsal"]]
+    """GenEval++ (280 prompts), GenEval (553), or 70 prompts that are in neither, to choose settings on."""
+    turns: int = 4
+    """Most Reflect-Refine turns; the table has a line for each number up to it."""
+    seeds: int = 1
+    """Traces per prompt: seeds 0 to N-1."""
+    limit: int | None = None
+    """Play so many of the prompts, evenly spread."""
+    steps: int | None = None
+    """Flow steps per picture; the model's own number if not given."""
+    plan: bool = True
+    """Think before drawing."""
+    batch: int = 16
+    """Traces drawn at once."""
+    out: Folder = None
+    """Folder of manifest.json, results.jsonl and report.json; runs/BENCHMARK-MODEL if not given."""
+    resume: FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out."""
+    as_json: Json = False
+    """Print report and manifest as JSON on stdout."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import measure
+
+        return measure.evaluate(self, self.load(open_model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Tell a model's sizes, parameters and memory, without loading it."""
+
+    model: str = "sketch"
+    """A packaged name, a checkpoint folder, or a hub name."""
+    as_json: Json = False
+    """Print JSON."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import info
+
+        record = info.describe(self.model)
+        if self.as_json:
+            _print(json.dumps(record))
+        else:
+            info.show(record)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure a draw beat by beat, the early stop, and packed guidance, as ratios within one run."""
+
+    model: str = "sketch"
+    """A packaged name or a checkpoint folder."""
+    draws: int = 7
+    """Single draws to take the median of."""
+    batch: int = 64
+    """Traces in the comparison of stops."""
+    as_json: Json = False
+    """Print JSON."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import bench
+
+        return bench.run(self, open_model)
+
+
+COMMANDS = {
+    "draw": Draw, "edit": Edit, "ask": Ask, "judge": JudgePicture, "eval": Evaluate, "info": Info, "bench": Bench,
+}  # fmt: skip
+EPILOG = "Reason, Reflect, Refine: a model that draws, looks at its picture and corrects it."
+
+
+def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> int:
+    """Run one command line; returns the exit code. `open_model` stands in for `weights.load`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in ([], ["help"]):
+        arguments = ["--help"]
+    if arguments in (["--version"], ["-V"]):
+        from triptych import __version__
+
+        _print(f"triptych {__version__}")
+        return 0
+    if open_model is None:
+        open_model = _load
+    try:
+        return _parse(arguments).run(open_model)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; let the exit be quiet too
+        return 0
+    except (TriptychError, OSError, MemoryError) as error:
+        return _complain(str(error) or type(error).__name__, 2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return _complain("the device is out of memory; lower --batch, or set --dtype bfloat16", 2)
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    choices = tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())
+    union = Union[choices]  # noqa: UP007  (built from a table)
+    return tyro.cli(union, args=arguments, prog="triptych", description=EPILOG)  # pyright: ignore
+
+
+def _load(*arguments: Any) -> Bagel:
+    from triptych.model.weights import load
+
+    return load(*arguments)
+
+
+def _play(choice: Draw | Edit, prompts: Sequence[Any], count: int, plan: bool, open_model: Open) -> int:
+    from triptych.apps import studio
+
+    record, code = studio.play(choice, prompts, count, plan, lambda: choice.load(open_model))
+    if choice.as_json:
+        _print(json.dumps(record))
+    return code
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _complain(text: str, code: int) -> int:
+    print("triptych: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,160 @@
+"""`triptych draw` and `triptych edit`: play the loop on prompts and yield each trace as an exhibit once it is done.
+
+Prompts are played in batches, so that a listener can write what is done and an interruption loses only what was being
+drawn. Candidates of one prompt (`best_of`) share a batch; the judge's favourite is kept.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from triptych.apps.exhibit import Exhibit, Stop
+from triptych.errors import ConfigError, JudgeError
+from triptych.loop import Listener, Policy, play, with_image
+from triptych.model.config import Sampling
+from triptych.trace import Prompt, Trace, Verdict
+
+Judge = Callable[[Sequence[Trace]], list[Verdict]]
+
+
+class Teller(Listener):
+    """A listener that is also told when the beats that it has heard of are over."""
+
+    def close(self) -> None:
+        """Nothing more comes for now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One trace to draw: the prompt as it was typed and as the model is told it, and a seed."""
+
+    asked: str
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How jobs are drawn."""
+
+    turns: int
+    sampling: Sampling
+    plan: bool = True
+    batch: int = 16  # traces at once: enough to fill a processor, and few enough to lose
+    best_of: int = 1  # so many jobs in a row are candidates for one place
+
+
+def exhibits(
+    policy: Policy,
+    jobs: Sequence[Job],
+    manner: Manner,
+    judge: Judge | None,
+    listener: Callable[[int], Teller],
+    settings: Mapping[str, Any],
+) -> Iterator[Exhibit]:
+    """Yield one exhibit per place, in order. `listener` gives each batch, by its number of traces, somebody to tell.
+
+    After Ctrl-C, the traces that have a picture are yielded as they stood after the last whole beat, and then
+    KeyboardInterrupt goes on. ConfigError if candidates should compete and nobody can judge them.
+    """
+    if manner.best_of > 1 and (judge is None or any(job.prompt.spec is None for job in jobs)):
+        raise ConfigError("--best-of needs a judge, and there is none for this model's pictures: leave it out")
+    size = max(manner.batch // manner.best_of, 1) * manner.best_of
+    for start in range(0, len(jobs), size):
+        batch = jobs[start : start + size]
+        traces, whole = _play(policy, batch, manner, listener(len(batch)))
+        shown = _exhibits(batch, traces, manner, judge, settings)
+        for first in range(0, len(batch), manner.best_of):
+            candidates = [
+                exhibit for exhibit in shown[first : first + manner.best_of] if exhibit.trace.image is not None
+            ]
+            if candidates:
+                yield favourite(candidates)
+        if not whole:
+            raise KeyboardInterrupt
+
+
+def _play(policy: Policy, jobs: Sequence[Job], manner: Manner, listen: Teller) -> tuple[list[Trace], bool]:
+    """The traces of a batch, and whether it came to its end."""
+    traces: list[Trace] = []
+    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
+    try:
+        for grown in play(policy, prompts, seeds, manner.turns, manner.sampling, manner.plan, listen):
+            traces = grown
+            listen.close()
+    except KeyboardInterrupt:
+        return traces, False
+    finally:
+        listen.close()
+    return traces, True
+
+
+def _exhibits(
+    jobs: Sequence[Job], traces: Sequence[Trace], manner: Manner, judge: Judge | None, settings: Mapping[str, Any]
+) -> list[Exhibit]:
+    """Each trace with its verdicts, why it stopped, and how to draw it again."""
+    verdicts = judged(traces, judge, needed=manner.best_of > 1)
+    return [
+        Exhibit(
+            trace=trace,
+            stop=stop_of(trace, manner.turns),
+            turns=manner.turns,
+            verdicts=verdict,
+            settings={"asked": job.asked, "again": command(job, manner, settings), **settings},
+        )
+        for job, trace, verdict in zip(jobs, traces, verdicts)  # noqa: B905  (an interrupted batch may have no traces)
+    ]
+
+
+def judged(traces: Sequence[Trace], judge: Judge | None, needed: bool = False) -> list[tuple[Verdict, ...]]:
+    """A verdict per picture of each trace, in one call; empty where there is no spec, no judge, or no verdict.
+
+    With `needed`, a judge that cannot look raises its JudgeError.
+    """
+    if judge is None:
+        return [()] * len(traces)
+    looks = [
+        [Trace(with_image(trace.prompt, image)) for image in trace.images if trace.prompt.spec] for trace in traces
+    ]
+    every = [look for trace_looks in looks for look in trace_looks]
+    try:
+        found = iter(judge(every) if every else [])
+    except JudgeError:
+        if needed:
+            raise
+        return [()] * len(traces)
+    return [tuple(next(found) for _ in trace_looks) for trace_looks in looks]
+
+
+def stop_of(trace: Trace, turns: int) -> Stop:
+    """Why a trace is no longer."""
+    if trace.finished:
+        return "model"
+    reasoned = 0 if trace.prompt.image is not None else 1
+    return "limit" if len(trace.turns) - reasoned >= turns else "interrupted"
+
+
+def favourite(candidates: Sequence[Exhibit]) -> Exhibit:
+    """The candidate with the best last picture, of equals the one with the fewest edits; all their scores are noted."""
+    if len(candidates) == 1:
+        return candidates[0]
+    best = min(candidates, key=lambda exhibit: (-exhibit.verdict.score if exhibit.verdict else 0.0, exhibit.edits))
+    scores = {str(exhibit.trace.seed): exhibit.verdict.score for exhibit in candidates if exhibit.verdict}
+    return replace(best, settings={**best.settings, "best_of": scores})
+
+
+def command(job: Job, manner: Manner, settings: Mapping[str, Any]) -> str:
+    """The command line that draws one trace again."""
+    if job.prompt.image is not None:
+        words = ["triptych", "edit", "input.png", job.asked]
+    else:
+        words = ["triptych", "draw", job.asked]
+    words += ["--model", str(settings.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(manner.turns)]
+    if settings.get("steps") is not None:
+        words += ["--steps", str(settings["steps"])]
+    if not manner.plan:
+        words.append("--no-plan")
+    return shlex.join(words)

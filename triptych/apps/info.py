@@ -1,0 +1,115 @@
+"""`triptych info`: what a checkpoint is made of and what memory it takes, from its small files alone.
+
+Memory is arithmetic, not measurement: weights, plus the keys and values of the longest trace, plus in training the
+gradients, the two moments of AdamW and the running average. What a process holds besides (torch itself, activations) is
+left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from triptych.apps.terminal import open_console
+from triptych.model.bagel import Bagel
+from triptych.model.config import BagelConfig
+from triptych.model.weights import find, read_config
+
+PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
+GENERATION = "_moe_gen"  # in the names of the generation expert's parameters
+TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Sizes, parameters by part, and bytes by mode of a model that is not loaded. Raises ModelError."""
+    folder = find(name)
+    config, _ = read_config(folder)
+    with torch.device("meta"):
+        bagel = Bagel(config)
+    parameters = parts(bagel)
+    total = sum(parameters.values())
+    context = context_numbers(config)
+    return {
+        "model": name,
+        "folder": str(folder),
+        "name": config.name,
+        "world": config.world,
+        "files_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "parameters": {**parameters, "all": total},
+        "memory_bytes": {
+            "draw, float32": 4 * total + 4 * context,
+            "draw, bfloat16": 2 * total + 2 * parameters["autoencoder"] + 2 * context,
+            "train, float32 with AdamW and EMA": TRAINING_BYTES * total,
+        },
+        "context_tokens": context_tokens(config),
+        "config": asdict(config),
+    }
+
+
+def parts(bagel: Bagel) -> dict[str, int]:
+    """Parameters of each part; works on the meta device."""
+    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
+    for name, tensor in bagel.state_dict().items():
+        counts[part_of(name)] += tensor.numel()
+    return counts
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, by its name."""
+    head = name.split(".", 1)[0]
+    if head == "autoencoder":
+        return head
+    if head in ("vit_model", "connector", "vit_pos_embed"):
+        return "vision tower"
+    if head in ("vae2llm", "llm2vae", "time_embedder", "latent_pos_embed") or GENERATION in name:
+        return "generation expert"
+    return "words, shared" if "embed_tokens" in name or "lm_head" in name else "understanding expert"
+
+
+def context_tokens(config: BagelConfig) -> int:
+    """Tokens that an edit holds at most: a clean picture, its view, the words and the noise, in three branches."""
+    latents = (config.vae_resize.max_side // config.latent_downsample) ** 2
+    views = (config.vit_resize.max_side // config.vision.patch_size) ** 2
+    return 3 * (2 * latents + views + config.fine.max_reflection)
+
+
+def context_numbers(config: BagelConfig) -> int:
+    """Numbers in the keys and values of `context_tokens`."""
+    language = config.language
+    return context_tokens(config) * 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print what `describe` found."""
+    console = open_console(as_json=False)
+    table = Table(title=f"{record['name']}  ({record['folder']})", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for part, count in record["parameters"].items():
+        table.add_row(f"parameters, {part}", f"{count:,}")
+    table.add_section()
+    for mode, size in record["memory_bytes"].items():
+        table.add_row(f"memory to {mode}", size_text(size))
+    table.add_row("weight files", size_text(record["files_bytes"]))
+    table.add_section()
+    height, width = record["config"]["image_size"]
+    table.add_row("picture", f"{width} x {height}")
+    fine = record["config"]["fine"]
+    table.add_row("prompts", "of the sticker world" if record["world"] == "stickers" else "any")
+    table.add_row("flow steps to draw, to edit", f"{fine['draw_points'] - 1}, {fine['edit_points'] - 1}")
+    console.print(table)
+
+
+def size_text(size: int) -> str:
+    """Bytes for a person.
+
+    >>> size_text(3_500_000)
+    '3.5 MB'
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size} B"

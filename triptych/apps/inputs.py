@@ -1,0 +1,119 @@
+"""What a person hands in, checked before any work is done: prompts, questions, and the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.errors import ConfigError, PromptError
+from triptych.model.config import BagelConfig, Sampling
+from triptych.trace import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
+MAX_CHARACTERS = 10_000
+MAX_PROMPTS = 100_000  # lines of one file
+
+
+def check_text(text: str, what: str = "prompt") -> str:
+    """The text without surrounding space; PromptError if it is empty, too long, or not text at all."""
+    stripped = " ".join(text.split())
+    if not stripped:
+        raise PromptError(f"the {what} is empty; expected a sentence, such as {_example(what)!r}")
+    words = stripped.count(" ") + 1
+    if words > MAX_WORDS:
+        raise PromptError(f"the {what} has {words:,} words; expected at most {MAX_WORDS:,}: shorten it")
+    if len(stripped) > MAX_CHARACTERS:
+        length = len(stripped)
+        raise PromptError(f"the {what} has {length:,} characters; expected at most {MAX_CHARACTERS:,}: shorten it")
+    if not stripped.isprintable() or not _encodes(stripped):
+        raise PromptError(f"the {what} holds bytes that are not text; expected UTF-8 without control characters")
+    return stripped
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _example(what: str) -> str:
+    return "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
+
+
+def prompts_of(text: str, file: Path | None) -> list[Prompt]:
+    """The prompts of a run: the one that was typed, or those of a file (GenEval's jsonl, or plain lines)."""
+    if file is None:
+        return [Prompt(check_text(text))]
+    if text:
+        raise ConfigError("both a prompt and --prompts were given; expected one of them")
+    from triptych.data.prompts import read_prompts
+
+    prompts = [replace(prompt, text=check_text(prompt.text)) for prompt in read_prompts(file)]
+    if len(prompts) > MAX_PROMPTS:
+        raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_PROMPTS:,}: split it")
+    return prompts
+
+
+def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
+    """The prompt as the model is told it.
+
+    A model of the sticker world gets the canonical wording of what was read from the text, and the spec goes with it;
+    PromptError names the words that lie outside that world. Any other model gets the text as it is.
+    """
+    if config.world == "open" or prompt.spec is not None:
+        return prompt
+    from triptych.data.language import parse_prompt, prompt_text
+
+    spec = parse_prompt(prompt.text)
+    return replace(prompt, text=prompt_text(spec), spec=spec)
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """ConfigError unless `value` is `least` or more."""
+    if value < least:
+        raise ConfigError(f"--{name} {value}: expected {least} or more")
+
+
+def sampling_of(config: BagelConfig, steps: int | None) -> Sampling:
+    """The model's own settings, with another number of flow steps where one is asked for."""
+    if steps is None:
+        return config.fine
+    check_at_least("steps", steps, 1)
+    return replace(config.fine, draw_points=steps + 1, edit_points=steps + 1)
+
+
+def device_of(name: str) -> str:
+    """A device as torch names it; "auto" is the first GPU, or the CPU where there is none. ConfigError if absent."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        usable = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    except RuntimeError:
+        usable = False
+    if not usable:
+        gpus = torch.cuda.device_count()
+        raise ConfigError(f"--device {name}: no such device here; expected auto, cpu, or one of {gpus} GPUs")
+    return name
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """A compute dtype; None leaves the choice to the loader."""
+    import torch
+
+    return None if name == "auto" else getattr(torch, name)
+
+
+def seeds_of(first: int, count: int) -> Sequence[int]:
+    """`count` seeds from `first` on. Any prompt drawn alone under one of them gives the same trace."""
+    check_at_least("seed", first, 0)
+    return range(first, first + count)
