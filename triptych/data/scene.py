@@ -13,12 +13,12 @@ from random import Random
 from typing import Literal
 
 from triptych.data.layout import CANVAS, CELL, CELLS, DEFAULT_LAYOUT, SIDES, SIZES, Layout, arrange, reach, scatter
+from triptych.data.lexicon import NUMBERS, plural
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec
 
 BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RELATIONS = ("left of", "right of", "above", "below")
 REGION_BAND = 4  # px from the midline that a sticker of a region must keep
 POSITION_BAND = 6  # px between centres before one counts as beside the other
@@ -140,7 +140,7 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
     groups = [members(stickers, spec, index) for index in range(len(spec.include))]
     checks: list[Check] = []
     for index, (item, found) in enumerate(zip(spec.include, groups, strict=True)):
-        name = item.name if item.count == 1 else _plural(item.name)
+        name = item.name if item.count == 1 else plural(item.name)
         verb = "is" if item.count == 1 else "are"
         rivals = sum(other.name == item.name for other in spec.include) > 1
         what = f"{item.color} {name}" if rivals and item.color else name
@@ -230,10 +230,6 @@ def _wrong_relation(relation: str, found: Sequence[Sticker], others: Sequence[St
                 return ["right of" if right > 0 else "left of"]
             return ["below" if down > 0 else "above"]
     return []
-
-
-def _plural(name: str) -> str:
-    return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
 # Kinds of specs and their weights: mostly GenEval++'s compositions, the rest GenEval's.
