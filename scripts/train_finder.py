@@ -1,7 +1,7 @@
 """Train the eyes of the world judge: `python scripts/train_finder.py --out runs/finder --steps 1500`.
 
-Run it again to go on where it stopped. At the end the weights that triptych ships are written beside the checkpoint;
-`--install` puts them into the package.
+Run it again with the same options to go on where it stopped. The weights for reading are written beside the checkpoint;
+`--install` puts them into the package, too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from triptych.data.render import render
+from triptych.model.config import SKETCH
+from triptych.model.vae import Autoencoder
 from triptych.rewards.finder import WEIGHTS, find, fold, load_finder
-from triptych.rl.finder_lessons import FinderConfig, Pupil, facts, lesson_scene, study
+from triptych.rl.finder_lessons import FinderConfig, Pupil, Veil, facts, lesson_scene, study, through
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class TrainFinder:
     out: Path = Path("runs/finder")  # checkpoint and weights are kept here
     config: tyro.conf.OmitArgPrefixes[FinderConfig] = field(default_factory=FinderConfig)
     save_every: int = 100  # steps between checkpoints
+    autoencoder: Path | None = None  # ae.safetensors of SKETCH: half of the pictures then pass through it
     threads: int = 1
     install: bool = False  # write the weights into the package
 
@@ -44,19 +47,27 @@ def read_back(path: Path, device: str, count: int = 400) -> float:
     return sum(facts(a) == facts(b) for a, b in zip(found, scenes, strict=True)) / count
 
 
+def veil_of(options: TrainFinder) -> Veil | None:
+    if options.autoencoder is None:
+        return None
+    autoencoder = Autoencoder(SKETCH.autoencoder)
+    autoencoder.load_state_dict(load_file(options.autoencoder))
+    return through(autoencoder.to(options.config.device).eval())
+
+
 def main(options: TrainFinder) -> None:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint, weights = options.out / "checkpoint.safetensors", options.out / "finder.safetensors"
-    pupil = Pupil.load(checkpoint, options.config.device) if checkpoint.exists() else Pupil(options.config)
+    weights = options.out / "finder.safetensors"
+    pupil = Pupil.resume(options.config, options.out)
     start, first = time.perf_counter(), pupil.steps
-    for step in study(pupil):
+    for step in study(pupil, veil_of(options)):
         if pupil.steps % 20 == 0:
             pace = (pupil.steps - first) * pupil.config.batch / (time.perf_counter() - start)
             losses = " ".join(f"{key} {value:.3f}" for key, value in step.items())
             print(f"{pupil.steps:5d} {losses} {pace:.0f}/s", flush=True)
         if pupil.steps % options.save_every == 0 or pupil.steps == pupil.config.steps:
-            pupil.save(checkpoint)
+            pupil.save(options.out)
             export(pupil, weights)
             print(f"{pupil.steps:5d} read back exactly {read_back(weights, pupil.config.device):.4f}", flush=True)
     if options.install:

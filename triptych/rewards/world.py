@@ -6,7 +6,7 @@ there as asked, and nothing else is. Finding is the only learnt part (`finder.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.data.scene import Scene, check
 from triptych.errors import JudgeError, PictureError
 from triptych.rewards.finder import WEIGHTS, find, fingerprint, loaded_finder
-from triptych.trace import Trace, Verdict
+from triptych.trace import Spec, Trace, Verdict
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,32 @@ class WorldJudge:
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture to look at."""
-        pictures = []
-        for index, trace in enumerate(traces):
-            if trace.prompt.spec is None:
-                raise JudgeError(
-                    f"trace {index}, {trace.prompt.text!r}: expected a prompt with a spec to check, found none; "
-                    "parse one with data.language.parse_prompt, or ask a judge that reads sentences"
-                )
-            if trace.image is None:
-                raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a picture, found none; draw first")
-            pictures.append(trace.image)
-        try:
-            found = self.scenes(pictures)
-        except PictureError as error:
-            raise JudgeError(f"cannot look at a picture: {error}") from error
-        return [verdict(scene, trace) for scene, trace in zip(found, traces, strict=True)]
+        return judge_with(self.scenes, traces)
 
 
-def verdict(scene: Scene, trace: Trace) -> Verdict:
+def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequence[Trace]) -> list[Verdict]:
+    """Verdicts on the newest pictures, by eyes that say what each shows. JudgeError if there is nothing to judge."""
+    specs, pictures = [], []
+    for index, trace in enumerate(traces):
+        if trace.prompt.spec is None:
+            raise JudgeError(
+                f"trace {index}, {trace.prompt.text!r}: expected a prompt with a spec to check, found none; "
+                "parse one with data.language.parse_prompt, or ask a judge that reads sentences"
+            )
+        if trace.image is None:
+            raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a picture, found none; draw first")
+        specs.append(trace.prompt.spec)
+        pictures.append(trace.image)
+    try:
+        found = scenes(pictures)
+    except PictureError as error:
+        raise JudgeError(f"cannot look at a picture: {error}") from error
+    return [verdict(scene, spec) for scene, spec in zip(found, specs, strict=True)]
+
+
+def verdict(scene: Scene, spec: Spec) -> Verdict:
     """The verdict on a picture that shows `scene`: the share of the spec's checks that hold."""
-    if trace.prompt.spec is None:
-        raise JudgeError(f"{trace.prompt.text!r}: expected a prompt with a spec, found none")
-    checks = check(scene, trace.prompt.spec)
+    checks = check(scene, spec)
     passed = tuple(c.text for c in checks if c.held)
     failed = tuple(c.text for c in checks if not c.held)
     return Verdict(score=len(passed) / len(checks), passed=passed, failed=failed)

@@ -7,26 +7,25 @@ counts as absent, above `THERE` as present; nothing is taught in between.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from triptych.data.render import render
 from triptych.data.scene import CANVAS, SIZES, Scene, Sticker, random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
+from triptych.model.vae import Autoencoder
 from triptych.rewards.finder import STRIDE, Finder, Sight
+from triptych.rl import checkpoint
 
 GONE, THERE = 0.35, 0.65
 MAP = CANVAS // STRIDE
@@ -210,30 +209,21 @@ class Pupil:
         left = (self.config.steps - self.steps) / (self.config.steps - warm + 1)
         return self.config.rate * min((self.steps + 1) / warm, left)
 
-    def save(self, path: Path) -> None:
-        """Everything needed to go on, in one safetensors file, replaced whole."""
-        tensors = {f"finder.{key}": value.contiguous() for key, value in self.finder.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()}
-        fresh = path.with_suffix(".tmp")
-        save_file(tensors, fresh, {"steps": str(self.steps), "config": json.dumps(asdict(self.config))})
-        fresh.replace(path)
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on, as a checkpoint in `folder`."""
+        tensors = {f"finder/{name}": tensor for name, tensor in self.finder.state_dict().items()}
+        checkpoint.save(folder, self.steps, tensors | checkpoint.pack_optimizer("adamw", self.optimizer), {})
 
     @staticmethod
-    def load(path: Path, device: str = "cpu") -> Pupil:
-        with safe_open(path, "pt", device=device) as stored:
-            about = stored.metadata()
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # not a dict
-        pupil = Pupil(replace(FinderConfig(**json.loads(about["config"])), device=device))
-        pupil.finder.load_state_dict({key[7:]: value for key, value in tensors.items() if key.startswith("finder.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, field = key.split(".", 2)
-                state.setdefault(int(index), {})[field] = value
-        groups = pupil.optimizer.state_dict()["param_groups"]
-        pupil.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        pupil.steps = int(about["steps"])
+    def resume(config: FinderConfig, folder: Path) -> Pupil:
+        """The pupil of the newest checkpoint in `folder`; a new one where there is none."""
+        pupil = Pupil(config)
+        if (found := checkpoint.latest(folder, config.device)) is not None:
+            tensors, record = found
+            state = {name.removeprefix("finder/"): t for name, t in tensors.items() if name.startswith("finder/")}
+            pupil.finder.load_state_dict(state)
+            checkpoint.unpack_optimizer("adamw", pupil.optimizer, tensors)
+            pupil.steps = record["step"]
         return pupil
 
 
@@ -258,6 +248,17 @@ def study(pupil: Pupil, veil: Veil | None = None) -> Iterator[dict[str, float]]:
         pupil.optimizer.step()
         pupil.steps += 1
         yield {key: value.item() for key, value in parts.items()} | {"norm": float(norm)}
+
+
+def through(autoencoder: Autoencoder) -> Veil:
+    """The veil of an autoencoder: pixels to latent and back, as in every picture that the model draws."""
+
+    @torch.no_grad()
+    def veil(pixels: Pixels) -> Pixels:
+        decoded = autoencoder.decode(autoencoder.encode(pixels / 127.5 - 1))
+        return ((decoded.float() + 1) * 127.5).round().clamp(0, 255)
+
+    return veil
 
 
 def facts(scene: Scene) -> Counter[tuple[str, str, str, str]]:
