@@ -7,11 +7,9 @@ sentences follow by rule (`language.py`). `scripts/benchmark_facts.py` makes the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from triptych.data.language import Wording, prompt_text
 from triptych.errors import PromptError
@@ -55,16 +53,12 @@ def _prompt(line: str, where: str, source: str) -> Prompt:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptError(f"{where}: not JSON ({error}); expected GenEval's layout, or a plain sentence") from error
-    spec = _spec(record, where) if "include" in record else None
-    text = record.get("prompt", prompt_text(spec) if spec else None)
+    try:
+        spec = Spec.from_metadata(record) if "include" in record else None
+        text = prompt_text(spec) if spec and spec.include and "prompt" not in record else record.get("prompt")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        wanted = "a `tag`, and in `include` objects with a `class` and a `count` up to nine"
+        raise PromptError(f"{where}: {type(error).__name__} {error} in the metadata; expected {wanted}") from error
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"{where}: prompt is {text!r}; expected a sentence, or `tag` and `include` to make one from")
     return Prompt(text, spec, source=source)
-
-
-def _spec(record: Mapping[str, Any], where: str) -> Spec:
-    try:
-        return Spec.from_metadata(record)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        wanted = "a `tag`, and in `include` objects with `class` and `count`"
-        raise PromptError(f"{where}: {type(error).__name__} {error} in the metadata; expected {wanted}") from error
