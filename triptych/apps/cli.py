@@ -224,9 +224,21 @@ class Bench:
         return bench.run(self, open_model)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Teach a model from nothing, by supervised lessons; they can be interrupted and resumed exactly."""
+
+
 COMMANDS = {
-    "draw": Draw, "edit": Edit, "ask": Ask, "judge": JudgePicture, "eval": Evaluate, "info": Info, "bench": Bench,
-}  # fmt: skip
+    "draw": Draw,
+    "edit": Edit,
+    "ask": Ask,
+    "judge": JudgePicture,
+    "eval": Evaluate,
+    "lessons": Lessons,
+    "info": Info,
+    "bench": Bench,
+}
 EPILOG = "Reason, Reflect, Refine: a model that draws, looks at its picture and corrects it."
 
 
@@ -257,7 +269,11 @@ def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> i
         return _complain("the device is out of memory; lower --batch, or set --dtype bfloat16", 2)
 
 
-def _parse(arguments: Sequence[str]) -> Any:
+def _parse(arguments: list[str]) -> Any:
+    if arguments[0] == "lessons":  # its options are the fields of a recipe, which live in a heavy room
+        from triptych.apps.school import parse
+
+        return parse(arguments[1:])
     choices = tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())
     union = Union[choices]  # noqa: UP007  (built from a table)
     return tyro.cli(union, args=arguments, prog="triptych", description=EPILOG)  # pyright: ignore
@@ -285,3 +301,7 @@ def _print(text: str) -> None:
 def _complain(text: str, code: int) -> int:
     print("triptych: " + " ".join(text.split()), file=sys.stderr, flush=True)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
