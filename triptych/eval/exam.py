@@ -58,7 +58,7 @@ def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
 def editing(
     policy: Student, specs: Sequence[Spec], seeds: Sequence[int], judge: WorldJudge, sampling: Sampling
 ) -> list[bool]:
-    """Whether an instruction was carried out and nothing else changed: every second one mends a flawed picture, the others are free."""
+    """Whether an instruction was carried out and nothing else changed; every second one mends a flawed picture."""
     befores, changes = [], []
     for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True)):
         scene = Scene.sample(spec, seed)
@@ -79,8 +79,8 @@ def editing(
 def reflecting(
     policy: Student, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling
 ) -> dict[str, list[bool]]:
-    """Half of the pictures are right, half hold one mistake. `stops` on right ones, `edits` on flawed ones, `instructions`
-    that mend a flawed one (a stop there is a wrong instruction)."""
+    """Half of the pictures are right, half hold one mistake. `stops` on right ones, `edits` on flawed ones, and
+    `instructions` that mend a flawed one (a stop there is a wrong instruction)."""
     scenes = [
         Scene.sample(spec, seed) if index % 2 == 0 else spoil(Scene.sample(spec, seed), spec, seed, 1)
         for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True))

@@ -7,267 +7,25 @@ guidance are further rows of the same forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from triptych.model import decode, flow, words
-from triptych.model.config import BagelConfig, Renorm, Sampling
-from triptych.model.context import Context
-from triptych.model.pictures import normalise, resize, to_pixels
-from triptych.model.sequence import Block, Latent, Pack, Text, Tokens, View, grid_ids, pack
-from triptych.model.transformer import LanguageModel
-from triptych.model.vae import Autoencoder, patchify, unpatchify
-from triptych.model.vision import Connector, PlaceTable, VisionTower
-from triptych.trace import Completion, Drawing, Strokes
+from triptych.model import words
+from triptych.model.body import Body, Branches, Tell, Tick, combine
+from triptych.model.config import Sampling
+from triptych.model.pictures import normalise, resize
+from triptych.model.sequence import Block, Latent, Text, View
+from triptych.model.vae import patchify
+from triptych.trace import Completion, Drawing
 
-Tell = Callable[[int, str], None]  # row, text so far
-Tick = Callable[[int, int], None]  # steps done, steps in all
+__all__ = ["Bagel", "Body", "Branches", "combine"]
 
 
-@dataclass(frozen=True)
-class Branches:
-    """The contexts of a guided drawing: with everything, without the text, without the picture (None is off)."""
-
-    cond: Context
-    text_drop: Context | None = None
-    image_drop: Context | None = None
-
-    def active(self) -> list[Context]:
-        return [branch for branch in (self.cond, self.text_drop, self.image_drop) if branch is not None]
-
-
-class TimeEmbedder(nn.Module):
-    """Time in [0, 1], unscaled: 128 frequencies, cosines first, then a two-layer MLP (parity kit b.5)."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
-
-    def forward(self, time: Tensor) -> Tensor:
-        """`time [batch token]` to `[batch token hidden]`; equal times are embedded once."""
-        distinct, index = torch.unique(time, return_inverse=True)
-        return self.mlp(time_wave(distinct).to(self.mlp[0].weight.dtype))[index]
-
-
-def time_wave(time: Tensor) -> Tensor:
-    """`[n]` to `[n 256]`: cosines, then sines, of t * 10000^(-i/128)."""
-    frequency = torch.exp(-np.log(10000.0) * torch.arange(128, device=time.device, dtype=torch.float32) / 128)
-    angle = time.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-class Bagel(nn.Module):
-    """The unified model. Parameters outside `autoencoder` have the names of the published ema.safetensors."""
-
-    def __init__(
-        self, config: BagelConfig, tokenizer: Tokenizer | None = None, special: words.SpecialTokens | None = None
-    ):
-        super().__init__()
-        self.config, self._tokenizer, self._special = config, tokenizer, special
-        hidden = config.language.hidden_size
-        self.language_model = LanguageModel(config.language)
-        self.vit_model = VisionTower(config.vision)
-        self.connector = Connector(config.vision.hidden_size, hidden)
-        self.vit_pos_embed = PlaceTable(config.vision.patches_per_side, hidden)
-        self.latent_pos_embed = PlaceTable(config.max_latent_size, hidden)
-        self.time_embedder = TimeEmbedder(hidden)
-        self.vae2llm = nn.Linear(config.latent_dim, hidden)
-        self.llm2vae = nn.Linear(hidden, config.latent_dim)
-        self.autoencoder = Autoencoder(config.autoencoder)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise words.ModelError(
-                "this checkpoint has no tokenizer; expected tokenizer.json beside its weights: put it there"
-            )
-        return self._tokenizer
-
-    @property
-    def special(self) -> words.SpecialTokens:
-        if self._special is None:
-            self._special = words.special_tokens(self.tokenizer)
-        return self._special
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae2llm.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.vae2llm.weight.dtype
-
-    # --- the forward that everything shares -------------------------------------------------------------------------
-
-    def pack(self, rows: Sequence[Sequence[Block]], start: Tensor | None = None) -> Pack:
-        """Lay blocks out for this model; see `sequence.pack`."""
-        return pack(rows, self.special, self.config.latent_dim, self.config.max_latent_size, self.device, start)
-
-    def forward(self, batch: Pack, cache: Context | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states `[batch und hidden]` and `[batch gen hidden]` after the final norms."""
-        und = self.language_model.model.embed_tokens(batch.ids)
-        if batch.views:
-            seen = self.see(batch.views).to(und.dtype)
-            und = und.flatten(0, 1).index_copy(0, batch.view_slots, seen).view(und.shape)
-        gen = self.embed_latents(batch.latents, batch.time, batch.latent_ids)
-        return self.language_model.model(und, gen, batch.layout, cache)
-
-    def see(self, views: Sequence[View]) -> Tensor:
-        """Understanding tokens `[all patches, hidden]` of pictures, one after the other; sizes may differ."""
-        counts = [view.patches.shape[0] for view in views]
-        most, side = max(counts), self.config.vision.patches_per_side
-        patches = torch.zeros(len(views), most, views[0].patches.shape[1], device=self.device)
-        ids = torch.zeros(len(views), most, dtype=torch.long)
-        for index, view in enumerate(views):
-            patches[index, : counts[index]] = view.patches
-            ids[index, : counts[index]] = torch.from_numpy(grid_ids(view.grid, side))
-        mask = torch.arange(most)[None] < torch.tensor(counts)[:, None]
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        even = min(counts) == most
-        features = self.vit_model(patches.to(self.dtype), ids, None if even else mask)
-        tokens = self.connector(features) + self.vit_pos_embed(ids)
-        return tokens.flatten(0, 1) if even else tokens[mask]
-
-    def embed_latents(self, latents: Tensor, time: Tensor, ids: Tensor) -> Tensor:
-        """Latent tokens `[batch gen latent]` as decoder inputs; clean ones carry time 0, whose embedding is added too."""
-        if latents.shape[1] == 0:
-            return latents.new_zeros(*latents.shape[:2], self.config.language.hidden_size, dtype=self.dtype)
-        return self.vae2llm(latents.to(self.dtype)) + self.time_embedder(time) + self.latent_pos_embed(ids)
-
-    # --- reading and writing ----------------------------------------------------------------------------------------
-
-    def blank(self, batch: int) -> Context:
-        """A context that has read nothing."""
-        return Context.empty(self.config.language, batch, self.device, self.dtype)
-
-    def read(self, context: Context, rows: Sequence[Sequence[Block]]) -> Tensor:
-        """Append blocks to each row of `context`, in one forward; returns the und hidden states `[batch und hidden]`."""
-        batch = self.pack(rows, context.position)
-        if batch.layout.valid.shape[1] == 0:
-            return torch.zeros(len(rows), 0, self.config.language.hidden_size, device=self.device, dtype=self.dtype)
-        hidden, _ = self(batch, context)
-        context.advance(batch.layout.valid, batch.position)
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits in float32."""
-        return self.language_model.lm_head(hidden).float()
-
-    @torch.no_grad()
-    def write(
-        self, context: Context, sampling: Sampling, limit: int, seeds: Sequence[int], tell: Tell | None = None
-    ) -> list[Completion]:
-        """Continue each row as text, at most `limit` tokens, the end token included. `context` is not changed.
-
-        A row that has ended leaves the batch.
-        """
-        start, alive = context.fork(), list(range(context.batch))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        tokens: list[list[int]] = [[] for _ in alive]
-        logprobs: list[list[float]] = [[] for _ in alive]
-        hidden = self.read(start, [[Tokens([self.special.bos])] for _ in alive])
-        while alive:
-            drawn, scores = decode.draw_tokens(self.logits(hidden[:, -1]), sampling, [generators[row] for row in alive])
-            going = []
-            for slot, (row, token, score) in enumerate(zip(alive, drawn.tolist(), scores.tolist(), strict=True)):
-                tokens[row].append(token)
-                logprobs[row].append(score)
-                if tell is not None:
-                    tell(row, self._text(tokens[row]))
-                if token != self.special.eos and len(tokens[row]) < limit:
-                    going.append(slot)
-            if not going:
-                break
-            if len(going) < len(alive):
-                start, drawn, alive = start.keep(going), drawn[going], [alive[slot] for slot in going]
-            hidden = self.read(start, [[Tokens([token])] for token in drawn.tolist()])
-        return [
-            Completion(self._text(ids), np.asarray(ids, np.int64), np.asarray(scores, np.float32))
-            for ids, scores in zip(tokens, logprobs, strict=True)
-        ]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return words.decode(self.tokenizer, [token for token in ids if token != self.special.eos])
-
-    # --- painting ---------------------------------------------------------------------------------------------------
-
-    def velocity(self, context: Context, latents: Tensor, time: float, grid: tuple[int, int]) -> Tensor:
-        """The model's velocity `[batch patch latent]` float32 at `latents`, all at one `time`; leaves `context` as it was."""
-        rows = [[Latent(tokens, grid, time)] for tokens in latents]
-        return self.step(self.pack(rows, context.position), context)
-
-    def step(self, batch: Pack, context: Context) -> Tensor:
-        """Velocity of a packed noise block behind a context."""
-        _, hidden = self(batch, context)
-        return self.llm2vae(hidden).float()
-
-    @torch.no_grad()
-    def paint(
-        self,
-        branches: Branches,
-        grid: tuple[int, int],
-        noise: Tensor,
-        points: int,
-        renorm: Renorm,
-        eta: float,
-        sampling: Sampling,
-        stroke_seeds: Sequence[int] | None = None,
-        tick: Tick | None = None,
-    ) -> tuple[Tensor, list[Strokes | None]]:
-        """From `noise [batch patch latent]` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
-
-        Steps in `sampling.stochastic` are SDE steps, whose states and log-probabilities are kept; the others are ODE.
-        """
-        times = flow.times(points, sampling.time_shift)
-        active = branches.active()
-        guided = Context.stack(active, extra=grid[0] * grid[1] + 2) if len(active) > 1 else None
-        block = self.pack([[Latent(tokens, grid, 1.0)] for tokens in noise], branches.cond.position)
-        blocks = (
-            None
-            if guided is None
-            else self.pack([[Latent(tokens, grid, 1.0)] for _ in active for tokens in noise], guided.position)
-        )
-        generators = [torch.Generator().manual_seed(seed) for seed in stroke_seeds or ()]
-        record: list[tuple[int, Tensor, Tensor, float, float, Tensor]] = []
-        x = noise.float()
-        for index in range(points - 1):
-            time, dt = float(times[index]), float(times[index] - times[index + 1])
-            if guided is None or blocks is None or not flow.guided(time, sampling.interval):
-                v = self.step(block.at(x, time), branches.cond)
-            else:
-                v = combine(self.step(blocks.at(x.repeat(len(active), 1, 1), time), guided), branches, renorm, sampling)
-            if index in sampling.stochastic:
-                mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)
-                fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(
-                    x.device
-                )
-                after = mean + std * fresh
-                record.append((index, x, after, time, dt, flow.stroke_logprob(after, mean, std)))
-                x = after
-            else:
-                x = flow.ode_step(x, v, dt)
-            if tick is not None:
-                tick(index + 1, points - 1)
-        return x, _strokes(record, len(noise))
-
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """Pictures `[batch 3 height width]` in [-1, 1] to clean latent tokens `[batch patch latent]` (posterior mean)."""
-        weight = self.autoencoder.encoder.conv_in.weight
-        latent = self.autoencoder.encode(pixels.to(device=weight.device, dtype=weight.dtype))
-        return patchify(latent.float(), self.config.latent_patch_size)
-
-    def decode_pictures(self, tokens: Tensor, grid: tuple[int, int]) -> np.ndarray:
-        """Latent tokens to pictures `[batch height width 3] uint8`."""
-        side = self.config.latent_patch_size
-        latent = unpatchify(tokens, side, grid[0] * side, grid[1] * side)
-        return to_pixels(self.autoencoder.decode(latent.to(self.autoencoder.decoder.conv_in.weight.dtype)))
-
-    # --- the verbs --------------------------------------------------------------------------------------------------
+class Bagel(Body):
+    """The unified model and its five verbs."""
 
     def text_block(self, text: str, loss: bool = False) -> Text:
         return Text(words.encode(self.tokenizer, text), loss)
@@ -277,7 +35,7 @@ class Bagel(nn.Module):
         return [self.text_block(text)] if text else []
 
     def view_block(self, image: np.ndarray) -> View:
-        """A picture `[height width 3] uint8` as the understanding encoder takes it: by the VAE's rule, then by the ViT's (b.9)."""
+        """A picture `[height width 3] uint8` for understanding: resized by the VAE's rule, then by the ViT's (b.9)."""
         resized = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
         side = self.config.vision.patch_size
         patches = patchify(normalise(resized)[None], side)[0]
@@ -441,26 +199,3 @@ class Bagel(nn.Module):
         shape = (grid[0] * grid[1], self.config.latent_dim)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
-
-
-def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sampling) -> Tensor:
-    """Guidance over the rows of one forward, stacked branch after branch as in `Branches.active`."""
-    parts = list(velocities.chunk(len(branches.active())))
-    cond = parts.pop(0)
-    text_drop = parts.pop(0) if branches.text_drop is not None else None
-    image_drop = parts.pop(0) if branches.image_drop is not None else None
-    return flow.guide(
-        cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_floor
-    )
-
-
-def _strokes(record: list[tuple[int, Tensor, Tensor, float, float, Tensor]], batch: int) -> list[Strokes | None]:
-    if not record:
-        return [None] * batch
-    index = np.array([entry[0] for entry in record])
-    time, dt = (
-        np.array([entry[3] for entry in record], np.float32),
-        np.array([entry[4] for entry in record], np.float32),
-    )
-    before, after, logprob = (torch.stack([entry[part] for entry in record]).cpu().numpy() for part in (1, 2, 5))
-    return [Strokes(before[:, row], after[:, row], time, dt, logprob[:, row], index) for row in range(batch)]

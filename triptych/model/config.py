@@ -1,7 +1,7 @@
 """Sizes of the model and settings of its sampling, as typed values with a reason beside each choice.
 
-`BAGEL_7B` is the published BAGEL-7B-MoT; `SKETCH` is a small BAGEL of our own for the world of stickers. Both are values
-of one class, and every feature works for both.
+`BAGEL_7B` is the published BAGEL-7B-MoT; `SKETCH` is a small BAGEL of our own for the world of stickers. Both are
+values of one class, and every feature works for both.
 """
 
 from __future__ import annotations
@@ -93,11 +93,13 @@ class Templates:
 R3_TEMPLATES = Templates(
     plan_system=(
         "You should first think about the planning process in the mind and then generate the image. \n"
-        "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here </think> image here."
+        "The planning process is enclosed within <think> </think> tags, "
+        "i.e. <think> planning process here </think> image here."
     ),
     reflect_system=(
         "You should first think about the reasoning process in the mind and then provide the user with the answer. \n"
-        "The reasoning process is enclosed within <think> </think> tags, i.e. <think> reasoning process here </think> answer here"
+        "The reasoning process is enclosed within <think> </think> tags, "
+        "i.e. <think> reasoning process here </think> answer here"
     ),
     reflect=(
         "The description of the target image is: {prompt}\n"

@@ -57,14 +57,14 @@ class Context:
         self.valid = _widen(self.valid, extra, dim=1)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the new tokens' keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them."""
+        """Put new keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them."""
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, valid: Tensor, position: Tensor) -> None:
-        """Keep what was just written: `valid [batch time]` says which of it counts, `position` is where each row goes on."""
+        """Keep what was just written: `valid [batch time]` says what counts, `position` is where each row goes on."""
         end = self.length + valid.shape[1]
         self.valid[:, self.length : end] = valid
         self.position, self.length = position, end
@@ -86,7 +86,7 @@ class Context:
 
     @staticmethod
     def stack(contexts: Sequence[Context], extra: int = 0) -> Context:
-        """Rows of several contexts as one batch, with room for `extra` more slots: how guidance branches share a forward."""
+        """Rows of several contexts as one batch, with room for `extra` more slots: guidance in one forward."""
         length = max(context.length for context in contexts)
         layers = range(len(contexts[0].keys))
 

@@ -1,7 +1,7 @@
-"""From blocks to a batch: a row is a list of blocks, and `pack` lays a list of rows out for one forward (parity kit b.1, b.2).
+"""From blocks to a batch: a row is a list of blocks, and `pack` lays rows out for one forward (parity kit b.1, b.2).
 
-The same packing serves training (whole rows, no cache) and inference (what a row reads next, behind a `Context`), so that
-both see the same tokens, positions and mask.
+The same packing serves training (whole rows, no cache) and inference (what a row reads next, behind a `Context`), so
+that both see the same tokens, positions and mask.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Block = Text | Tokens | View | Latent
 
 @dataclass(frozen=True)
 class Pack:
-    """A batch ready for the decoder. Slots of und tokens are flat indices into `[batch und]`, of latents into `[batch gen]`."""
+    """A batch ready for the decoder. Slots are flat indices into `[batch und]`, or `[batch gen]` for latents."""
 
     ids: Tensor  # [batch und], brackets included; 0 under views and padding
     views: tuple[View, ...]

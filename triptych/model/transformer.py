@@ -41,7 +41,7 @@ class Layout:
     valid: Tensor
 
     def mask(self, cached: Tensor | None = None) -> Tensor:
-        """Who may attend to whom, `[batch 1 query key]` bool; keys in `cached [batch slot]` come first and are all past."""
+        """Who may attend to whom, `[batch 1 query key]` bool; keys `cached [batch slot]` come first and are past."""
         before = self.order[:, None, :] <= self.order[:, :, None]
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
         allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]

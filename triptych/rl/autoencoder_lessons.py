@@ -27,13 +27,13 @@ from triptych.rl import checkpoint
 class AutoencoderLessons:
     """How the autoencoder is taught."""
 
-    steps: int = 900
+    steps: int = 1000
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 50
     cooldown: float = 0.5  # share of the steps over which the rate falls to 0
     kl: float = 1e-3  # weight of the KL per latent number
-    average: float = 0.998  # of the weights that are kept
+    average: float = 0.99  # of the weights that are kept
 
 
 def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
@@ -53,6 +53,12 @@ def crowd(seed: int) -> Scene:
             for size, (x, y) in zip(sizes, centres, strict=True)
         )
     )
+
+
+def scenes_for_pixels(first: int, batch: int) -> list[Scene]:
+    """Crowds and ordinary scenes in turn: the group norms must meet empty pictures as well as full ones."""
+    seeds = range(first, first + batch)
+    return [crowd(seed) if seed % 2 else Scene.sample(random_spec(seed), seed) for seed in seeds]
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -81,7 +87,7 @@ def autoencoder_loss(model: Autoencoder, pixels: Tensor, noise: Tensor, kl: floa
 def study_autoencoder(
     config: AutoencoderConfig, lessons: AutoencoderLessons, seed: int, device: torch.device, folder: Path, every: int
 ) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps and at the end."""
+    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps."""
     torch.manual_seed(seed)
     model = Autoencoder(config).to(device)
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -97,7 +103,7 @@ def study_autoencoder(
         optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         first = seed * 1_000_003 + step * lessons.batch
-        pixels = to_unit(render([crowd(first + row) for row in range(lessons.batch)], device=str(device)))
+        pixels = to_unit(render(scenes_for_pixels(first, lessons.batch), device=str(device)))
         side = 2 ** (len(config.ch_mult) - 1)
         shape = (lessons.batch, config.z_channels, pixels.shape[2] // side, pixels.shape[3] // side)
         noise = torch.randn(shape, generator=generator).to(device)
@@ -107,13 +113,18 @@ def study_autoencoder(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        blend(average, model, lessons.average)
+        blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
             tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
                 f"average/{n}": t for n, t in average.items()
             }
             checkpoint.save(folder, step + 1, tensors | checkpoint.pack_optimizer("adamw", optimizer), {})
         yield step, float(loss.detach()), metrics
+
+
+def keep_at(step: int, keep: float) -> float:
+    """How much of a running average is kept: little at first, so that nothing of the first weights stays in it."""
+    return min(keep, (step + 1) / (step + 10))
 
 
 def blend(average: dict[str, Tensor], model: torch.nn.Module, keep: float) -> None:

@@ -24,7 +24,7 @@ from triptych.model.sequence import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
 from triptych.rl import checkpoint
-from triptych.rl.autoencoder_lessons import blend, rate_at, scenes_of_step, to_unit
+from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, scenes_of_step, to_unit
 
 NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
 
@@ -33,13 +33,13 @@ NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
 class EyesLessons:
     """How the vision tower is taught to see."""
 
-    steps: int = 2500
+    steps: int = 500
     batch: int = 96
     rate: float = 1e-3
     warmup: int = 100
     cooldown: float = 0.6
     strewn: float = 0.4  # share of scenes whose stickers lie anywhere
-    average: float = 0.995
+    average: float = 0.99
 
 
 class Naming(nn.Module):
@@ -72,7 +72,7 @@ def strewn(scene: Scene, seed: int) -> Scene:
 
 
 def targets(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Class, colour and size numbers `[3 batch patch]` of the sticker centred in each patch; class 0 is nothing, -1 no target."""
+    """Class, colour and size `[3 batch patch]` of the sticker centred in each patch; class 0 is nothing, -1 no target."""
     columns = CANVAS // side
     found = np.full((3, len(scenes), columns * columns), -1, np.int64)
     found[0] = 0
@@ -109,7 +109,7 @@ def naming_loss(outputs: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, dict
 def study_eyes(
     config: VisionConfig, lessons: EyesLessons, seed: int, device: torch.device, folder, every: int
 ) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps and at the end."""
+    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps."""
     torch.manual_seed(seed)
     model = Naming(config).to(device)
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -136,7 +136,7 @@ def study_eyes(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        blend(average, model, lessons.average)
+        blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
             tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
                 f"average/{n}": t for n, t in average.items()

@@ -25,6 +25,7 @@ from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import (
     AutoencoderLessons,
     blend,
+    keep_at,
     measured,
     rate_at,
     scenes_of_step,
@@ -47,7 +48,7 @@ class LessonsConfig:
 
     seed: int = 0
     device: str = "auto"  # "auto" takes CUDA where there is one
-    every: int = 200  # steps between checkpoints
+    every: int = 100  # steps between checkpoints
     workers: int = 0  # processes that prepare lessons ahead; 0 prepares them in between
     autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
     eyes: EyesLessons = field(default_factory=EyesLessons)
@@ -149,7 +150,7 @@ class School:
         return found[0]
 
     def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
-        """Teach a stage from where its newest checkpoint stands, else from the weights as they are; yields a Step per update."""
+        """Teach a stage from its newest checkpoint, else from the weights as they are; yields a Step per update."""
         schools = optimizers(self.taught, lessons)
         start = self._resume(stage, schools)
         bases = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in schools.items()}
@@ -163,7 +164,7 @@ class School:
             metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
             for optimizer in schools.values():
                 optimizer.step()
-            blend(self.average, self.bagel, lessons.average)
+            blend(self.average, self.bagel, keep_at(step, lessons.average))
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
                 self._save(stage, step + 1, schools)
             yield Step(stage, step, lessons.steps, metrics.pop("loss"), metrics)
@@ -234,7 +235,7 @@ class Pages(torch.utils.data.Dataset):
 
 
 def initialise(bagel: Bagel) -> None:
-    """Small normal matrices, quiet residual branches and a velocity head that starts at zero; the eyes stay as they are."""
+    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay as they are."""
     depth = bagel.config.language.num_hidden_layers
     for name, parameter in bagel.named_parameters():
         if name.startswith(("autoencoder.", VIEW)) or not parameter.requires_grad:

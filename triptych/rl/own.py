@@ -29,7 +29,7 @@ Find = Callable[[Sequence[np.ndarray]], list[Scene]]
 def own_pictures(
     policy: Policy, count: int, seed: int, sampling: Sampling, batch: int = 50
 ) -> tuple[list[Spec], np.ndarray]:
-    """`count` pictures `[count height width 3] uint8` of fresh prompts, drawn by the model: every second one after a plan."""
+    """`count` pictures `[count height width 3] uint8` of fresh prompts; every second batch is planned first."""
     specs = [random_spec(seed + index) for index in range(count)]
     pictures: list[np.ndarray] = []
     for number, start in enumerate(range(0, count, batch)):
