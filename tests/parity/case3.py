@@ -11,7 +11,8 @@ from torch import Tensor
 
 from parity.check import LEVELS, PICTURES, Run, picture, read_case
 from parity.walk import clean, read, tiny, token_grid, walk, with_rules
-from triptych.model.bagel import Bagel, Branches
+from triptych.model.bagel import Bagel
+from triptych.model.body import Branches
 from triptych.model.config import Renorm, Sampling
 from triptych.model.pictures import normalise, resize
 from triptych.model.sequence import Block, Text

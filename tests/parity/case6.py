@@ -12,7 +12,7 @@ from parity import chain
 from parity.check import STEPS, VALUES, Run, read_case
 from parity.walk import read, tiny, token_grid, walk
 from triptych.model import decode, flow, words
-from triptych.model.bagel import Branches
+from triptych.model.body import Branches
 from triptych.model.config import Sampling
 from triptych.model.sequence import Text
 

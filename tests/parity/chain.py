@@ -18,7 +18,8 @@ from parity.case4 import gradients
 from parity.check import LEVELS, Run, picture, read_case
 from parity.walk import Walk, read, say, tiny, token_grid, walk, with_rules
 from triptych.model import flow, words
-from triptych.model.bagel import Bagel, Branches, combine
+from triptych.model.bagel import Bagel
+from triptych.model.body import Branches, combine
 from triptych.model.config import Renorm, Sampling, Templates
 from triptych.model.context import Context
 from triptych.model.sequence import Block, Latent, Text, Tokens

@@ -43,17 +43,16 @@ class Run:
             return
         error = torch.nan_to_num((ours - theirs).abs(), nan=float("inf"))
         allowed = limit[0] + limit[1] * theirs.abs()
-        share = torch.where(error == 0, 0.0, error / allowed)
+        share = torch.where(error == 0, 0.0, error / allowed)  # an exact limit allows nothing: any error is infinite
         self.checks.append((float(share.max()), float(error.max()), what, limit))
 
     def equal(self, what: str, got: Any, expected: Any) -> None:
         """Compare two values that must be the same: ids, sizes, words."""
-        same = got == expected
-        self.checks.append(
-            (0.0, 0.0, what, EXACT)
-            if same
-            else (float("inf"), float("inf"), f"{what}: {got!r} for {expected!r}", EXACT)
-        )
+        if got == expected:
+            self.checks.append((0.0, 0.0, what, EXACT))
+        else:
+            told = f"{what}: {got!r:.80} for {expected!r:.80}"
+            self.checks.append((float("inf"), float("inf"), told, EXACT))
 
     @property
     def held(self) -> bool:

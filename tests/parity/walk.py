@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from triptych.model import flow, weights
-from triptych.model.bagel import Bagel, Branches, combine
+from triptych.model.bagel import Bagel
+from triptych.model.body import Branches, combine
 from triptych.model.config import Renorm, Resize, Sampling
 from triptych.model.context import Context
 from triptych.model.pictures import normalise

@@ -98,14 +98,15 @@ def find(name: str | Path) -> Path:
     """The folder of a packaged name, of a path, or of a hub name, which is downloaded once. Raises ModelError."""
     packaged = Path(__file__).parents[1] / "weights"
     text = str(name)
-    if isinstance(name, str) and os.sep not in text and (packaged / text).is_dir():
-        return packaged / text
+    ours = {path.parent.name: path.parent for path in packaged.glob("*/triptych.json")}
+    if isinstance(name, str) and name in ours:
+        return ours[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        ours = sorted(path.name for path in packaged.iterdir() if path.is_dir()) if packaged.is_dir() else []
-        raise ModelError(f"no model {text!r}; expected a folder, a hub name like org/name, or one of {', '.join(ours)}")
+        choices = ", ".join(["a folder", "a hub name like org/name", *sorted(map(repr, ours))])
+        raise ModelError(f"no model {text!r}; expected one of: {choices}")
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
