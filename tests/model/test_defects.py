@@ -8,7 +8,8 @@ import torch
 
 from triptych.data.vocabulary import build_tokenizer
 from triptych.model import flow
-from triptych.model.bagel import Bagel, Branches
+from triptych.model.bagel import Bagel
+from triptych.model.body import Branches
 from triptych.model.config import SKETCH, AutoencoderConfig, BagelConfig, LanguageConfig, Resize, VisionConfig
 from triptych.model.sequence import Latent, Text
 from triptych.trace import Completion
