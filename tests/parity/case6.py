@@ -13,7 +13,7 @@ from parity.check import STEPS, VALUES, Run, read_case
 from parity.walk import read, tiny, token_grid, walk
 from triptych.model import decode, flow, words
 from triptych.model.body import Branches
-from triptych.model.config import Sampling
+from triptych.model.config import R3_TEMPLATES, Sampling
 from triptych.model.sequence import Text
 
 
@@ -79,6 +79,14 @@ def _strings(folder: Path) -> Run:
     run.equal("instructions", edits, facts["edit_operation"])
     run.equal("stops", [words.is_stop(edit) for edit in edits], facts["counts_as_stop"])
     run.equal("no text at all", float(words.plan_is_formed(None)), facts["non_string_reward"])
+    prompts, _ = read_case(folder, "prompts")
+    for name, ours in (
+        ("r3_gen_think_system", R3_TEMPLATES.plan_system),
+        ("r3_vlm_think_system", R3_TEMPLATES.reflect_system),
+        ("r3_reflection_template", R3_TEMPLATES.reflect),
+    ):
+        if name in prompts:
+            run.equal(name, ours, prompts[name]["text"])
     return run
 
 
