@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms. The folder `shared` beside the repository holds golden files; without it those tests skip."""
+"""Fixtures shared by all rooms. Golden files lie in `shared` beside the repository; without it those tests skip."""
 
 from pathlib import Path
 

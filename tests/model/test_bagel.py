@@ -8,7 +8,8 @@ import torch
 
 from triptych.data.vocabulary import build_tokenizer
 from triptych.model import decode
-from triptych.model.bagel import Bagel, Branches, combine
+from triptych.model.bagel import Bagel
+from triptych.model.body import Branches, combine
 from triptych.model.config import (
     SKETCH,
     SKETCH_TEMPLATES,

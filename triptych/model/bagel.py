@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from triptych.model import words
-from triptych.model.body import Body, Branches, Tell, Tick, combine
+from triptych.model.body import Body, Branches, Tell, Tick
 from triptych.model.config import Sampling
 from triptych.model.pictures import normalise, resize
 from triptych.model.sequence import Block, Latent, Text, View
 from triptych.model.vae import patchify
 from triptych.trace import Completion, Drawing
-
-__all__ = ["Bagel", "Body", "Branches", "combine"]
 
 
 class Bagel(Body):

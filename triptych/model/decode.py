@@ -6,7 +6,7 @@ Filters: top-p (over at most the 1000 largest logits, with the token that crosse
 otherwise top-k where top_k > 0; never both. Temperature 0 is greedy.
 """
 
-# ruff: noqa: UP037  (shape strings are no forward references)
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ Every function is pure and works in float32. A time or step size is one number, 
 a picture is the batch, and no sample sees its neighbours.
 """
 
-# ruff: noqa: UP037  (shape strings are no forward references)
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal

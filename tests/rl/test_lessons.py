@@ -1,0 +1,116 @@
+"""Laws of the lessons: a run that was cut resumes exactly, and what is taught is what the loop will see."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from triptych.data.captions import parse_instruction
+from triptych.data.edits import apply
+from triptych.data.lessons import lesson
+from triptych.data.scene import Scene, check
+from triptych.errors import ConfigError
+from triptych.model import flow, weights
+from triptych.model.sequence import Latent
+from triptych.rl import checkpoint
+from triptych.rl.eyes_lessons import strewn, targets
+from triptych.rl.lessons import DEBUG, run
+from triptych.rl.teach import ModelLessons, sheet, told
+
+ONE = replace(DEBUG, every=1)
+
+
+def cut(config, out, after: int, resume: bool) -> None:
+    """Teach and stop dead after that many updates."""
+    steps = run(config, out, resume)
+    for _ in range(after):
+        next(steps)
+    steps.close()
+
+
+def test_a_cut_run_resumes_exactly(tmp_path):
+    whole = list(run(ONE, tmp_path / "whole"))
+    assert [step.stage for step in whole] == ["autoencoder"] * 2 + ["eyes"] * 2 + ["joined"] * 2 + ["own"] * 2
+    for count, after in enumerate((1, 3, 2, 2)):
+        cut(ONE, tmp_path / "cut", after, resume=count > 0)
+    list(run(ONE, tmp_path / "cut", resume=True))
+    for name in ("ema.safetensors", "ae.safetensors"):
+        one, two = (load_file(tmp_path / run_name / "model" / name) for run_name in ("whole", "cut"))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert weights.load(tmp_path / "whole" / "model").config.world == "stickers"
+
+
+def test_a_run_is_not_mixed_with_another(tmp_path):
+    cut(ONE, tmp_path / "run", 1, resume=False)
+    with pytest.raises(ConfigError, match="--resume"):
+        list(run(ONE, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="seed"):
+        list(run(replace(ONE, seed=1), tmp_path / "run", resume=True))
+
+
+def test_a_half_written_checkpoint_is_never_the_newest(tmp_path):
+    checkpoint.save(tmp_path, 1, {"x": torch.ones(2)}, {})
+    (tmp_path / "step-00000002.partial").mkdir()
+    (tmp_path / "step-00000003").mkdir()
+    tensors, record = checkpoint.latest(tmp_path)
+    assert record["step"] == 1 and torch.equal(tensors["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lessons_tell_the_truth(seed):
+    plan, edit, reflection = (lesson(kind, seed) for kind in ("plan", "edit", "reflect"))
+    assert plan.thought is not None and plan.after is not None
+    change = parse_instruction(edit.asked)
+    after = apply(edit.before, change, seed)
+    assert [(s.name, s.color, s.cell, s.size) for s in after.stickers] == [
+        (s.name, s.color, s.cell, s.size) for s in edit.after.stickers
+    ]
+    if reflection.reply is None:
+        assert reflection.thought.endswith("all as asked.")
+
+
+def test_sheets_are_a_function_of_seed_and_step():
+    config = ModelLessons(pictures=4, edits=2, words=6)
+    same, again, other = sheet(config, 3, 5), sheet(config, 3, 5), sheet(config, 3, 6)
+    assert [one.asked for group in same.groups for one in group] == [one.asked for group in again.groups for one in group]
+    assert [one.asked for group in same.groups for one in group] != [one.asked for group in other.groups for one in group]
+
+
+def test_noise_and_velocity_belong_together(tmp_path):
+    """From a noisy block, one exact step along the taught velocity lands on the picture."""
+    from triptych.data.vocabulary import build_tokenizer
+    from triptych.model.bagel import Bagel
+    from triptych.model.config import SKETCH
+
+    torch.manual_seed(0)
+    bagel = Bagel(SKETCH, build_tokenizer())
+    config = ModelLessons(pictures=2, edits=0, words=0, noises=2, drop_text=0.0)
+    group = sheet(config, 0, 0).groups[0]
+    rows, velocity = told(bagel, config, group, torch.Generator().manual_seed(0))
+    blocks = [block for row in rows for block in row if isinstance(block, Latent)]
+    landed = [
+        flow.ode_step(block.tokens, v, block.time) for block, v in zip(blocks, velocity.split(36), strict=True)
+    ]
+    assert torch.allclose(landed[0], landed[1], atol=1e-4) and not torch.allclose(landed[0], landed[2], atol=1e-2)
+
+
+def test_eyes_are_told_where_each_sticker_stands():
+    scene = lesson("depict", 3).after
+    found = targets([scene, strewn(scene, 1), Scene(())], 16)
+    assert (found[0, 0] > 0).sum() == len(scene.stickers)
+    assert (found[0, 2] == 0).all() and (found[1, 2] == -1).all()
+
+
+def test_reflections_on_right_and_wrong_pictures_are_both_common():
+    lessons = [lesson("reflect", seed) for seed in range(200)]
+    stops = sum(one.reply is None for one in lessons)
+    assert 60 < stops < 130
+    assert all(one.before is not None for one in lessons)
+    assert all(check(one.before, lesson_spec(one)) for one in lessons[:3])
+
+
+def lesson_spec(one):
+    from triptych.data.language import parse_prompt
+
+    return parse_prompt(one.asked)
