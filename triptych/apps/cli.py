@@ -182,7 +182,7 @@ class Evaluate(ModelChoice):
     def run(self, open_model: Open) -> int:
         from triptych.apps import measure
 
-        return measure.evaluate(self, self.load(open_model))
+        return measure.evaluate(self, lambda: self.load(open_model))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from triptych.apps.exhibit import Exhibit, Stop
 from triptych.errors import ConfigError, JudgeError
 from triptych.loop import Listener, Policy, play, with_image
 from triptych.model.config import Sampling
+from triptych.model.words import reflection_is_formed
 from triptych.trace import Prompt, Trace, Verdict
 
 Judge = Callable[[Sequence[Trace]], list[Verdict]]
@@ -132,7 +133,8 @@ def judged(traces: Sequence[Trace], judge: Judge | None, needed: bool = False) -
 def stop_of(trace: Trace, turns: int) -> Stop:
     """Why a trace is no longer."""
     if trace.finished:
-        return "model"
+        said = trace.turns[-1].said
+        return "model" if said is not None and reflection_is_formed(said.text) else "unread"
     reasoned = 0 if trace.prompt.image is not None else 1
     return "limit" if len(trace.turns) - reasoned >= turns else "interrupted"
 

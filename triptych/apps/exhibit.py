@@ -20,7 +20,7 @@ from triptych.apps import gallery
 from triptych.errors import OutputError
 from triptych.trace import Trace, Verdict
 
-Stop = Literal["model", "limit", "interrupted"]
+Stop = Literal["model", "unread", "limit", "interrupted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,7 @@ class Exhibit:
         """Why it stopped, in words."""
         return {
             "model": "the model said that no further edit is needed",
+            "unread": "the reflection holds no instruction, which counts as a stop",
             "limit": f"turn limit reached ({self.turns})",
             "interrupted": "interrupted",
         }[self.stop]
@@ -154,10 +155,11 @@ def naming_errors(folder: Path) -> Iterator[None]:
     """Turn the system's word on why `folder` cannot be written into one line that says what to do."""
     try:
         yield
-    except OutputError:
-        raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
         raise OutputError(f"cannot write {folder}: {reason}; choose a folder that can be written with --out") from error
 
 

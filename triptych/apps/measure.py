@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from triptych.apps.exhibit import free, slug
+from triptych.apps.exhibit import check_writable, free, slug
 from triptych.apps.inputs import check_at_least, sampling_of
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
@@ -31,14 +32,22 @@ COLUMNS = (
 )
 
 
-def evaluate(choice: Evaluate, policy: Policy) -> int:
-    """Play, print, and return the exit code. After Ctrl-C the rows so far stay in the folder, to be resumed."""
+def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
+    """Play, print, and return the exit code. After Ctrl-C the rows so far stay in the folder, to be resumed.
+
+    What can be refused is refused before the model is loaded.
+    """
     benchmark = chosen(choice.benchmark)
     if choice.limit is not None:
         check_at_least("limit", choice.limit, 1)
         benchmark = benchmark.thinned(choice.limit)
     check_at_least("seeds", choice.seeds, 1)
+    check_at_least("turns", choice.turns, 0)
+    check_at_least("batch", choice.batch, 1)
     out = folder_of(choice)
+    if not choice.resume:
+        check_writable(out)
+    policy = load()
     seeds, sampling, judge = range(choice.seeds), sampling_of(policy.config, choice.steps), WorldJudge()
     console = open_console(choice.as_json)
     rows: list[Row] = []

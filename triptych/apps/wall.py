@@ -17,8 +17,9 @@ class Wall:
     folder: Path
     title: str
     many: bool
-    hung: list[dict[str, Any]] = field(default_factory=list)
-    cards: list[gallery.Card] = field(default_factory=list)
+    hung: list[tuple[dict[str, Any], gallery.Card]] = field(
+        default_factory=list
+    )  # what --json and the index say of each
 
     @staticmethod
     def open(out: Path | None, title: str, seed: int, many: bool) -> Wall:
@@ -30,10 +31,13 @@ class Wall:
     def hang(self, exhibit: Exhibit) -> Path:
         """Write one exhibit; returns its folder."""
         name = f"{len(self.hung):05d}-{slug(exhibit.asked)}-{exhibit.trace.seed}"
-        folder = exhibit.hang(self.folder / name if self.many else self.folder)
-        self.hung.append(exhibit.record(folder))
-        self.cards.append(gallery.card(folder.name, exhibit))
-        return folder
+        folder = self.folder / name if self.many else self.folder
+        self.hung.append((exhibit.record(folder), gallery.card(folder.name, exhibit)))
+        try:
+            return exhibit.hang(folder)
+        finally:
+            if not folder.exists():  # an error, or Ctrl-C while writing
+                self.hung.pop()
 
     @property
     def page(self) -> Path:
@@ -42,9 +46,9 @@ class Wall:
 
     def close(self) -> None:
         """Write the index of many."""
-        if self.many and self.cards:
-            write_page(self.page, gallery.index(self.title, self.cards))
+        if self.many and self.hung:
+            write_page(self.page, gallery.index(self.title, [card for _, card in self.hung]))
 
     def record(self) -> dict[str, Any]:
         """What `--json` prints."""
-        return {"folder": str(self.folder), "page": str(self.page), "traces": self.hung}
+        return {"folder": str(self.folder), "page": str(self.page), "traces": [record for record, _ in self.hung]}

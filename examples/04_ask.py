@@ -1,0 +1,20 @@
+"""Ask the same model about a picture: what it draws with is also what it sees with."""
+
+from pathlib import Path
+
+from triptych import Item, Scene, Spec, load, render
+
+SCENE = Spec("two_object", (Item("clock", 2, color="red"), Item("cat", 1, color="black")))
+QUESTIONS = ["how many clocks are there?", "is there a cat?", "what color is the cat?"]
+
+
+def main(policy, folder: Path) -> list[str]:
+    picture = render([Scene.sample(SCENE, seed=0)])[0].numpy()
+    answers = policy.answer([picture] * len(QUESTIONS), QUESTIONS, policy.config.fine, seeds=[0, 1, 2])
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        print(question, answer.text)
+    return [answer.text for answer in answers]
+
+
+if __name__ == "__main__":
+    main(load("sketch"), Path())

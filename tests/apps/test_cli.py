@@ -1,0 +1,315 @@
+"""The command line, played by the scripted policy: what it prints, what it leaves, how it refuses."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripted import ScriptedPolicy, open_scripted
+
+from triptych.apps.cli import COMMANDS, main
+from triptych.apps.exhibit import Exhibit
+from triptych.data.render import render_array
+from triptych.data.scene import Scene
+from triptych.trace import Item, Spec, Trace
+
+PROMPT = "A photo of three clocks on the left and one cats on the right"
+SPEC = Spec("multi_object_count_attr", (Item("clock", 3), Item("cat", 2)))
+SCRIPT = Path(__file__).parents[1] / "scripted.py"
+
+
+@pytest.fixture(autouse=True)
+def inside_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def triptych(*words: object) -> int:
+    return main([str(word) for word in words], open_scripted)
+
+
+def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
+    """The one line that a refused command prints; nothing else may be printed, and nothing left behind."""
+    before = sorted(Path().rglob("*"))
+    assert triptych(*words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("triptych: ") and printed.err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+    return printed.err
+
+
+@pytest.fixture
+def picture() -> Path:
+    Image.fromarray(render_array(Scene.sample(SPEC, seed=1))).save("picture.png")
+    return Path("picture.png")
+
+
+# --- draw ---
+
+
+def test_draw_leaves_a_whole_folder(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT, "--seed", 3) == 0
+    folder = Path("traces/a-photo-of-three-clocks-on-the-left-and-one-cats-3")
+    exhibit = Exhibit.load(folder)
+    turns = [f"turn-{index}.png" for index, turn in enumerate(exhibit.trace.turns) if turn.drew]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["trace.json", "trace.html", "final.png", *turns])
+    assert exhibit.stop == "model" and exhibit.verdict is not None and exhibit.verdict.score == 1.0
+    assert exhibit.verdicts[0].score < 1.0 and len(exhibit.verdicts) == len(turns)
+    assert exhibit.trace.prompt.text == PROMPT and exhibit.trace.seed == 3
+    assert list(Path("traces").iterdir()) == [folder]
+
+
+def test_draw_tells_everything_it_does(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT) == 0
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    (trace,) = [Trace.load(path) for path in Path("traces").iterdir()]
+    for turn in trace.turns:
+        assert turn.said is not None
+        for part in re.split(r"</?think>", turn.said.text):
+            assert part in told
+    for words in (PROMPT, "3 clocks (left), 1 cat (right)", "Reason", "Turn 1", "4/4", "stopped", "trace.html"):
+        assert words in told
+
+
+def test_the_same_command_draws_the_same_trace():
+    assert triptych("draw", PROMPT, "--out", "one") == 0
+    assert triptych("draw", PROMPT, "--out", "two") == 0
+    one, two = Trace.load(Path("one")), Trace.load(Path("two"))
+    assert [turn.said and turn.said.text for turn in one.turns] == [turn.said and turn.said.text for turn in two.turns]
+    assert np.array_equal(one.images, two.images)
+
+
+def test_nothing_is_overwritten(capsys: pytest.CaptureFixture):
+    assert triptych("draw", "two cats") == 0
+    assert triptych("draw", "two cats") == 0
+    assert sorted(path.name for path in Path("traces").iterdir()) == ["two-cats-0", "two-cats-0-2"]
+    capsys.readouterr()
+    assert "exists" in refused(capsys, "draw", "two cats", "--out", "traces/two-cats-0")
+
+
+def test_json_is_all_that_stdout_holds(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT, "--turns", 1, "--no-plan", "--json") == 0
+    printed = capsys.readouterr()
+    (record,) = json.loads(printed.out)["traces"]
+    assert record["stop"] == "limit" and record["edits"] == 1 and record["verdict"]["failed"]
+    assert Path(record["final"]).is_file()
+    assert "plan" not in record["seconds"][0] and "turn limit reached (1)" in printed.err
+
+
+def test_many_traces_hang_on_one_wall(capsys: pytest.CaptureFixture):
+    Path("prompts.txt").write_text("two red cats\n\na bus and a clock\n")
+    assert triptych("draw", "--prompts", "prompts.txt", "-n", 2, "--batch", 3, "--out", "wall", "--json") == 0
+    traces = json.loads(capsys.readouterr().out)["traces"]
+    assert [(trace["asked"], trace["seed"]) for trace in traces] == [
+        ("two red cats", 0), ("two red cats", 1), ("a bus and a clock", 0), ("a bus and a clock", 1),
+    ]  # fmt: skip
+    page = Path("wall/index.html").read_text()
+    for trace in traces:
+        assert f'href="{Path(trace["folder"]).name}/trace.html"' in page
+        assert (Path(trace["folder"]) / "trace.html").is_file()
+
+
+def test_a_trace_does_not_depend_on_its_batch(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT, "-n", 3, "--out", "many") == 0
+    assert triptych("draw", PROMPT, "--seed", 2, "--out", "alone") == 0
+    (third,) = Path("many").glob("00002-*")
+    assert np.array_equal(Trace.load(third).images, Trace.load(Path("alone")).images)
+
+
+def test_best_of_keeps_the_judges_favourite(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 6, "--out", "best") == 0
+    exhibit = Exhibit.load(Path("best"))
+    scores = exhibit.settings["best_of"]
+    assert len(scores) == 6 and scores[str(exhibit.trace.seed)] == max(scores.values())
+
+
+def test_jsonl_prompts_bring_their_own_spec(capsys: pytest.CaptureFixture):
+    record = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "a photo of two cats"}
+    Path("prompts.jsonl").write_text(json.dumps(record) + "\n")
+    assert triptych("draw", "--prompts", "prompts.jsonl", "--out", "one") == 0
+    assert Trace.load(Path("one")).prompt.spec == Spec("counting", (Item("cat", 2),))
+
+
+# --- edit, ask, judge, eval ---
+
+
+def test_edit_starts_from_the_given_picture(picture: Path):
+    assert triptych("edit", picture, "three clocks and one cat", "--out", "edited") == 0
+    exhibit = Exhibit.load(Path("edited"))
+    assert exhibit.edits == 1 and exhibit.verdicts[0].score < 1 == exhibit.verdicts[-1].score
+    assert np.array_equal(exhibit.trace.images[0], np.asarray(Image.open(picture)))
+    assert Path("edited/input.png").is_file()
+
+
+def test_edit_of_a_right_picture_stops_at_once(picture: Path):
+    assert triptych("edit", picture, "three clocks and two cats", "--out", "edited") == 0
+    assert Exhibit.load(Path("edited")).edits == 0
+
+
+def test_ask_prints_the_answer(picture: Path, capsys: pytest.CaptureFixture):
+    assert triptych("ask", picture, "how many clocks are there?", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["question"] == "how many clocks are there?" and answer["answer"].count("clock") == 3
+
+
+def test_judge_checks_every_fact(picture: Path, capsys: pytest.CaptureFixture):
+    assert triptych("judge", picture, "three clocks and two cats", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["score"] == 1.0
+    assert triptych("judge", picture, "three clocks and one cat") == 0
+    assert "✗ one cat: found two" in capsys.readouterr().out
+
+
+def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
+    command = ("eval", "rehearsal", "--limit", 4, "--turns", 3, "--out", "run", "--json")
+    assert triptych(*command) == 0
+    whole = json.loads(capsys.readouterr().out)
+    lines = Path("run/results.jsonl").read_text().splitlines(keepends=True)
+    Path("run/results.jsonl").write_text("".join(lines[:2]))
+    assert triptych(*command, "--resume") == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert resumed["manifest"] == whole["manifest"]
+    assert resumed["report"]["accuracy"] == whole["report"]["accuracy"] and len(lines) == 4
+    assert "exists" in refused(capsys, *command)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["draw"], "empty"),
+        (["draw", " \n "], "empty"),
+        (["draw", "cat " * 10_000], "10,000 words"),
+        (["draw", "c" * 20_000], "20,000 characters"),
+        (["draw", "a c\udcffat"], "not text"),
+        (["draw", "a cat\0"], "not text"),
+        (["draw", "two qubits and a cat"], "qubits"),
+        (["draw", "two cats", "--turns", "-1"], "--turns -1"),
+        (["draw", "two cats", "-n", "0"], "--n 0"),
+        (["draw", "two cats", "--batch", "0"], "--batch 0"),
+        (["draw", "two cats", "--steps", "0"], "--steps 0"),
+        (["draw", "two cats", "--seed", "-4"], "--seed -4"),
+        (["draw", "two cats", "--best-of", "0"], "--best-of 0"),
+        (["draw", "two cats", "--device", "abacus"], "abacus"),
+        (["draw", "two cats", "--prompts", "some.txt"], "both"),
+        (["draw", "--prompts", "missing.txt"], "missing.txt"),
+        (["edit", "missing.png", "two cats"], "missing.png does not exist"),
+        (["ask", "missing.png", "what?"], "missing.png does not exist"),
+        (["judge", "missing.png", "two cats"], "missing.png does not exist"),
+        (["eval", "geneval", "--resume"], "--out"),
+        (["eval", "geneval", "--limit", "0"], "--limit 0"),
+        (["eval", "geneval", "--seeds", "0"], "--seeds 0"),
+        (["info", "--model", "no-such-model"], "no-such-model"),
+    ],
+    ids=lambda value: " ".join(value)[:40].encode("ascii", "replace").decode() if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(words: list[str], reason: str, capsys: pytest.CaptureFixture):
+    assert reason in refused(capsys, *words)
+
+
+def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture):
+    assert main(["draw", "two cats", "--model", "./nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error and error.count("\n") == 1 and not Path("traces").exists()
+
+
+def test_pictures_that_cannot_be_read(capsys: pytest.CaptureFixture):
+    Path("text.png").write_text("not a picture")
+    Image.new("1", (20_000, 20_000)).save("huge.png")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("whole.png")
+    Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:60])
+    assert "text.png" in refused(capsys, "edit", "text.png", "two cats")
+    assert "pixels" in refused(capsys, "edit", "huge.png", "two cats")
+    assert "torn.png" in refused(capsys, "judge", "torn.png", "two cats")
+    assert "--turns 0" in refused(capsys, "edit", "whole.png", "two cats", "--turns", 0)
+
+
+def test_bad_lines_of_a_file_are_named(capsys: pytest.CaptureFixture):
+    Path("bad.jsonl").write_text('{"prompt": "a photo of two cats"}\n{"prompt": \n')
+    assert "bad.jsonl, line 2" in refused(capsys, "draw", "--prompts", "bad.jsonl")
+
+
+@pytest.mark.parametrize("place", ["/proc/triptych/out", "file/out"])
+def test_places_that_cannot_be_written(place: str, capsys: pytest.CaptureFixture):
+    Path("file").touch()
+    assert "cannot write" in refused(capsys, "draw", "two cats", "--out", place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(capsys: pytest.CaptureFixture):
+    Path("locked").mkdir(mode=0o500)
+    assert "cannot write" in refused(capsys, "draw", "two cats", "--out", "locked/out")
+
+
+@pytest.mark.parametrize("words", [["draw", "two cats", "--promts", "x"], ["paint", "two cats"], ["eval", "imagenet"]])
+def test_unknown_options_are_errors(words: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        triptych(*words)
+    assert stop.value.code == 2
+
+
+def test_a_judge_is_needed_to_choose(capsys: pytest.CaptureFixture):
+    def open_anything(*arguments: object) -> ScriptedPolicy:
+        policy = ScriptedPolicy()
+        object.__setattr__(policy.config, "world", "open")
+        return policy
+
+    assert main(["draw", "two cats", "--best-of", "2"], open_anything) == 2  # pyright: ignore[reportArgumentType]
+    assert "needs a judge" in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            triptych(name, "--help")
+        assert stop.value.code == 0
+    assert triptych("--version") == 0
+
+
+# --- what the system does to a process ---
+
+
+def start(*words: str, limit: int | None = None) -> subprocess.Popen:
+    """The scripted command line as a process of its own; `limit` bytes are the longest file it may write."""
+
+    def shrink_disk() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, str(SCRIPT), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=shrink_disk)
+
+
+def test_a_full_disk_leaves_nothing():
+    process = start("draw", "two cats", "--out", "full/out", limit=2_000)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert error.count("\n") == 1 and "cannot write full/out" in error and "Traceback" not in error
+    assert not list(Path().rglob("*.png")) and not list(Path("full").iterdir())
+
+
+def test_ctrl_c_keeps_finished_traces():
+    process = start(
+        "draw", "two cats", "-n", "3", "--batch", "1", "--model", "scripted-slow", "--out", "wall", "--json"
+    )
+    deadline = time.monotonic() + 120
+    while not list(Path("wall").glob("0*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in error and "Traceback" not in error
+    kept = json.loads(out)["traces"]
+    assert kept[0]["stop"] == "model" and len(kept) < 3
+    for record in kept:
+        assert Exhibit.load(Path(record["folder"])).trace.image is not None
+    assert Path("wall/index.html").is_file()
+    assert not list(Path("wall").glob(".*"))
