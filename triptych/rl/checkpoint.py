@@ -84,7 +84,7 @@ def unpack_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mappi
         index, field = rest.split("/")
         if int(index) >= len(sizes) or (value.dim() and value.shape != sizes[int(index)]):
             raise ModelError(
-                f"optimiser state {key} has shape {tuple(value.shape)}, not its parameter's: resume with the same config"
+                f"optimiser state {key} of shape {tuple(value.shape)} fits no parameter: resume with the same config"
             )
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -25,7 +25,9 @@ from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
 from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, scenes_of_step, to_unit
+from triptych.rl.optimizers import optimizers, set_rates
 
+NOTHING = 0.05  # weight of an empty patch beside one with a sticker
 NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
 
 
@@ -35,7 +37,8 @@ class EyesLessons:
 
     steps: int = 500
     batch: int = 96
-    rate: float = 1e-3
+    rate: float = 1e-3  # AdamW: embeddings, heads, norms, biases
+    matrix_rate: float = 0.02  # Muon: the matrices of the layers
     warmup: int = 100
     cooldown: float = 0.6
     strewn: float = 0.4  # share of scenes whose stickers lie anywhere
@@ -72,7 +75,7 @@ def strewn(scene: Scene, seed: int) -> Scene:
 
 
 def targets(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Class, colour and size `[3 batch patch]` of the sticker centred in each patch; class 0 is nothing, -1 no target."""
+    """Class, colour, size `[3 batch patch]` of the sticker centred in each patch; class 0 is nothing, -1 no target."""
     columns = CANVAS // side
     found = np.full((3, len(scenes), columns * columns), -1, np.int64)
     found[0] = 0
@@ -94,10 +97,11 @@ def worn(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def naming_loss(outputs: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Cross entropies added up; the metric is the share of stickers whose class, colour and size are all right."""
-    loss = sum(
-        F.cross_entropy(out.flatten(0, 1), want.flatten(), ignore_index=-1)
-        for out, want in zip(outputs, wanted, strict=True)
-    )
+    rare = torch.ones(len(NAMES) + 1, device=outputs[0].device)
+    rare[0] = NOTHING  # else "nothing everywhere" is where learning rests for a long time
+    loss = F.cross_entropy(outputs[0].flatten(0, 1), wanted[0].flatten(), rare)
+    for out, want in zip(outputs[1:], wanted[1:], strict=True):
+        loss = loss + F.cross_entropy(out.flatten(0, 1), want.flatten(), ignore_index=-1)
     right = torch.stack([out.argmax(-1) == want for out, want in zip(outputs, wanted, strict=True)]).all(0)
     there = wanted[0] > 0
     return loss, {
@@ -113,18 +117,20 @@ def study_eyes(
     torch.manual_seed(seed)
     model = Naming(config).to(device)
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schools = optimizers(dict(model.named_parameters()), lessons.matrix_rate, lessons.rate)
+    bases = {"muon": lessons.matrix_rate, "adamw": lessons.rate}
     start = 0
     if (found := checkpoint.latest(folder, device)) is not None:
         tensors, record = found
         start = record["step"]
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
         average = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}
-        checkpoint.unpack_optimizer("adamw", optimizer, tensors)
+        for name, optimizer in schools.items():
+            checkpoint.unpack_optimizer(name, optimizer, tensors)
     columns = CANVAS // config.patch_size
     ids = torch.from_numpy(grid_ids((columns, columns), config.patches_per_side)).to(device).expand(lessons.batch, -1)
     for step in range(start, lessons.steps):
-        optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+        set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         scenes = scenes_of_step(seed + 1, step, lessons.batch)
         loose = int(lessons.batch * lessons.strewn)
@@ -132,14 +138,18 @@ def study_eyes(
         tokens = patchify(worn(to_unit(render(scenes, device=str(device))), generator), config.patch_size)
         with torch.autocast(device.type, torch.bfloat16):
             loss, metrics = naming_loss(model(tokens, ids), targets(scenes, config.patch_size).to(device))
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in schools.values():
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in schools.values():
+            optimizer.step()
         blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
             tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
                 f"average/{n}": t for n, t in average.items()
             }
-            checkpoint.save(folder, step + 1, tensors | checkpoint.pack_optimizer("adamw", optimizer), {})
+            for name, optimizer in schools.items():
+                tensors |= checkpoint.pack_optimizer(name, optimizer)
+            checkpoint.save(folder, step + 1, tensors, {})
         yield step, float(loss.detach()), metrics

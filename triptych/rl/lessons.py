@@ -32,6 +32,7 @@ from triptych.rl.autoencoder_lessons import (
     study_autoencoder,
 )
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
+from triptych.rl.optimizers import optimizers, set_rates
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
 from triptych.rl.teach import ModelLessons, sheet, teach
 
@@ -39,7 +40,9 @@ VIEW = "vit_model."
 
 
 # The fourth stage: gentle steps, and half of what is looked at or mended is the model's own work.
-OWN = ModelLessons(steps=400, rate=5e-4, matrix_rate=5e-3, warmup=20, cooldown=0.8, own=0.5)
+OWN = ModelLessons(
+    steps=120, pictures=12, edits=32, words=40, rate=5e-4, matrix_rate=5e-3, warmup=20, cooldown=0.8, own=0.5
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LessonsConfig:
     eyes: EyesLessons = field(default_factory=EyesLessons)
     model: ModelLessons = field(default_factory=ModelLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 1200  # drawn by the model after the third stage, to learn from its own mistakes in the fourth
+    own_pictures: int = 600  # drawn by the model after the third stage, to learn from its own mistakes in the fourth
 
 
 DEBUG = LessonsConfig(
@@ -151,14 +154,12 @@ class School:
 
     def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
         """Teach a stage from its newest checkpoint, else from the weights as they are; yields a Step per update."""
-        schools = optimizers(self.taught, lessons)
+        schools = optimizers(self.taught, lessons.matrix_rate, lessons.rate)
         start = self._resume(stage, schools)
-        bases = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in schools.items()}
+        bases = {"muon": lessons.matrix_rate, "adamw": lessons.rate}
         for step, page in enumerate(self._pages(lessons, start, own), start=start):
-            share = rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
-            for name, optimizer in schools.items():
-                for group, base in zip(optimizer.param_groups, bases[name], strict=True):
-                    group["lr"] = base * share
+            set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
+            for optimizer in schools.values():
                 optimizer.zero_grad(set_to_none=True)
             metrics = teach(self.bagel, lessons, page, self.device)
             metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
@@ -235,7 +236,7 @@ class Pages(torch.utils.data.Dataset):
 
 
 def initialise(bagel: Bagel) -> None:
-    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay as they are."""
+    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay."""
     depth = bagel.config.language.num_hidden_layers
     for name, parameter in bagel.named_parameters():
         if name.startswith(("autoencoder.", VIEW)) or not parameter.requires_grad:
@@ -246,19 +247,3 @@ def initialise(bagel: Bagel) -> None:
             deviation = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
             quiet = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
             torch.nn.init.normal_(parameter, std=deviation * quiet)
-
-
-def optimizers(parameters: dict[str, Tensor], lessons: ModelLessons) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for everything else. Raises ConfigError where torch has no Muon."""
-    if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(
-            f"torch {torch.__version__} has no Muon; expected 2.9 or newer for the lessons: upgrade torch"
-        )
-    matrices = {name for name, p in parameters.items() if p.dim() == 2 and ".layers." in name}
-    muon = torch.optim.Muon(
-        [p for n, p in parameters.items() if n in matrices], lr=lessons.matrix_rate, weight_decay=0.0
-    )
-    adamw = torch.optim.AdamW(
-        [p for n, p in parameters.items() if n not in matrices], lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.0
-    )
-    return {"muon": muon, "adamw": adamw}

@@ -30,10 +30,10 @@ from triptych.rl.eyes_lessons import worn
 class ModelLessons:
     """How the joined model is taught. Rows are per step."""
 
-    steps: int = 6000
-    pictures: int = 48
-    edits: int = 32
-    words: int = 48
+    steps: int = 1200
+    pictures: int = 32
+    edits: int = 20
+    words: int = 36
     plans: float = 0.6  # share of the pictures that are planned first
     answers: float = 0.3  # share of the words that answer a question; the others reflect
     noises: int = 2  # noisy copies of a picture in one row: they share the cost of reading its context
