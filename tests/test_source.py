@@ -2,58 +2,80 @@
 
 import ast
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "triptych").rglob("*.py"))
-PYTHON = [*SOURCES, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+PACKAGE = sorted((ROOT / "triptych").rglob("*.py"))
+PYTHON = [*PACKAGE, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
 BANNED = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "flash_attn", "mmcv", "mmdet"}
+DISTRIBUTIONS = {"PIL": "pillow", "fonticon_mdi7": "fonticon_materialdesignicons7"}  # where the two names differ
 LONGEST = 350  # lines of a module
-
-every_file = pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def calls(path: Path) -> list[tuple[ast.Call, str]]:
-    """Every call in a file, with its dotted name."""
-    tree = ast.parse(path.read_text())
-    return [(node, ast.unparse(node.func)) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+HIDDEN_SEEDS = re.compile(r"np\.random\.(?!default_rng|SeedSequence|Generator)\w+|random\.(?!Random)\w+|torch\.seed")
 
 
-@every_file
-def test_no_unsafe_or_rare_imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def calls(path: Path) -> Iterator[tuple[str, str, dict[str | None, str]]]:
+    """Every call in a file: where it is, its dotted name, and its named arguments as text."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            yield f"{path}:{node.lineno}", ast.unparse(node.func), named
+
+
+def imports(path: Path, typed: bool) -> Iterator[tuple[str, str]]:
+    """Every package that a file imports and where, those under `if TYPE_CHECKING:` only if `typed`."""
+    blocks = [node for node in ast.walk(tree(path)) if isinstance(node, ast.If)]
+    guarded = [block for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING"]
+    left_out = set() if typed else {id(node) for block in guarded for node in ast.walk(block)}
+    for node in ast.walk(tree(path)):
+        if id(node) in left_out:
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((f"{path}:{node.lineno}", alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            assert name.split(".")[0] not in BANNED, f"{path}:{node.lineno}: imports {name}"
+            yield f"{path}:{node.lineno}", node.module.split(".")[0]
 
 
-@every_file
-def test_tensors_are_loaded_without_code(path: Path):
-    for call, name in calls(path):
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        if name == "torch.load":
-            assert given.get("weights_only") == "True", f"{path}:{call.lineno}: torch.load without weights_only=True"
-        assert given.get("allow_pickle", "False") == "False", f"{path}:{call.lineno}: allow_pickle"
-        assert name not in ("eval", "exec"), f"{path}:{call.lineno}: {name} of text"
+def test_no_unsafe_or_rare_imports():
+    assert not [found for path in PYTHON for found in imports(path, typed=True) if found[1] in BANNED]
 
 
-@every_file
-def test_randomness_comes_in_by_hand(path: Path):
-    for call, name in calls(path):
-        hidden = name in ("np.random.seed", "random.seed", "torch.seed")
-        hidden |= re.fullmatch(r"random\.(?!Random)\w+", name) is not None
-        hidden |= re.fullmatch(r"np\.random\.(?!default_rng|SeedSequence|Generator)\w+", name) is not None
-        assert not hidden, f"{path}:{call.lineno}: {name} draws from a generator that nobody passed"
+def test_loading_never_runs_code():
+    for path in PYTHON:
+        for where, name, named in calls(path):
+            if name == "torch.load":
+                assert named.get("weights_only") == "True", f"{where}: torch.load without weights_only=True"
+            assert named.get("allow_pickle", "False") == "False", f"{where}: allow_pickle"
+            assert named.get("trust_remote_code", "False") == "False", f"{where}: trust_remote_code"
+            assert name not in ("eval", "exec"), f"{where}: {name} of text"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_are_short_and_say_what_they_are(path: Path):
-    text = path.read_text()
-    assert text.count("\n") <= LONGEST, f"{path} has more than {LONGEST} lines"
-    assert not text or ast.get_docstring(ast.parse(text)), f"{path} does not open with its place in the story"
+def test_randomness_comes_in_by_hand():
+    found = [(where, name) for path in PYTHON for where, name, _ in calls(path) if HIDDEN_SEEDS.fullmatch(name)]
+    assert not found, "these draw from a generator that nobody passed"
+
+
+def test_imports_are_dependencies():
+    """`pip install triptych` brings whatever its modules import when they run."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=!\[ ]", line)[0].lower().replace("-", "_") for line in project["dependencies"]}
+    for path in PACKAGE:
+        for where, package in imports(path, typed=False):
+            name = DISTRIBUTIONS.get(package, package).lower()
+            known = name in declared or package in sys.stdlib_module_names or package == "triptych"
+            assert known, f"{where}: {package} is not among the project's dependencies"
+
+
+def test_modules_are_short_and_say_what_they_are():
+    for path in PACKAGE:
+        lines = path.read_text().count("\n")
+        assert lines <= LONGEST, f"{path} has {lines} lines; expected at most {LONGEST}: give a part its own home"
+        assert not lines or ast.get_docstring(tree(path)), f"{path} does not open with its place in the story"
