@@ -47,5 +47,5 @@ def test_touching_stickers_of_one_colour_are_told_apart():
 
 def test_an_empty_canvas_a_tinted_one_and_noise_show_nothing():
     blank = np.full((96, 96, 3), BACKGROUND, np.uint8)
-    noise = np.random.default_rng(0).normal(128, 12, (40, 70, 3)).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(BACKGROUND, 12, (40, 70, 3)).astype(np.uint8)
     assert TemplateJudge().scenes([blank, blank - 20, noise]) == [Scene(())] * 3

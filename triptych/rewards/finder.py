@@ -32,6 +32,8 @@ THRESHOLD = 0.5  # of the centre heat; ghosts below a third of full opacity are 
 CHUNK = 64  # pictures per forward pass: beyond this a CPU gains nothing
 PROBE = 24  # points per side of a box at which its colour is read
 FAINTEST, FULLEST = 0.45, 1.15  # opacities that a colour may be read at: blur and fading mix in the canvas
+FULL = 0.2  # how much an opacity other than 1 tells against a colour: a dark green is no faded black
+TINT = 24  # levels by which a picture's own canvas may differ from the true one
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,23 @@ def read_color(
     Pixels are modelled as canvas + alpha (color - canvas), alpha being the class's silhouette in the found box.
     """
     device = images.device
-    background = torch.tensor(BACKGROUND, dtype=torch.float32, device=device)
-    palette = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - background
+    canvas = canvas_color(images)[row]
+    ink = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - canvas[:, None]
     alpha = silhouettes(PROBE).to(device)[name].flatten(1)
     steps = (torch.arange(PROBE, device=device) + 0.5) / PROBE - 0.5
     spot = (centre[:, :, None] + steps * side[:, None, None]).floor().long()
     inside = ((spot >= 0) & (spot < CANVAS)).float()
     alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
     across, along = spot.clamp(0, CANVAS - 1).unbind(1)
-    pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - background
+    pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
     seen = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
-    opacity = ((seen @ palette.T) / (palette**2).sum(1)).clamp(FAINTEST, FULLEST)
-    misfit = (seen[:, None] - opacity[:, :, None] * palette).norm(dim=2)
-    return misfit.argmin(1)
+    opacity = (torch.einsum("sc,skc->sk", seen, ink) / (ink**2).sum(2)).clamp(FAINTEST, FULLEST)
+    misfit = (seen[:, None] - opacity[:, :, None] * ink).norm(dim=2)
+    return (misfit + FULL * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
+
+
+def canvas_color(images: UInt8[Tensor, "batch 96 96 3"]) -> Float[Tensor, "batch 3"]:
+    """Each picture's own canvas: its median colour, unless so many stickers cover it that this is one of theirs."""
+    true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+    tint = images.flatten(1, 2).float().median(dim=1).values - true
+    return true + tint.clamp(-TINT, TINT)

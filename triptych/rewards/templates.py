@@ -15,12 +15,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from triptych.data.scene import SIZES, Scene, Sticker
 from triptych.data.stickers import CLASSES, COLORS, silhouettes
-from triptych.rewards.finder import on_canvas
+from triptych.rewards.finder import canvas_color, on_canvas
 from triptych.rewards.world import judge_with
 from triptych.trace import Trace, Verdict
 
@@ -56,7 +56,7 @@ class TemplateJudge:
         """What each picture `[height width 3] uint8` shows."""
         canvases = [on_canvas(image) for image in images]
         chunks = [torch.stack(canvases[start : start + CHUNK]) for start in range(0, len(canvases), CHUNK)]
-        return [scene for chunk in chunks for scene in explain(chunk.permute(0, 3, 1, 2).float())]
+        return [scene for chunk in chunks for scene in explain(chunk)]
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture to look at."""
@@ -64,12 +64,13 @@ class TemplateJudge:
 
 
 @torch.inference_mode()
-def explain(pixels: Float[Tensor, "batch 3 96 96"]) -> list[Scene]:
-    """The stickers of each picture (0 to 255), the one that explains most first."""
-    canvas = pixels.flatten(2).median(dim=2).values  # the picture's own, so that a tint does no harm
-    residual = F.pad(pixels - canvas[:, :, None, None], (MARGIN, MARGIN, MARGIN, MARGIN))
-    found: list[list[Sticker]] = [[] for _ in pixels]
-    rows = list(range(len(pixels)))
+def explain(images: UInt8[Tensor, "batch 96 96 3"]) -> list[Scene]:
+    """The stickers of each picture, the one that explains most first."""
+    canvas = canvas_color(images)
+    pixels = images.permute(0, 3, 1, 2).float() - canvas[:, :, None, None]
+    residual = F.pad(pixels, (MARGIN, MARGIN, MARGIN, MARGIN))
+    found: list[list[Sticker]] = [[] for _ in images]
+    rows = list(range(len(images)))
     for _ in range(MOST):
         fits = [
             best_fit(residual[row], canvas[row], kinds) for row, kinds in zip(rows, likely(residual[rows]), strict=True)
