@@ -52,6 +52,7 @@ class LessonsConfig:
     seed: int = 0
     device: str = "auto"  # "auto" takes CUDA where there is one
     every: int = 100  # steps between checkpoints
+    hands: int = 2  # CPU threads that each work on a part of every group
     workers: int = 0  # processes that prepare lessons ahead; 0 prepares them in between
     autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
     eyes: EyesLessons = field(default_factory=EyesLessons)
@@ -161,7 +162,7 @@ class School:
             set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
             for optimizer in schools.values():
                 optimizer.zero_grad(set_to_none=True)
-            metrics = teach(self.bagel, lessons, page, self.device)
+            metrics = teach(self.bagel, lessons, page, self.device, self.config.hands)
             metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
             for optimizer in schools.values():
                 optimizer.step()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,20 +89,39 @@ def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()
     return Sheet(tuple(groups), first)
 
 
-def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device) -> dict[str, float]:
-    """Add the gradients of a step's three groups to the parameters; returns the metrics."""
-    generator = torch.Generator().manual_seed(page.seed)
-    metrics: dict[str, float] = {"loss": 0.0}
-    for lessons in page.groups:
-        if not lessons:
-            continue
-        with torch.autocast(device.type, torch.bfloat16):
-            rows, targets = told(bagel, config, lessons, generator)
-            loss, found = group_loss(bagel, config, rows, targets, lessons[0].kind)
-        loss.backward()
-        metrics |= found
-        metrics["loss"] += float(loss.detach())
-    return metrics
+def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device, hands: int = 1) -> dict[str, float]:
+    """Put a step's gradients on the parameters; returns the metrics.
+
+    Each group is cut into `hands` parts that are worked on at the same time, one thread each; gradients are added in a
+    fixed order, so that a step is the same number whatever the threads do. With one intra-op thread per hand, two hands
+    on two CPU cores do nearly twice the work of one, where two intra-op threads do a fifth more.
+    """
+    parameters = [parameter for parameter in bagel.parameters() if parameter.requires_grad]
+    parts = [
+        (lessons[hand::hands], len(lessons[hand::hands]) / len(lessons), page.seed + 2 * group + hand)
+        for group, lessons in enumerate(page.groups)
+        for hand in range(hands)
+        if lessons[hand::hands]
+    ]
+
+    def work(part: tuple[tuple[Lesson, ...], float, int]):
+        lessons, share, seed = part
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):  # a cache would be shared by the hands
+            rows, targets = told(bagel, config, lessons, torch.Generator().manual_seed(seed))
+            loss, metrics = group_loss(bagel, config, rows, targets, lessons[0].kind)
+        gradients = torch.autograd.grad(loss * share, parameters, allow_unused=True)
+        return gradients, {name: value * share for name, value in ({"loss": float(loss.detach())} | metrics).items()}
+
+    with ThreadPoolExecutor(hands) as pool:
+        done = list(pool.map(work, parts))
+    totals: dict[str, float] = {}
+    for gradients, metrics in done:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
 def told(
