@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
+from triptych.apps.score import Score
 from triptych.errors import TriptychError
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ COMMANDS = {
     "ask": Ask,
     "judge": JudgePicture,
     "eval": Evaluate,
+    "score": Score,
     "lessons": Lessons,
     "info": Info,
     "bench": Bench,

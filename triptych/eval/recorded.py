@@ -1,0 +1,284 @@
+"""Recorded verdicts, read back line by line: GenEval detections and results, TIIF replies, GenEval++ verdicts.
+
+A file is JSON lines, gzipped or not; each line is one picture and becomes one `Recorded`. A line that is damaged (not
+JSON, a box of negative size, a field that is not there) is an error that names file and line, since nothing else in
+such a file can be trusted either. A line that is whole but holds no verdict (the judge failed, or its reply does not
+answer the questions) is *missing*: it is read, listed, and never counted as wrong.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from triptych.errors import JudgeError
+from triptych.rewards.answers import read_answers, read_verdict
+from triptych.rewards.geneval import COLORS, Detection, judge, number, read_box, read_detections, read_spec
+from triptych.trace import Spec, Verdict
+
+LONGEST = 64 * 2**20  # bytes of a line
+GZIP = b"\x1f\x8b"
+LENGTHS = ("short", "long")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one line says of one picture: `right` of `asked` questions. Where the verdict is `missing`, both are 0."""
+
+    file: str
+    line: int
+    column: str  # a tag, or TIIF's attribute/length
+    right: int
+    asked: int
+    prompt: str = ""  # pictures of one prompt share its difficulty: they are resampled together
+    reasons: tuple[str, ...] = ()
+    missing: str | None = None  # why there is no verdict
+    claimed: bool | None = None  # the verdict that the file itself holds, where it was derived again
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether all questions are answered right; None where the verdict is missing."""
+        return None if self.missing else self.right == self.asked
+
+    @property
+    def disputed(self) -> bool:
+        """Whether the rules say otherwise than the file."""
+        return self.claimed is not None and self.claimed != self.correct
+
+
+Reader = Callable[[Path], Iterator[Recorded]]
+
+
+def geneval(path: Path) -> Iterator[Recorded]:
+    """Lines of `{metadata, detections: {class: [{box, score, color}]}}`, or of GenEval's own results file.
+
+    GenEval's rules decide. A results file holds boxes (`details`) but no colours; those are read off its `reason`.
+    """
+    return _rows(path, _geneval)
+
+
+def tiif(path: Path) -> Iterator[Recorded]:
+    """Lines of `{attribute, length, questions, gt_answers, model_output}`; only the judge's raw words are believed."""
+    return _rows(path, _tiif)
+
+
+def genevalpp(path: Path) -> Iterator[Recorded]:
+    """Lines of `{tag, prompt, correct}` with 1, 0 or -1 (the judge failed), or with the judge's words.
+
+    The words are in `correct` itself, or, where there is no `correct`, in `model_output` or `reply`.
+    """
+    return _rows(path, _genevalpp)
+
+
+# --- one line -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Recorded]:
+    """Each line as `read` understands it. Raises JudgeError, with file and line, for the first damaged one."""
+    count = 0
+    for line, record in _records(path):
+        count += 1
+        try:
+            row = read(record)
+        except KeyError as error:
+            _damaged(
+                path, line, f"no {error.args[0]!r}; found {', '.join(sorted(map(ascii, record))[:12]) or 'nothing'}"
+            )
+        except (ValueError, RecursionError) as error:
+            _damaged(path, line, str(error) or "nested too deeply")
+        yield Recorded(file=str(path), line=line, **row)
+    if not count:
+        raise JudgeError(f"{path} holds no lines; expected one JSON object per picture")
+
+
+def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = _decoded(record["metadata"])
+    spec = read_spec(metadata)
+    claimed = record["correct"] if isinstance(record.get("correct"), bool) else None
+    if "detections" in record:
+        verdict = judge(spec, read_detections(record["detections"]))
+    elif "details" in record:
+        verdict = judge(spec, _detailed(_decoded(record["details"]), spec, str(record.get("reason") or "")))
+    elif claimed is not None:  # results of early versions: nothing to derive the verdict from
+        verdict = Verdict(float(claimed), failed=tuple(str(record.get("reason") or "").splitlines()))
+    else:
+        raise KeyError("detections")
+    right = int(verdict.score == 1.0)
+    prompt = metadata.get("prompt") or record.get("prompt") or json.dumps(metadata, sort_keys=True)
+    return {
+        "column": spec.tag,
+        "right": right,
+        "asked": 1,
+        "prompt": str(prompt),
+        "reasons": verdict.failed,
+        "claimed": claimed,
+    }
+
+
+def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection]]:
+    """The objects of a line of GenEval's results: `{class: [[left, top, right, bottom, score]]}`, most certain first.
+
+    An item's colours are told by its line in `reason` where they are wrong; else its objects have the right one.
+    """
+    if not isinstance(details, Mapping) or not all(isinstance(boxes, list) for boxes in details.values()):
+        raise ValueError("details are no boxes by class; expected {class: [[left, top, right, bottom, score], ...]}")
+    found: dict[str, list[Detection]] = {}
+    for name, boxes in details.items():
+        certain = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in map(_array, boxes)]
+        found[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, certain, strict=True)]
+        found[name].sort(key=lambda each: -each.score)
+    for item in spec.include:
+        objects = found.get(item.name, [])
+        if item.color is not None and len(objects) >= item.count:
+            colors = _told_colors(item.name, item.color, item.count, reason)
+            painted = [Detection(each.box, each.score, color) for each, color in zip(objects, colors, strict=False)]
+            found[item.name] = painted + objects[len(painted) :]
+    return found
+
+
+def _told_colors(name: str, color: str, count: int, reason: str) -> list[str]:
+    """The colours of an item's objects, as GenEval's reason tells them."""
+    start = f"expected {color} {name}>={count}, found "
+    for line in reason.splitlines():
+        if line.startswith(start):
+            told = re.findall(rf"(\d+) ({'|'.join(COLORS)})\b", line.partition("; and ")[2])
+            return [shade for number_of, shade in told for _ in range(min(int(number_of), count))][:count]
+    return [color] * count
+
+
+def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
+    attribute, length = _text(record, "attribute"), _length(record)
+    questions, truths = (_texts(record, key) for key in ("questions", "gt_answers"))
+    expected = [truth.strip().lower() for truth in truths]
+    if not set(expected) <= {"yes", "no"} or len(expected) != len(questions) or not questions:
+        raise ValueError(
+            f"{len(questions)} questions and {len(truths)} gt_answers; expected one of yes and no for each question"
+        )
+    column = {"column": f"{attribute}/{length}", "prompt": f"{attribute}/{record.get('index', questions)}"}
+    reply = record["model_output"]
+    answers = read_answers(reply, len(questions))
+    if answers is None:
+        return {**column, "right": 0, "asked": 0, "missing": _unanswered(record, reply, len(questions))}
+    right = sum(answer == (truth == "yes") for answer, truth in zip(answers, expected, strict=True))
+    return {**column, "right": right, "asked": len(questions)}
+
+
+def _unanswered(record: Mapping[str, Any], reply: Any, asked: int) -> str:
+    if not isinstance(reply, str) or not reply.strip():
+        return _failed(record)
+    return f"the reply does not answer {asked} questions one by one: {_start(reply)}"
+
+
+def _length(record: Mapping[str, Any]) -> str:
+    """`short` or `long`; TIIF's own result files say `desc: short_description`."""
+    key = "length" if "length" in record or "desc" not in record else "desc"
+    length = _text(record, key).removesuffix("_description")
+    if length not in LENGTHS:
+        raise ValueError(f"{key} is {_start(length)}; expected short or long")
+    return length
+
+
+def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = record.get("metadata") if isinstance(record.get("metadata"), Mapping) else {}
+    whole = {**metadata, **record}
+    column = {"column": _text(whole, "tag"), "prompt": str(whole.get("prompt", ""))}
+    key = next((key for key in ("correct", "model_output", "reply") if key in record), None)
+    if key is None:
+        raise KeyError("correct")
+    said = record[key]
+    if isinstance(said, str):
+        verdict, why = read_verdict(said), f"no clear verdict in the reply: {_start(said)}"
+    elif said is None or said in (-1, 0, 1):
+        verdict, why = (None, _failed(record)) if said is None or said == -1 else (bool(said), "")
+    else:
+        raise ValueError(f"{key} is {_start(said)}; expected 1, 0, -1 (no verdict) or the judge's reply")
+    if verdict is None:
+        return {**column, "right": 0, "asked": 0, "missing": why}
+    return {**column, "right": int(verdict), "asked": 1}
+
+
+def _failed(record: Mapping[str, Any]) -> str:
+    """Why the judge gave no verdict, where the recording says so."""
+    return f"the judge failed: {_start(record['error'])}" if record.get("error") else "the judge did not reply"
+
+
+def _decoded(value: Any) -> Any:
+    """JSON within JSON, as GenEval's results hold it."""
+    return json.loads(value, parse_constant=_not_finite) if isinstance(value, str) else value
+
+
+def _array(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"a box is {_start(value)}; expected left, top, right, bottom and score")
+    return value
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    if not isinstance(record[key], str) or not record[key]:
+        raise ValueError(f"{key} is {_start(record[key])}; expected text")
+    return record[key]
+
+
+def _texts(record: Mapping[str, Any], key: str) -> list[str]:
+    if not isinstance(record[key], list) or not all(isinstance(each, str) for each in record[key]):
+        raise ValueError(f"{key} is {_start(record[key])}; expected a list of texts")
+    return record[key]
+
+
+def _start(value: Any) -> str:
+    """The start of a value, in one line of plain characters."""
+    shown = ascii(value if not isinstance(value, str) else value[:80])
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
+
+
+# --- a file -------------------------------------------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, JSON object) of each line that is not blank."""
+    line = 0
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == GZIP
+            file.seek(0)
+            stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # pyright: ignore[reportAssignmentType]
+            while content := stream.readline(LONGEST + 1):
+                line += 1
+                if len(content) > LONGEST:
+                    _damaged(path, line, f"longer than {LONGEST >> 20} MiB; expected one picture per line")
+                if content.strip():
+                    yield line, _object(path, line, content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        _damaged(path, line + 1, f"the gzip stream is cut off or damaged ({error}); fetch the file again")
+    except OSError as error:
+        raise JudgeError(f"cannot read {path}: {error.strerror or error}; expected a file of JSON lines") from error
+
+
+def _object(path: Path, line: int, content: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(content.decode("utf-8-sig"), parse_constant=_not_finite)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+        _damaged(path, line, f"not JSON ({why}); it starts with {_start(content[:60].decode('utf-8', 'replace'))}")
+    if not isinstance(record, dict):
+        found = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else _start(record)
+        _damaged(path, line, f"expected a JSON object, one picture per line; found {found}")
+    return record
+
+
+def _not_finite(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _damaged(path: Path, line: int, why: str) -> NoReturn:
+    raise JudgeError(f"{path}, line {line}: {why}")
