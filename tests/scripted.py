@@ -85,8 +85,7 @@ class ScriptedPolicy:
     ) -> list[Drawing]:
         drawings = []
         for image, instruction, seed in zip(images, instructions, seeds, strict=True):
-            scene, edit = self._see(image), parse_instruction(instruction)
-            drawings.append(self._paint(scene if edit is None else apply(scene, edit, seed)))
+            drawings.append(self._paint(_edited(self._see(image), instruction, seed)))
         self._tick(tick)
         return drawings
 
@@ -122,6 +121,15 @@ class ScriptedPolicy:
                 if tell is not None:
                     tell(row, text[:end])
         return [Completion(text) for text in texts]
+
+
+def _edited(scene: Scene, instruction: str, seed: int) -> Scene:
+    """An order that makes no sense in this picture changes nothing."""
+    edit = parse_instruction(instruction)
+    try:
+        return scene if edit is None else apply(scene, edit, seed)
+    except ValueError:
+        return scene
 
 
 def open_scripted(*arguments: Any) -> ScriptedPolicy:
