@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -53,10 +53,33 @@ def beat_seed(seed: int, turn: int, beat: str) -> int:
     return int(np.random.SeedSequence([seed, turn, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds of one beat, row by row: of what is said, of the first noise, and of the stochastic steps."""
+
+    text: Sequence[int]
+    noise: Sequence[int]
+    stroke: Sequence[int]
+
+    @staticmethod
+    def of(traces: Sequence[Trace], said: str, drawn: str) -> Seeds:
+        """Each trace's own: all independent. A tree gives its siblings the same noise instead."""
+        return Seeds(_seeds(traces, said), _seeds(traces, drawn), _seeds(traces, "stroke"))
+
+    def keep(self, rows: Sequence[int]) -> Seeds:
+        return Seeds(*([part[row] for row in rows] for part in (self.text, self.noise, self.stroke)))
+
+
 def reason(
-    policy: Policy, traces: Sequence[Trace], sampling: Sampling, plan: bool = True, listen: Listener = SILENT
+    policy: Policy,
+    traces: Sequence[Trace],
+    sampling: Sampling,
+    plan: bool = True,
+    listen: Listener = SILENT,
+    seeds: Seeds | None = None,
 ) -> list[Trace]:
     """The first beat of each trace: plan (unless told not to) and draw. Adds one turn."""
+    seeds = seeds or Seeds.of(traces, "plan", "draw")
     everyone = list(range(len(traces)))
     prompts = [trace.prompt.text for trace in traces]
     seconds: dict[str, float] = {}
@@ -64,10 +87,10 @@ def reason(
     start = time.perf_counter()
     if plan:
         listen.beat("plan", everyone)
-        plans = list(policy.plan(prompts, sampling, _seeds(traces, "plan"), listen.said))
+        plans = list(policy.plan(prompts, sampling, seeds.text, listen.said))
         seconds["plan"], start = _lap(start, len(traces))
     listen.beat("draw", everyone)
-    drawings = policy.draw(prompts, plans, sampling, _seeds(traces, "draw"), _seeds(traces, "stroke"), listen.step)
+    drawings = policy.draw(prompts, plans, sampling, seeds.noise, seeds.stroke, listen.step)
     seconds["draw"], _ = _lap(start, len(traces))
     return [
         trace + Turn(said=said, drew=drew, seconds=dict(seconds))
@@ -75,14 +98,19 @@ def reason(
     ]
 
 
-def refine(policy: Policy, traces: Sequence[Trace], sampling: Sampling, listen: Listener = SILENT) -> list[Trace]:
+def refine(
+    policy: Policy,
+    traces: Sequence[Trace],
+    sampling: Sampling,
+    listen: Listener = SILENT,
+    seeds: Seeds | None = None,
+) -> list[Trace]:
     """A later beat of each trace: reflect, then edit unless the reflection says stop. Adds one turn."""
+    seeds = seeds or Seeds.of(traces, "reflect", "edit")
     images = [_newest(trace) for trace in traces]
     listen.beat("reflect", list(range(len(traces))))
     start = time.perf_counter()
-    said = policy.reflect(
-        [trace.prompt.text for trace in traces], images, sampling, _seeds(traces, "reflect"), listen.said
-    )
+    said = policy.reflect([trace.prompt.text for trace in traces], images, sampling, seeds.text, listen.said)
     reflecting, start = _lap(start, len(traces))
     instructions = [parse_edit(completion.text) for completion in said]
     going = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
@@ -90,13 +118,13 @@ def refine(policy: Policy, traces: Sequence[Trace], sampling: Sampling, listen: 
     editing = 0.0
     if going:
         listen.beat("edit", going)
-        chosen = [traces[row] for row in going]
+        chosen = seeds.keep(going)
         edited = policy.edit(
             [images[row] for row in going],
             [instructions[row] for row in going],
             sampling,
-            _seeds(chosen, "edit"),
-            _seeds(chosen, "stroke"),
+            chosen.noise,
+            chosen.stroke,
             listen.step,
         )
         editing, _ = _lap(start, len(going))

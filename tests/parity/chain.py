@@ -184,7 +184,7 @@ def _verbs(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
 
     def write(context: Context, *_: Any) -> list[Completion]:
         contexts.append(context)
-        return []
+        return [Completion("") for _ in range(context.batch)]
 
     bagel.paint, bagel.write = paint, write  # pyright: ignore[reportAttributeAccessIssue]
     said = _ended(bagel, facts["reason.drawn_tokens"])

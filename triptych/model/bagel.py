@@ -2,21 +2,23 @@
 
 Every verb takes lists and returns lists; row i depends on row i alone and on its own seed. A row is told to the model
 as blocks (sequence.py), read into a `Context`, and then either continued as text or painted by flow steps. Branches of
-guidance are further rows of the same forward.
+guidance are further rows of the same forward. Rows that are told the same and start from the same noise share all steps
+up to the first stochastic one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.model import words
+from triptych.model import scoring, words
 from triptych.model.body import Body, Branches, Tell, Tick
 from triptych.model.config import Sampling
 from triptych.model.pictures import normalise, resize
+from triptych.model.scoring import Painting, StrokeScores, TextScores, Utterance
 from triptych.model.sequence import Block, Latent, Text, View
 from triptych.model.vae import patchify
 from triptych.trace import Completion, Drawing
@@ -47,17 +49,42 @@ class Bagel(Body):
         tokens = self.encode_pictures(normalise(resized)[None])[0]
         return Latent(tokens, (resized.shape[0] // side, resized.shape[1] // side))
 
+    # --- what each beat reads (parity kit b.9, b.10): verbs and scores share it ---------------------------------------
+
+    def plan_blocks(self, prompt: str) -> list[Block]:
+        return [*self.system_blocks(self.config.templates.plan_system), self.text_block(prompt)]
+
+    def draw_blocks(self, prompt: str, plan: Completion | None) -> tuple[list[Block], list[Block]]:
+        """What every branch of guidance reads, and what only the conditioned one reads: the prompt, and the plan."""
+        if plan is None:
+            return [], [self.text_block(prompt)]
+        return self.system_blocks(self.config.templates.plan_system), [self.text_block(prompt), self._said(plan)]
+
+    def reflect_blocks(self, prompt: str, image: np.ndarray) -> list[Block]:
+        templates = self.config.templates
+        return [
+            *self.system_blocks(templates.reflect_system),
+            self.view_block(image),
+            self.text_block(templates.reflect.format(prompt=prompt)),
+        ]
+
+    def edit_blocks(self, image: np.ndarray, instruction: str) -> tuple[Latent, list[Block], list[Block]]:
+        """The picture as latent tokens; it and its view; the instruction."""
+        latent = self.latent_block(image)
+        return latent, [latent, self.view_block(image)], [self.text_block(instruction)]
+
+    # --- the verbs ----------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def plan(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
     ) -> list[Completion]:
-        """Reason: say what the picture will hold."""
-        context = self.blank(len(prompts))
-        self.read(
-            context,
-            [[*self.system_blocks(self.config.templates.plan_system), self.text_block(prompt)] for prompt in prompts],
-        )
-        return self.write(context, sampling, sampling.max_plan, seeds, tell)
+        """Reason: say what the picture will hold. Rows that are alike are said once."""
+        first, copies = distinct(list(zip(prompts, seeds, strict=True)))
+        context = self.blank(len(first))
+        self.read(context, [self.plan_blocks(prompts[row]) for row in first])
+        said = self.write(context, sampling, sampling.max_plan, [seeds[row] for row in first], _told(tell, first))
+        return [said[copy] for copy in copies]
 
     @torch.no_grad()
     def draw(
@@ -70,28 +97,26 @@ class Bagel(Body):
         tick: Tick | None = None,
     ) -> list[Drawing]:
         """Draw each prompt; with a plan the model first reads what it said, token for token."""
-        system = self.system_blocks(self.config.templates.plan_system)
-        heads: list[list[Block]] = [[] if plan is None else list(system) for plan in plans]
-        tails = [
-            [self.text_block(prompt)] if plan is None else [self.text_block(prompt), self._said(plan)]
-            for prompt, plan in zip(prompts, plans, strict=True)
-        ]
-        cond = self.blank(len(prompts))
-        self.read(cond, heads)
+        keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
+        first, copies = distinct(list(zip(prompts, keys, seeds, strict=True)))
+        parts = [self.draw_blocks(prompts[row], plans[row]) for row in first]
+        cond = self.blank(len(first))
+        self.read(cond, [head for head, _ in parts])
         drop = cond.fork() if sampling.text_guidance > 1 else None
-        self.read(cond, tails)
+        self.read(cond, [tail for _, tail in parts])
         height, width = self.config.image_size
         grid = (height // self.config.latent_downsample, width // self.config.latent_downsample)
         tokens, strokes = self.paint(
             Branches(cond, drop),
             grid,
-            self._noise(seeds, grid),
+            self._noise([seeds[row] for row in first], grid),
             sampling.draw_points,
             sampling.draw_renorm,
             sampling.eta_draw,
             sampling,
             stroke_seeds,
             tick,
+            copies,
         )
         images = self.decode_pictures(tokens, grid)
         return [Drawing(image, stroke) for image, stroke in zip(images, strokes, strict=True)]
@@ -106,18 +131,11 @@ class Bagel(Body):
         tell: Tell | None = None,
     ) -> list[Completion]:
         """Reflect: look at each picture beside its prompt; say what to change, or that nothing is to be changed."""
-        templates = self.config.templates
-        rows = [
-            [
-                *self.system_blocks(templates.reflect_system),
-                self.view_block(image),
-                self.text_block(templates.reflect.format(prompt=prompt)),
-            ]
-            for prompt, image in zip(prompts, images, strict=True)
-        ]
-        context = self.blank(len(rows))
-        self.read(context, rows)
-        return self.write(context, sampling, sampling.max_reflection, seeds, tell)
+        first, copies = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
+        context = self.blank(len(first))
+        self.read(context, [self.reflect_blocks(prompts[row], images[row]) for row in first])
+        said = self.write(context, sampling, sampling.max_reflection, [seeds[row] for row in first], _told(tell, first))
+        return [said[copy] for copy in copies]
 
     @torch.no_grad()
     def edit(
@@ -130,24 +148,23 @@ class Bagel(Body):
         tick: Tick | None = None,
     ) -> list[Drawing]:
         """Refine: carry each instruction out on its picture. The prompt, the plan and the reflection are not seen."""
-        latents = [self.latent_block(image) for image in images]
+        first, places = distinct(list(zip(map(id, images), instructions, seeds, strict=True)))
+        told = [self.edit_blocks(images[row], instructions[row]) for row in first]
         drawings: dict[int, Drawing] = {}
-        for grid in dict.fromkeys(latent.grid for latent in latents):
-            rows = [row for row, latent in enumerate(latents) if latent.grid == grid]
-            pictures: list[list[Block]] = [[latents[row], self.view_block(images[row])] for row in rows]
-            texts: list[list[Block]] = [[self.text_block(instructions[row])] for row in rows]
-            branches = self._edit_branches(pictures, texts, sampling)
-            chosen = None if stroke_seeds is None else [stroke_seeds[row] for row in rows]
+        for grid in dict.fromkeys(latent.grid for latent, _, _ in told):
+            alike = [place for place, (latent, _, _) in enumerate(told) if latent.grid == grid]
+            rows = [row for row, place in enumerate(places) if place in alike]
             tokens, strokes = self.paint(
-                branches,
+                self._edit_branches([told[place][1] for place in alike], [told[place][2] for place in alike], sampling),
                 grid,
-                self._noise([seeds[row] for row in rows], grid),
+                self._noise([seeds[first[place]] for place in alike], grid),
                 sampling.edit_points,
                 sampling.edit_renorm,
                 sampling.eta_edit,
                 sampling,
-                chosen,
+                None if stroke_seeds is None else [stroke_seeds[row] for row in rows],
                 tick,
+                [alike.index(places[row]) for row in rows],
             )
             painted = self.decode_pictures(tokens, grid)
             drawings |= {row: Drawing(image, stroke) for row, image, stroke in zip(rows, painted, strokes, strict=True)}
@@ -197,3 +214,29 @@ class Bagel(Body):
         shape = (grid[0] * grid[1], self.config.latent_dim)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
+
+    # --- scores, with gradient (scoring.py) ---------------------------------------------------------------------------
+
+    def score_text(self, told: Sequence[Utterance], sampling: Sampling) -> TextScores:
+        """What `plan` or `reflect` with this `sampling` thinks of texts that were drawn with it."""
+        return scoring.score_text(self, told, sampling)
+
+    def score_strokes(self, painted: Sequence[Painting], sampling: Sampling) -> list[StrokeScores]:
+        """What `draw` or `edit` with this `sampling` thinks of stochastic steps that were taken with it."""
+        return scoring.score_strokes(self, painted, sampling)
+
+
+def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """The rows whose key is new, and for every row the place of its key among them."""
+    places: dict[Hashable, int] = {}
+    first: list[int] = []
+    for row, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(first)
+            first.append(row)
+    return first, [places[key] for key in keys]
+
+
+def _told(tell: Tell | None, rows: Sequence[int]) -> Tell | None:
+    """Tells of the given rows by their own numbers."""
+    return None if tell is None else lambda row, text: tell(rows[row], text)

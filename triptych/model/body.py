@@ -38,6 +38,21 @@ class Branches:
     def active(self) -> list[Context]:
         return [branch for branch in (self.cond, self.text_drop, self.image_drop) if branch is not None]
 
+    def keep(self, rows: Sequence[int]) -> Branches:
+        """The given rows of every branch; a row may repeat."""
+        kept = (None if part is None else part.keep(rows) for part in (self.text_drop, self.image_drop))
+        return Branches(self.cond.keep(rows), *kept)
+
+
+@dataclass(frozen=True)
+class Easel:
+    """The contexts of a painting, their stack where there is guidance, and the packed noise blocks behind each."""
+
+    branches: Branches
+    guided: Context | None
+    block: Pack
+    blocks: Pack
+
 
 class TimeEmbedder(nn.Module):
     """Time in [0, 1], unscaled: 128 frequencies, cosines first, then a two-layer MLP (parity kit b.5)."""
@@ -216,30 +231,32 @@ class Body(nn.Module):
         sampling: Sampling,
         stroke_seeds: Sequence[int] | None = None,
         tick: Tick | None = None,
+        copies: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[Strokes | None]]:
         """From `noise [batch patch latent]` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
 
         Steps in `sampling.stochastic` are SDE steps, whose states and log-probabilities are kept; the others are ODE.
+        With `copies` the result has a row for each of them, made from the row of that number: they are one until the
+        first SDE step, and each has its own stroke seed.
         """
         times = flow.times(points, sampling.time_shift)
-        active = branches.active()
-        guided = Context.stack(active, extra=grid[0] * grid[1] + 2) if len(active) > 1 else None
-        block = self.pack([[Latent(tokens, grid, 1.0)] for tokens in noise], branches.cond.position)
-        blocks = (
-            None
-            if guided is None
-            else self.pack([[Latent(tokens, grid, 1.0)] for _ in active for tokens in noise], guided.position)
-        )
+        copies = range(len(noise)) if copies is None else copies
+        apart = list(copies) == list(range(len(noise)))
+        easel = self._easel(branches, grid)
         generators = [torch.Generator().manual_seed(seed) for seed in stroke_seeds or ()]
         record: list[tuple[int, Tensor, Tensor, float, float, Tensor]] = []
         x = noise.float()
         for index in range(points - 1):
             time, dt = float(times[index]), float(times[index] - times[index + 1])
-            if guided is None or blocks is None or not flow.guided(time, sampling.interval):
-                v = self.step(block.at(x, time), branches.cond)
+            if easel.guided is None or not flow.guided(time, sampling.interval):
+                v = self.step(easel.block.at(x, time), easel.branches.cond)
             else:
-                v = combine(self.step(blocks.at(x.repeat(len(active), 1, 1), time), guided), branches, renorm, sampling)
+                many = x.repeat(len(easel.branches.active()), 1, 1)
+                v = combine(self.step(easel.blocks.at(many, time), easel.guided), easel.branches, renorm, sampling)
             if index in sampling.stochastic:
+                if not apart:
+                    x, v, apart = x[list(copies)], v[list(copies)], True
+                    easel = self._easel(easel.branches.keep(copies), grid)
                 mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)
                 fresh = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(
                     x.device
@@ -251,7 +268,17 @@ class Body(nn.Module):
                 x = flow.ode_step(x, v, dt)
             if tick is not None:
                 tick(index + 1, points - 1)
-        return x, _strokes(record, len(noise))
+        return x if apart else x[list(copies)], _strokes(record, len(copies))
+
+    def _easel(self, branches: Branches, grid: tuple[int, int]) -> Easel:
+        """What the steps of a painting share: packed noise blocks, alone and for all branches at once."""
+        active, blank = branches.active(), torch.zeros(grid[0] * grid[1], self.config.latent_dim)
+        rows: list[list[Block]] = [[Latent(blank, grid, 1.0)]] * branches.cond.batch
+        block = self.pack(rows, branches.cond.position)
+        if len(active) == 1:
+            return Easel(branches, None, block, block)
+        guided = Context.stack(active, extra=grid[0] * grid[1] + 2)
+        return Easel(branches, guided, block, self.pack(rows * len(active), guided.position))
 
     def encode_pictures(self, pixels: Tensor) -> Tensor:
         """Pictures `[batch 3 height width]` in [-1, 1] to latent tokens `[batch patch latent]` (posterior mean)."""
