@@ -25,7 +25,7 @@ from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
 from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, scenes_of_step, to_unit
-from triptych.rl.optimizers import optimizers, set_rates
+from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 
 NOTHING = 0.05  # weight of an empty patch beside one with a sticker
 NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
@@ -118,7 +118,7 @@ def study_eyes(
     model = Naming(config).to(device)
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     schools = optimizers(dict(model.named_parameters()), lessons.matrix_rate, lessons.rate)
-    bases = {"muon": lessons.matrix_rate, "adamw": lessons.rate}
+    bases = rates(schools)
     start = 0
     if (found := checkpoint.latest(folder, device)) is not None:
         tensors, record = found
@@ -142,8 +142,7 @@ def study_eyes(
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in schools.values():
-            optimizer.step()
+        step_all(schools)
         blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
             tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {

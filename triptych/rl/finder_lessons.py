@@ -116,7 +116,7 @@ def lesson(config: FinderConfig, index: int, veil: Veil | None = None) -> tuple[
     pixels = pixels.permute(0, 3, 1, 2)
     if veil is not None:
         covered = torch.rand(config.batch, generator=generator, device=config.device) < 0.5
-        pixels = torch.where(covered[:, None, None, None], veil(pixels), pixels)
+        pixels[covered] = veil(pixels[covered])
     worn = wear(pixels, generator)
     kept = torch.rand(config.batch, generator=generator, device=config.device) < config.clean
     pixels = torch.where(kept[:, None, None, None], pixels, worn)
@@ -255,7 +255,8 @@ def through(autoencoder: Autoencoder) -> Veil:
 
     @torch.no_grad()
     def veil(pixels: Pixels) -> Pixels:
-        decoded = autoencoder.decode(autoencoder.encode(pixels / 127.5 - 1))
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            decoded = autoencoder.decode(autoencoder.encode(pixels / 127.5 - 1))
         return ((decoded.float() + 1) * 127.5).round().clamp(0, 255)
 
     return veil

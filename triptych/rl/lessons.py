@@ -32,7 +32,7 @@ from triptych.rl.autoencoder_lessons import (
     study_autoencoder,
 )
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
-from triptych.rl.optimizers import optimizers, set_rates
+from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
 from triptych.rl.teach import ModelLessons, sheet, teach
 
@@ -156,16 +156,15 @@ class School:
     def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
         """Teach a stage from its newest checkpoint, else from the weights as they are; yields a Step per update."""
         schools = optimizers(self.taught, lessons.matrix_rate, lessons.rate)
+        bases = rates(schools)
         start = self._resume(stage, schools)
-        bases = {"muon": lessons.matrix_rate, "adamw": lessons.rate}
         for step, page in enumerate(self._pages(lessons, start, own), start=start):
             set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
             for optimizer in schools.values():
                 optimizer.zero_grad(set_to_none=True)
             metrics = teach(self.bagel, lessons, page, self.device, self.config.hands)
             metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
-            for optimizer in schools.values():
-                optimizer.step()
+            step_all(schools, self.config.hands)
             blend(self.average, self.bagel, keep_at(step, lessons.average))
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
                 self._save(stage, step + 1, schools)

@@ -31,7 +31,7 @@ from triptych.rl.eyes_lessons import worn
 class ModelLessons:
     """How the joined model is taught. Rows are per step."""
 
-    steps: int = 1200
+    steps: int = 800
     pictures: int = 32
     edits: int = 20
     words: int = 36
@@ -118,7 +118,7 @@ def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device,
     for gradients, metrics in done:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals
