@@ -1,0 +1,500 @@
+"""A judge over a real network: what it asks, believes and keeps, and that a failure is missing, never 0."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import http_judge
+import numpy as np
+import pytest
+from http_judge import Answer, Request, Server, raw, refusing, right, says, status, wrong
+from PIL import Image
+
+from triptych.errors import ConfigError, JudgeError, OutputError
+from triptych.rewards.patience import Patience, retry_after
+from triptych.rewards.questions import STRICT, Strict, YesNo
+from triptych.rewards.replies import Asked, Cache, Reply
+from triptych.rewards.vlm import KEY, Vlm, data_uri, self_agreement, side_by_side
+from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
+
+pytest.importorskip("openai", reason="a judge over a network needs triptych[judge]")
+
+HASTE = Patience(timeout=30, tries=3, backoff=0.001)  # quick to ask again; 30 s because a busy machine may be slow
+FLEETING = Patience(timeout=0.3, tries=2, backoff=0.001)
+
+
+@pytest.fixture(autouse=True)
+def no_keys_and_no_proxy(monkeypatch: pytest.MonkeyPatch):
+    for name in (KEY, "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def drawn(index: int, text: str = "") -> Trace:
+    """A trace with its own picture and prompt."""
+    picture = np.full((8, 8, 3), index, np.uint8)
+    return Trace(Prompt(text or f"picture {index}")) + Turn(None, Drawing(picture))
+
+
+def traces(count: int) -> list[Trace]:
+    return [drawn(index) for index in range(count)]
+
+
+def in_turn(*answers: Answer) -> Callable[[Request], Answer]:
+    """Each answer once, then the last one for good."""
+    return lambda request: answers[min(request.number, len(answers) - 1)]
+
+
+def judge(server: Server, **changes) -> Vlm:
+    return replace(Vlm(server.address, "m", patience=HASTE), **changes)
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_verdict_belongs_to_its_trace():
+    def play(request: Request) -> Answer:
+        number = int(request.text.split("picture ")[1].split('"')[0])
+        return right(f"saw {number}") if number % 3 else wrong(f"saw {number}")
+
+    with Server(play) as server:
+        verdicts = judge(server)(traces(10))
+    assert [verdict.score for verdict in verdicts] == [float(index % 3 > 0) for index in range(10)]
+    assert [(*verdict.passed, *verdict.failed) for verdict in verdicts] == [(f"saw {index}",) for index in range(10)]
+
+
+def test_it_asks_with_the_picture_as_it_is():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    prompt = Prompt('a "photo" of {questions} and {metadata}')
+    with Server(in_turn(right())) as server:
+        judge(server)([Trace(prompt) + Turn(None, Drawing(picture))])
+        (request,) = server.asked
+    image, text = request.body["messages"][0]["content"]
+    sent = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent))), picture)
+    assert prompt.text in text["text"]  # what is filled in is not filled in again
+    assert request.body["temperature"] == 0 and request.body["model"] == "m"
+    assert request.path == "/v1/chat/completions"
+
+
+def test_the_newest_picture_is_judged():
+    with Server(in_turn(right())) as server:
+        judge(server)([drawn(1) + Turn(None, Drawing(np.full((8, 8, 3), 9, np.uint8)))])
+        sent = server.asked[0].body["messages"][0]["content"][0]["image_url"]["url"]
+    assert sent == data_uri(np.full((8, 8, 3), 9, np.uint8))
+
+
+def test_equal_questions_are_asked_once():
+    with Server(in_turn(right())) as server:
+        assert len(judge(server)([drawn(1, "same"), drawn(1, "same"), drawn(2, "same")])) == 3
+        assert len(server.asked) == 2
+
+
+def test_the_bound_on_concurrency_is_used_and_kept():
+    def play(_: Request) -> Answer:
+        server.wait_for(lambda: server.most == 3)
+        return right()
+
+    with Server(play) as server:
+        judge(server, concurrency=3)(traces(12))
+    assert server.most == 3 and len(server.asked) == 12
+
+
+def test_servers_are_asked_equally_often():
+    with Server(in_turn(right())) as one, Server(in_turn(right())) as other:
+        both = Vlm((one.address, other.address), "m", patience=HASTE, concurrency=1)
+        both(traces(10))
+    assert len(one.asked) == len(other.asked) == 5
+
+
+def test_a_busy_server_is_spared():
+    def slow(_: Request) -> Answer:
+        one.wait_for(lambda: len(other.asked) >= 7)
+        return right()
+
+    def tell(_: Request) -> Answer:
+        with one.changed:
+            one.changed.notify_all()
+        return right()
+
+    with Server(slow) as one, Server(tell) as other:
+        Vlm((one.address, other.address), "m", patience=HASTE, concurrency=2)(traces(8))
+    assert (len(one.asked), len(other.asked)) == (1, 7)
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_comes_from_the_named_variable_and_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch, caplog, capfd):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-house")
+    caplog.set_level("DEBUG")
+    echo = json.dumps({"error": {"message": "bad key sk-very-secret"}}).encode()
+    with Server(in_turn(right(), status(401, body=echo), right())) as server:
+        trusted, anonymous = judge(server, key="MY_KEY"), judge(server)
+        trusted([drawn(1)])
+        (missing,) = trusted.verdicts([drawn(2)])
+        anonymous([drawn(3)])
+    sent = [request.headers["authorization"] for request in server.asked]
+    assert sent == ["Bearer sk-very-secret"] * 2 + ["Bearer none"]
+    assert isinstance(missing, JudgeError) and "bad key ***" in str(missing)
+    told = "".join([repr(trusted), trusted.name, str(missing), caplog.text, *capfd.readouterr()])
+    assert "sk-" not in told
+
+
+def test_a_key_that_is_none_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_KEY", "se\ncret")
+    with pytest.raises(ConfigError, match="MY_KEY") as refusal, Server(in_turn(right())) as server:
+        judge(server, key="MY_KEY")([drawn(1)])
+    assert "cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["judge:8000", "ftp://judge", "http://", "http://judge:99999", "http://me:pw@judge", ""]
+)
+def test_addresses_that_are_none_are_refused(address: str):
+    with pytest.raises(ConfigError) as refusal:
+        Vlm(address, "m")([drawn(1)])
+    assert "pw" not in str(refusal.value)
+
+
+# --- failures that pass -----------------------------------------------------------------------------------------------
+
+PASSING = {
+    "429": status(429, {"Retry-After": "0"}),
+    "429 without a word": status(429),
+    "429 with nonsense": status(429, {"Retry-After": "soon"}),
+    "429 until a date": status(429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    "500": status(500),
+    "502 in HTML": status(502, body=b"<html>bad gateway</html>"),
+    "503": status(503, {"Retry-After": "0.01"}),
+    "half a body": http_judge.cut(b'{"choices": []}' * 100),
+    "half of a JSON": raw(b'{"choices": [{"message": {"content": "{'),
+    "no JSON": raw(b"it works!"),
+    "no bytes": raw(b""),
+    "not UTF-8": raw(b"\xff\xfe\x00"),
+    "another JSON": raw(b"[]"),
+    "no choices": raw(b'{"choices": []}'),
+    "no message": raw(b'{"choices": [null]}'),
+    "a number": raw(b'{"choices": [{"message": {"content": 1}}]}'),
+    "deep": raw(b"[" * 200_000),
+    "packed": raw(b"\x1f\x8b", {"Content-Encoding": "gzip"}),
+    "no verdict": says("I would rather not say."),
+    "two verdicts": says('{"correct": 1} {"correct": 0}'),
+    "nothing said": says(None, "content_filter"),
+}
+
+
+@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
+def test_what_passes_is_asked_again(failure: Answer):
+    with Server(in_turn(failure, right())) as server:
+        assert judge(server)([drawn(1)])[0].score == 1.0
+        assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
+def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path: Path):
+    def play(request: Request) -> Answer:
+        return failure if "picture 1" in request.text else right()
+
+    with Server(play) as server:
+        look = judge(server, cache=tmp_path, patience=replace(HASTE, tries=2))
+        one, missing, other = look.verdicts([drawn(0), drawn(1), drawn(2)])
+        assert isinstance(one, Verdict) and isinstance(other, Verdict) and one.score == other.score == 1.0
+        assert isinstance(missing, JudgeError) and "\n" not in str(missing)
+        with pytest.raises(JudgeError, match="1 of 3 verdicts are missing"):
+            look([drawn(0), drawn(1), drawn(2)])
+    assert len(list(tmp_path.rglob("*.json"))) == 2  # a missing verdict is not kept
+
+
+@pytest.mark.parametrize("failure", [http_judge.never(), http_judge.drips()], ids=["never", "drips"])
+def test_a_server_that_does_not_answer_in_time_is_missing(failure: Answer):
+    with Server(in_turn(failure)) as server:
+        (missing,) = judge(server, patience=FLEETING).verdicts([drawn(1)])
+        assert len(server.asked) == 2
+    assert isinstance(missing, JudgeError) and "within 0.3 s" in str(missing)
+
+
+def test_one_slow_answer_does_not_cost_the_verdict():
+    with Server(in_turn(http_judge.never(), right())) as server:
+        assert judge(server, patience=FLEETING)([drawn(1)])[0].score == 1.0
+
+
+def test_nobody_there():
+    (missing,) = Vlm(refusing(), "m", patience=FLEETING).verdicts([drawn(1)])
+    assert isinstance(missing, JudgeError) and "tried 2 times" in str(missing)
+
+
+def test_the_server_that_lives_answers_for_the_one_that_does_not():
+    with Server(in_turn(right())) as server:
+        found = Vlm((refusing(), server.address), "m", patience=HASTE).verdicts(traces(20))
+    assert all(isinstance(verdict, Verdict) for verdict in found)
+
+
+# --- failures that do not pass ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [400, 403, 413, 422, 302])
+def test_a_refused_question_is_not_repeated(code: int):
+    with Server(in_turn(status(code, {"Location": "http://127.0.0.1:1/"}), right())) as server:
+        missing, found = judge(server, concurrency=1).verdicts(traces(2))
+        assert len(server.asked) == 2
+    assert isinstance(missing, JudgeError) and str(code) in str(missing)
+    assert isinstance(found, Verdict)
+
+
+@pytest.mark.parametrize("code", [401, 404])
+def test_a_server_of_no_use_is_asked_once(code: int):
+    with Server(in_turn(status(code), right())) as server:
+        found = judge(server, concurrency=1).verdicts(traces(5))
+        assert len(server.asked) == 1
+    assert all(isinstance(each, JudgeError) and str(code) in str(each) for each in found)
+
+
+def test_the_other_server_answers_for_one_of_no_use():
+    with Server(in_turn(status(404))) as one, Server(in_turn(right())) as other:
+        found = Vlm((one.address, other.address), "m", patience=HASTE, concurrency=1).verdicts(traces(5))
+        assert len(one.asked) == 1 and len(other.asked) == 5
+    assert all(isinstance(each, Verdict) for each in found)
+
+
+def test_an_answer_without_end_is_cut_off():
+    with Server(in_turn(raw(b" " * (1 << 22)))) as server:
+        (missing,) = judge(server).verdicts([drawn(1)])
+        assert len(server.asked) == 1
+    assert isinstance(missing, JudgeError) and "bytes" in str(missing)
+
+
+def test_an_error_without_end_is_cut_off():
+    with Server(in_turn(status(500, body=b" " * (1 << 22)))) as server:
+        (missing,) = judge(server).verdicts([drawn(1)])
+    assert isinstance(missing, JudgeError)
+
+
+def test_a_server_that_asks_for_more_than_our_patience_is_left_alone():
+    with Server(in_turn(status(429, {"Retry-After": "3600"}), right())) as server:
+        missing = judge(server, concurrency=1).verdicts(traces(3))
+        assert len(server.asked) == 1
+    assert all(isinstance(each, JudgeError) and "rest" in str(each) for each in missing)
+
+
+def test_a_trace_without_a_picture_is_missing_and_the_others_are_judged():
+    with Server(in_turn(right())) as server:
+        missing, found = judge(server).verdicts([Trace(Prompt("nothing drawn")), drawn(1)])
+    assert isinstance(missing, JudgeError) and isinstance(found, Verdict)
+
+
+def test_without_the_client_it_says_what_to_install():
+    hidden = "import sys; sys.modules['openai'] = None; sys.argv[1:] = ['http://127.0.0.1:1', 'cache', '1', '1']"
+    run = subprocess.run([sys.executable, "-c", hidden + OTHER_PROCESS], capture_output=True, text=True)
+    assert "ConfigError" in run.stderr and "pip install 'triptych[judge]'" in run.stderr
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+def test_waits_double_within_their_jitter_and_follow_the_seed():
+    patience = Patience(backoff=1.0, longest=10.0, seed=3)
+    waits = [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
+    assert waits == [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
+    assert waits != [patience.delay(failures, patience.jitter("b")) for failures in range(1, 9)]
+    assert waits != [patience.delay(failures, replace(patience, seed=4).jitter("a")) for failures in range(1, 9)]
+    for failures, wait in enumerate(waits, 1):
+        assert min(0.5 * 2 ** (failures - 1), 10.0) <= wait <= min(1.5 * 2 ** (failures - 1), 10.0)
+    assert patience.delay(10**9, patience.jitter("a")) == 10.0
+
+
+@pytest.mark.parametrize(
+    "told, seconds", [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("x", None), ("", None), ("nan", None)]
+)
+def test_retry_after(told: str, seconds: float | None):
+    assert retry_after({"retry-after": told}) == seconds
+
+
+def test_retry_after_a_date():
+    far = retry_after({"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"})
+    assert far is not None and far > 1e8
+
+
+@pytest.mark.parametrize("wrong_one", [{"timeout": 0}, {"tries": 0}, {"backoff": -1}, {"longest": -1}])
+def test_impatience_is_refused(wrong_one: dict[str, float]):
+    with pytest.raises(ConfigError):
+        Patience(**wrong_one)  # pyright: ignore[reportArgumentType]
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_not_asked_again(tmp_path: Path):
+    with Server(in_turn(right(), wrong())) as server:
+        first = judge(server, cache=tmp_path / "cache")(traces(6))
+        again = judge(server, cache=tmp_path / "cache")(traces(6))
+        assert len(server.asked) == 6
+    assert first == again
+    assert Vlm(refusing(), "m", cache=tmp_path / "cache")(traces(6)) == first  # nobody needs to be there
+
+
+def test_another_picture_question_model_or_wording_is_asked(tmp_path: Path):
+    with Server(in_turn(right())) as server:
+        look = judge(server, cache=tmp_path)
+        look([drawn(1, "clocks")])
+        for other, trace in [
+            (look, drawn(2, "clocks")),
+            (look, drawn(1, "cats")),
+            (replace(look, model="n"), drawn(1, "clocks")),
+            (replace(look, form=Strict(STRICT + " ")), drawn(1, "clocks")),
+        ]:
+            before = len(server.asked)
+            other([trace])
+            assert len(server.asked) == before + 1
+
+
+def test_damaged_files_of_the_cache_are_asked_for_again_and_mended(tmp_path: Path):
+    with Server(in_turn(right())) as server:
+        look = judge(server, cache=tmp_path)
+        look(traces(6))
+        one, two, three, four, five, six = sorted(tmp_path.rglob("*.json"))
+        one.write_text("")
+        two.write_bytes(two.read_bytes()[:40])
+        three.write_text("[" * 100_000)
+        four.write_bytes(five.read_bytes())  # the answer to another question
+        six.write_bytes(b" " * (1 << 21))
+        look(traces(6))
+        assert len(server.asked) == 11
+        look(traces(6))
+        assert len(server.asked) == 11
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path):
+    (tmp_path / "cache").write_text("a file")
+    with Server(in_turn(right())) as server, pytest.raises(OutputError, match="cache"):
+        judge(server, cache=tmp_path / "cache")(traces(4))
+
+
+def test_threads_that_keep_the_same_reply_do_not_meet(tmp_path: Path):
+    asked, cache = Asked("p", "q", "m", "f", 1), Cache(tmp_path)
+    torn: list[Reply | None] = []
+
+    def work() -> None:
+        for index in range(50):
+            cache.put(asked, Reply("x" * index))
+            torn.append(cache.get(asked))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert None not in torn
+    assert [path.suffix for path in tmp_path.rglob("*.*")] == [".json"]
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+import numpy as np
+from triptych.rewards.vlm import Vlm
+from triptych.trace import Drawing, Prompt, Trace, Turn
+address, cache, count, concurrency = sys.argv[1:]
+pictures = [np.full((8, 8, 3), index, np.uint8) for index in range(int(count))]
+traces = [Trace(Prompt(f"picture {index}")) + Turn(None, Drawing(each)) for index, each in enumerate(pictures)]
+print(len(Vlm(address, "m", cache=Path(cache), concurrency=int(concurrency))(traces)))
+"""
+
+
+def start(server: Server, cache: Path, count: int, concurrency: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", OTHER_PROCESS, server.address, str(cache), str(count), str(concurrency)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_share_a_cache(tmp_path: Path):
+    with Server(in_turn(right())) as server:
+        both = [start(server, tmp_path, 12, 4) for _ in range(2)]
+        assert [process.communicate(timeout=60)[0].strip() for process in both] == ["12", "12"]
+        before = len(server.asked)
+        assert 12 <= before <= 24
+        judge(server, cache=tmp_path)(traces(12))
+        assert len(server.asked) == before
+    assert len(list(tmp_path.rglob("*.*"))) == 12
+
+
+def test_a_killed_run_keeps_what_was_answered(tmp_path: Path):
+    killed = threading.Event()
+
+    def play(request: Request) -> Answer:
+        return right() if request.number < 5 or killed.is_set() else http_judge.never()
+
+    with Server(play) as server:
+        process = start(server, tmp_path, 12, 1)
+        assert server.wait_for(lambda: len(server.asked) == 6)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed.set()
+        assert len(judge(server, cache=tmp_path)(traces(12))) == 12
+        assert len(server.asked) == 6 + 7
+
+
+# --- likelihoods ------------------------------------------------------------------------------------------------------
+
+
+def test_the_probability_of_yes_is_asked_for_and_believed():
+    places = [[(" Yes", np.log(0.6)), ("No", np.log(0.2)), ("yes", np.log(0.1)), ("Maybe", np.log(0.1))]]
+    with Server(in_turn(says("Yes", logprobs=places))) as server:
+        (verdict,) = judge(server, form=YesNo())([drawn(1)])
+        assert server.asked[0].body["logprobs"] is True
+    assert verdict.score == pytest.approx(0.7 / 0.9)
+
+
+def test_a_server_that_refuses_likelihoods_is_asked_without_them():
+    def play(request: Request) -> Answer:
+        return status(400) if "logprobs" in request.body else says("no, there is none")
+
+    with Server(play) as server:
+        verdicts = judge(server, form=YesNo(), concurrency=1)(traces(4))
+        assert len(server.asked) == 5  # refused once, then known
+    assert [verdict.score for verdict in verdicts] == [0.0] * 4
+
+
+# --- cost, agreement --------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_is_told_without_a_call(tmp_path: Path):
+    with Server(in_turn(right())) as server:
+        look = judge(server, cache=tmp_path)
+        look(traces(3))
+        cost = look.cost([*traces(5), drawn(4), Trace(Prompt("nothing drawn"))])
+        assert len(server.asked) == 3
+    assert (cost.pictures, cost.calls, cost.cached) == (7, 2, 3)
+    assert cost.tokens_out == 2 * Strict().tokens and cost.tokens_in > 2 * len(STRICT) // 4
+
+
+def test_self_agreement_goes_past_the_cache(tmp_path: Path):
+    def fickle(request: Request) -> Answer:
+        return right() if "picture 0" in request.text or request.number >= 4 else wrong()
+
+    with Server(fickle) as server:
+        assert self_agreement(judge(server, cache=tmp_path), traces(4)) == 0.25
+    with Server(in_turn(right())) as server:
+        assert self_agreement(judge(server), traces(4)) == 1.0
+    with Server(in_turn(status(400))) as server:
+        assert self_agreement(judge(server), traces(2)) is None
+
+
+def test_side_by_side_keeps_the_order_and_raises_what_is_raised():
+    assert side_by_side(lambda item: item * item, range(50), 7) == [item * item for item in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda item: 1 // (item - 3), range(50), 2)
+
+
+def test_names_tell_what_verdicts_depend_on():
+    look = Vlm("http://one", "m")
+    assert look.name == replace(look, address="http://two", concurrency=2).name
+    assert len({look.name, replace(look, model="n").name, replace(look, form=YesNo()).name}) == 3
+    assert replace(look, form=Strict(STRICT + "!")).name != look.name
