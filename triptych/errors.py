@@ -6,7 +6,8 @@
     ├── ModelError         a checkpoint is missing, or a name or shape in it is off
     ├── ConfigError        a setting is out of range
     ├── OutputError        a result cannot be written (folder exists, read-only, disk full)
-    └── JudgeError         a judge has no verdict: the score is missing, never 0
+    ├── JudgeError         a judge has no verdict: the score is missing, never 0
+    └── TrainingError      training would learn nothing, or from what was never sampled
 
 Every message says what was expected, what was found, and what to do. The command line prints it as one line and ends
 with exit code 2.
@@ -39,3 +40,7 @@ class OutputError(TriptychError, OSError):
 
 class JudgeError(TriptychError, RuntimeError):
     """A judge could not look: its verdict is missing, which is not the same as a score of 0."""
+
+
+class TrainingError(TriptychError, RuntimeError):
+    """Training would learn nothing, or from what was never sampled; the last checkpoint is untouched."""

@@ -187,6 +187,35 @@ class Evaluate(ModelChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exam(ModelChoice):
+    """Examine every skill behind the loop: draw, plan, edit, stop, instruct, answer, mend."""
+
+    suite: Positional[Literal["rehearsal", "genevalpp"]] = "rehearsal"
+    """70 prompts that are in no benchmark, to choose settings on; or the 280 of GenEval++."""
+    turns: int = 4
+    """Most Reflect-Refine turns of a played trace."""
+    seeds: int = 1
+    """Samples per prompt."""
+    limit: int | None = None
+    """Take so many of the prompts, evenly spread."""
+    steps: int | None = None
+    """Flow steps per picture; the model's own number if not given."""
+    guidance: float | None = None
+    """Scale of text guidance; 1 is off."""
+    shift: float | None = None
+    """Time shift of the flow."""
+    temperature: float | None = None
+    """Of text; 0 is greedy."""
+    as_json: Json = False
+    """Print JSON on stdout, and the rest on stderr."""
+
+    def run(self, open_model: Open) -> int:
+        from triptych.apps import examine
+
+        return examine.run(self, lambda: self.load(open_model))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Tell a model's sizes, parameters and memory, without loading it."""
 
@@ -230,14 +259,21 @@ class Lessons:
     """Teach a model from nothing, by supervised lessons; they can be interrupted and resumed exactly."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train the loop by reinforcement, Tree-RL; it can be interrupted and resumed exactly."""
+
+
 COMMANDS = {
     "draw": Draw,
     "edit": Edit,
     "ask": Ask,
     "judge": JudgePicture,
     "eval": Evaluate,
+    "exam": Exam,
     "score": Score,
     "lessons": Lessons,
+    "train": Train,
     "info": Info,
     "bench": Bench,
 }
@@ -274,6 +310,10 @@ def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> i
 def _parse(arguments: list[str]) -> Any:
     if arguments[0] == "lessons":  # its options are the fields of a recipe, which live in a heavy room
         from triptych.apps.school import parse
+
+        return parse(arguments[1:])
+    if arguments[0] == "train":
+        from triptych.apps.train import parse
 
         return parse(arguments[1:])
     choices = tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())

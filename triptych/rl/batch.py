@@ -1,0 +1,154 @@
+"""Siblings to what is learnt from them: each text and each set of strokes, with its advantage.
+
+Rewards are compared within a group (`losses.advantages`); a row without a picture is left out of the pictures' mean.
+Rows from which nothing can be learnt, no advantage and no KL, are counted but not scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from triptych.model.scoring import Painting, Utterance
+from triptych.rewards.shaping import is_right
+from triptych.rl.config import PicturePart, Stage
+from triptych.rl.losses import advantages, has_spread
+from triptych.rl.tree import Group, Node
+from triptych.trace import Trace
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows to score. `tokens` and `strokes` count those of all rows, also of the ones that are left out here: losses
+    are divided by them."""
+
+    utterances: tuple[Utterance, ...]
+    text_gain: Float[Tensor, "utterance"]
+    paintings: tuple[Painting, ...]
+    picture_gain: Float[Tensor, "painting"]
+    tokens: int
+    strokes: int
+
+    @property
+    def empty(self) -> bool:
+        return not self.utterances and not self.paintings
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The advantages of one group, and whether its rewards differ at all."""
+
+    text: Float[Tensor, "sibling"]
+    picture: Float[Tensor, "sibling"]
+    text_spread: bool
+    picture_spread: bool
+
+    @property
+    def dead(self) -> bool:
+        """Whether there is nothing to learn from the group."""
+        return not bool(self.text.any()) and not bool(self.picture.any())
+
+
+def utterance(trace: Trace, turn: int) -> Utterance | None:
+    """What a turn said, with what it had read; None for a picture without a plan."""
+    said = trace.turns[turn].said
+    return None if said is None else Utterance(trace.prompt.text, _seen(trace, turn), said)
+
+
+def painting(trace: Trace, turn: int) -> Painting | None:
+    """The strokes of a turn, with what they were told; None where nothing was drawn, or nothing stochastic."""
+    taken = trace.turns[turn]
+    if taken.drew is None or taken.drew.strokes is None:
+        return None
+    image = _seen(trace, turn)
+    if image is None:
+        return Painting(trace.prompt.text, taken.said, None, taken.drew.strokes)
+    return Painting(taken.instruction or "", None, image, taken.drew.strokes)
+
+
+def gains(group: Group, stage: Stage) -> Gains:
+    """Text and picture advantages of a group, 0 where that part does not learn."""
+    rewards = [node.reward for node in group.siblings if node.reward is not None]
+    text = torch.tensor([reward.text for reward in rewards])
+    picture = torch.tensor([reward.picture for reward in rewards])
+    drawn = torch.tensor([reward.drawn for reward in rewards], dtype=torch.bool)
+    nothing = torch.zeros_like(text)
+    return Gains(
+        advantages(text, divide=stage.text.divide) if stage.speaks else nothing,
+        _picture_gains(group, picture, drawn, stage.picture) if stage.picture.on else nothing,
+        has_spread(text),
+        has_spread(picture, drawn),
+    )
+
+
+def batch(groups: Sequence[Group], found: Sequence[Gains], stage: Stage, turns: slice | None = None) -> Batch:
+    """What `groups` with these gains teach a stage: of their newest turn, or of the given `turns` of whole chains."""
+    shares = balanced(groups, found) if stage.text.balance else [1.0] * len(groups)
+    texts: list[tuple[Utterance, float]] = []
+    pictures: list[tuple[Painting, float]] = []
+    for group, gain, share in zip(groups, found, shares, strict=True):
+        for node, for_text, for_picture in zip(group.siblings, gain.text.tolist(), gain.picture.tolist(), strict=True):
+            for turn in _turns(node, turns):
+                said, drew = utterance(node.trace, turn), painting(node.trace, turn)
+                if said is not None and stage.speaks:
+                    texts.append((said, for_text * share))
+                if drew is not None and stage.picture.on:
+                    pictures.append((drew, for_picture))
+    tokens = sum(len(said.said.tokens) for said, _ in texts)
+    strokes = sum(len(drew.strokes.time) for drew, _ in pictures)
+    texts = [row for row in texts if row[1] or stage.text.kl]
+    pictures = [row for row in pictures if row[1] or stage.picture.kl]
+    return Batch(
+        tuple(said for said, _ in texts),
+        torch.tensor([gain for _, gain in texts]),
+        tuple(drew for drew, _ in pictures),
+        torch.tensor([gain for _, gain in pictures]),
+        tokens,
+        strokes,
+    )
+
+
+def balanced(groups: Sequence[Group], found: Sequence[Gains]) -> list[float]:
+    """Factors under which right parents and wrong ones pull equally hard on the text; 1 where there is but one kind."""
+    right = [group.parent.verdict is not None and is_right(group.parent.verdict) for group in groups]
+    pulls = [float(gain.text.abs().sum()) for gain in found]
+    sums = [sum(pull for pull, kind in zip(pulls, right, strict=True) if kind is side) for side in (False, True)]
+    if not all(sums):
+        return [1.0] * len(groups)
+    return [sum(sums) / 2 / sums[kind] for kind in right]
+
+
+def _picture_gains(group: Group, rewards: Tensor, drawn: Tensor, part: PicturePart) -> Tensor:
+    """Advantages of pictures; with the baseline "told", among those that were told the same."""
+    if part.baseline == "group":
+        return advantages(rewards, drawn, part.divide)
+    told = [_told(node) for node in group.siblings]
+    found = torch.zeros_like(rewards)
+    for key in set(told):
+        alike = torch.tensor([other == key for other in told]) & drawn
+        found += advantages(rewards, alike, part.divide)
+    return found
+
+
+def _told(node: Node) -> tuple[object, ...]:
+    """What the newest picture of a node was drawn from, beside its parent."""
+    turn = node.trace.turns[-1]
+    if turn.instruction is not None or turn.said is None:
+        return (turn.instruction,)
+    return tuple(turn.said.tokens.tolist()) or (turn.said.text,)
+
+
+def _turns(node: Node, turns: slice | None) -> range:
+    every = range(len(node.trace.turns))
+    return every[-1:] if turns is None else every[turns]
+
+
+def _seen(trace: Trace, turn: int):
+    return replace(trace, turns=trace.turns[:turn]).image

@@ -1,0 +1,170 @@
+"""How a run of Tree-RL is set: typed values with a reason beside each choice. `recipes.py` holds the named ones.
+
+A stage is a beat that is trained: Reason (a plan and a picture) or Refine (a reflection and an edit). Each of its two
+parts, text and picture, learns with settings of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from triptych.errors import ConfigError
+from triptych.model.config import SKETCH_FINE, Sampling
+from triptych.rewards.shaping import Grain, RewardRule
+
+Experts = Literal["und", "gen", "both"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one part of a stage learns."""
+
+    on: bool = True
+    rate: float = 1e-4  # AdamW's; of the weights that are this part's home: und for text, gen for pictures
+    weight: float = 1.0  # of its loss; matters where both parts reach the same weights
+    clip: float = 0.2  # furthest that a ratio from 1 is rewarded
+    kl: float = 0.001  # weight of the divergence from the reference; 0 is off
+    divide: bool = False  # advantages over their spread; Tree-RL takes the mean away and no more
+    grain: Grain = "fractional"  # V as a share of checks, or only 0 and 1
+
+
+@dataclass(frozen=True)
+class TextPart(Part):
+    """How what is said learns."""
+
+    rate: float = 3e-4  # a tenth of it moved nothing on a prototype, three times of it broke it
+    experts: Experts = "und"  # which weights its loss may move
+    balance: bool = False  # Refine: right and wrong parents pull equally, so that neither stopping nor editing wins
+
+
+@dataclass(frozen=True)
+class PicturePart(Part):
+    """How what is drawn learns."""
+
+    rate: float = 7e-5
+    experts: Experts = "gen"
+    window: int = 4  # stochastic steps are chosen among the first so many: later ones change too little; 0 is all
+    strokes: int = 1  # stochastic steps in one picture
+    baseline: Literal["group", "told"] = "group"  # "told": compare only pictures of one parent that were told the same
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One beat: how wide it grows, how it samples, how it learns."""
+
+    text: TextPart = field(default_factory=TextPart)
+    picture: PicturePart = field(default_factory=PicturePart)
+    sampling: Sampling = field(default_factory=Sampling)
+    parents: int = 4  # groups in one step
+    width: int = 8  # siblings in a group
+    per_text: int = 1  # siblings that share a text, and differ in their strokes alone
+    updates: int = 1  # on one rollout
+    plan: bool = True  # Reason: say a plan first
+
+    @property
+    def speaks(self) -> bool:
+        """Whether its text learns."""
+        return self.text.on and self.plan
+
+    def sampled(self, points: int, seed: int) -> Sampling:
+        """The sampling of one step: stochastic steps chosen by the seed, and none where pictures do not learn."""
+        if not self.picture.on:
+            return replace(self.sampling, stochastic=())
+        window = min(self.picture.window or points - 1, points - 1)
+        chosen = np.random.default_rng(seed).choice(window, min(self.picture.strokes, window), replace=False)
+        return replace(self.sampling, stochastic=tuple(sorted(int(index) for index in chosen)))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The shape of what is grown."""
+
+    kind: Literal["tree", "trajectory"] = "tree"  # trajectory: whole chains from a prompt, one reward at the end
+    depth: int = 1  # Refine stages after Reason; 0 is Reason only
+    parents: Literal["importance", "pools", "uniform"] = "importance"
+    # importance: pools, and in them more from groups whose rewards differ; pools: right and wrong ones, as the release
+    right: float = 0.15  # share of parents that are already right, so that stopping is learnt; not for "uniform"
+    resample: int = 0  # times that groups without spread are replaced in a step
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run refuses to start or to go on."""
+
+    text_ratio: float = 1e-3  # most that a token's ratio may differ from 1 before the first update
+    stroke_gap: float = 1e-4  # most that a stroke's log-probability (a mean) may differ then
+    missing: float = 0.5  # largest share of missing verdicts
+    window: int = 20  # in so many steps
+    bad_steps: int = 5  # non-finite steps in a row
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that fixes a run; the command line overrides any field."""
+
+    model: str = "sketch-lessons"  # what training starts from: a packaged name or a folder; "tiny" is random and small
+    judge: Literal["world", "brightness"] = "world"  # brightness: for dry runs of a model that cannot draw yet
+    seed: int = 0
+    steps: int = 400
+    device: str = "auto"
+    compute: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
+    every: int = 20  # steps between checkpoints
+    micro: int = 32  # rows of one forward with gradient: less memory, the same result
+    tags: tuple[str, ...] = ()  # train on prompts of these tags alone
+    tree: Tree = field(default_factory=Tree)
+    reward: RewardRule = field(default_factory=RewardRule)
+    reason: Stage = field(default_factory=lambda: Stage(sampling=SKETCH_FINE))
+    refine: Stage = field(default_factory=lambda: Stage(sampling=SKETCH_FINE))
+    limits: Limits = field(default_factory=Limits)
+    reference: Literal["frozen", "average"] = "frozen"  # what the KL is measured from
+    average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
+    warmup: int = 10
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    decay: float = 0.0
+    norm: float = 1.0  # longest gradient
+    vision: bool = False  # also train the vision tower; the autoencoder is always frozen
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that cannot work together, before anything is loaded."""
+        for name, stage in (("reason", self.reason), ("refine", self.refine)):
+            _check_stage(name, stage)
+        if self.tree.depth < 0 or not 0 <= self.tree.right <= 1 or self.tree.resample < 0:
+            raise ConfigError(
+                f"tree: depth={self.tree.depth}, right={self.tree.right}, resample={self.tree.resample}; "
+                "expected a depth and a number of resamples of 0 or more, and a share in 0..1"
+            )
+        if self.steps < 1 or self.every < 1 or self.micro < 1:
+            raise ConfigError(f"steps={self.steps}, every={self.every}, micro={self.micro}: expected 1 or more of each")
+        if self.reference == "average" and not self.average:
+            raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"average={self.average}: expected a share of 0 or more, below 1")
+
+
+def _check_stage(name: str, stage: Stage) -> None:
+    if stage.width < 2:
+        raise ConfigError(f"width={stage.width}: a group needs 2 or more siblings to compare; set --{name}.width")
+    if stage.parents < 1 or stage.updates < 1:
+        raise ConfigError(
+            f"parents={stage.parents}, updates={stage.updates}: expected 1 or more; set --{name}.parents, .updates"
+        )
+    if stage.per_text < 1 or stage.width % stage.per_text:
+        raise ConfigError(
+            f"per_text={stage.per_text} does not divide width={stage.width}; expected so many whole sets of siblings: "
+            f"set --{name}.per-text"
+        )
+    if stage.speaks and stage.sampling.temperature == 0:
+        raise ConfigError(
+            f"temperature=0: greedy text has nothing to learn from; set --{name}.sampling.temperature above 0"
+        )
+    if stage.text.experts == "gen":
+        raise ConfigError(f"text is spoken by the und experts; set --{name}.text.experts to und or both")
+    if stage.picture.strokes < 1 or stage.picture.window < 0:
+        raise ConfigError(
+            f"strokes={stage.picture.strokes}, window={stage.picture.window}: expected 1 or more strokes among the "
+            f"first steps (0: all); set --{name}.picture.strokes"
+        )

@@ -1,0 +1,98 @@
+"""What a step shows: rewards and V, what a refinement gained, whether stopping is right, and alarms of hacking.
+
+A reward that rises while edges vanish or colours collapse is being hacked: both are measured on what was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from triptych.rewards.shaping import is_right
+from triptych.rl.batch import Gains
+from triptych.rl.tree import Group, Node
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from numpy.typing import NDArray
+
+EDGE = 24  # levels between neighbours that make an edge
+LEVELS = 4  # per colour: 64 colours in all
+
+
+def edge_density(image: UInt8[NDArray, "height width 3"]) -> float:
+    """Share of pixels that differ from their right or lower neighbour by an edge."""
+    grey = image.astype(np.int16).mean(axis=2)
+    across, down = np.abs(np.diff(grey, axis=1))[:-1], np.abs(np.diff(grey, axis=0))[:, :-1]
+    return float((np.maximum(across, down) > EDGE).mean())
+
+
+def colour_entropy(image: UInt8[NDArray, "height width 3"]) -> float:
+    """Bits per pixel of a picture's colours, each channel in four levels: 0 for one colour, at most 6."""
+    levels = (image // (256 // LEVELS)).astype(np.int64).reshape(-1, 3)
+    counts = np.bincount(levels @ np.array([LEVELS**2, LEVELS, 1]), minlength=LEVELS**3)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum() + 0.0)
+
+
+def describe(groups: Sequence[Group], gains: Sequence[Gains]) -> dict[str, float]:
+    """Metrics of what was grown; a mean of nothing is left out. `gains` belong to the groups that are compared."""
+    nodes = [node for group in groups for node in group.siblings]
+    rewards = [node.reward for node in nodes if node.reward is not None]
+    found = {
+        "v": _mean(_score(node) for node in nodes),
+        "right": _mean(node.verdict is not None and is_right(node.verdict) for node in nodes),
+        "reward_text": _mean(reward.text for reward in rewards),
+        "reward_picture": _mean(reward.picture for reward in rewards if reward.drawn),
+        "formed": _mean(reward.formed for reward in rewards),
+        "zero_spread_text": _mean(not gain.text_spread for gain in gains),
+        "zero_spread_picture": _mean(not gain.picture_spread for gain in gains),
+        "missing": float(sum(group.missing for group in groups)),
+    }
+    return {
+        name: value
+        for name, value in (found | _texts(nodes) | _pictures(nodes) | _turns(groups)).items()
+        if value is not None
+    }
+
+
+def _texts(nodes: Sequence[Node]) -> dict[str, float | None]:
+    said = [turn.said for node in nodes if (turn := node.trace.turns[-1]).said is not None]
+    return {
+        "length": _mean(len(one.tokens) for one in said if one is not None),
+        "distinct": _mean([len({one.text for one in said if one is not None}) / len(said)] if said else []),
+    }
+
+
+def _pictures(nodes: Sequence[Node]) -> dict[str, float | None]:
+    images = [drew.image for node in nodes if (drew := node.trace.turns[-1].drew) is not None]
+    return {
+        "edges": _mean(edge_density(image) for image in images),
+        "colours": _mean(colour_entropy(image) for image in images),
+    }
+
+
+def _turns(groups: Sequence[Group]) -> dict[str, float | None]:
+    """Of Refine: what became of pictures, and stopping as a detector of right ones."""
+    pairs = [(group.parent, node) for group in groups if group.parent.verdict for node in group.siblings]
+    edited = [_score(node) - _score(parent) for parent, node in pairs if not node.trace.finished]
+    stops = [(node.trace.finished, parent.verdict is not None and is_right(parent.verdict)) for parent, node in pairs]
+    return {
+        "improved": _mean(gain > 0 for gain in edited),
+        "worsened": _mean(gain < 0 for gain in edited),
+        "stopped": _mean(stopped for stopped, _ in stops),
+        "stop_precision": _mean(right for stopped, right in stops if stopped),
+        "stop_recall": _mean(stopped for stopped, right in stops if right),
+        "parents_right": _mean(right for _, right in stops),
+    }
+
+
+def _score(node: Node) -> float:
+    return 0.0 if node.verdict is None else node.verdict.score
+
+
+def _mean(values) -> float | None:
+    kept = [float(value) for value in values]
+    return sum(kept) / len(kept) if kept else None

@@ -1,0 +1,169 @@
+"""Named runs of training. Every baseline is SKETCH's recipe with one switch turned, on the same sample budget.
+
+`RELEASE_7B` holds the hyper-parameters of the authors' release (parity kit b.13) for BAGEL-7B-MoT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from triptych.data.vocabulary import build_tokenizer
+from triptych.model.bagel import Bagel
+from triptych.model.config import (
+    DRAFT,
+    SKETCH_FINE,
+    SKETCH_TEMPLATES,
+    AutoencoderConfig,
+    BagelConfig,
+    LanguageConfig,
+    Resize,
+    VisionConfig,
+)
+from triptych.model.words import CLOSE
+from triptych.rewards.shaping import RewardRule
+from triptych.rl.config import Limits, PicturePart, Stage, TextPart, TrainConfig, Tree
+
+# Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
+# sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
+_SKETCH_SAMPLING = replace(
+    SKETCH_FINE, temperature=1.0, draw_points=13, edit_points=13, text_guidance=1.0, eta_draw=1.0, eta_edit=1.0
+)
+SKETCH_RL = TrainConfig(
+    reason=Stage(
+        text=TextPart(rate=3e-4, grain="strict"),
+        picture=PicturePart(rate=7e-5, divide=True),
+        sampling=_SKETCH_SAMPLING,
+        parents=8,
+        width=16,
+        updates=2,
+    ),
+    refine=Stage(
+        text=TextPart(rate=1e-4, balance=True),  # gently: what was learnt of looking is easily lost
+        picture=PicturePart(rate=1e-4, baseline="told"),
+        sampling=_SKETCH_SAMPLING,
+        parents=8,
+        width=16,
+        per_text=4,  # so that an edit is compared with edits of the same picture by the same words
+    ),
+)
+
+# A model of half a million weights that cannot draw: it shows that every part of the machinery runs.
+TINY = BagelConfig(
+    name="tiny",
+    language=LanguageConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rope_theta=1e4,
+    ),
+    vision=VisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=16,
+        patches_per_side=8,
+    ),
+    autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, scale_factor=1.0, shift_factor=0.0),
+    max_latent_size=8,
+    image_size=(32, 32),
+    vae_resize=Resize(32, 32, 16),
+    vit_resize=Resize(32, 32, 16),
+    world="stickers",
+    templates=SKETCH_TEMPLATES,
+    fine=replace(SKETCH_FINE, draw_points=4, edit_points=4, max_plan=4, max_reflection=6),
+)
+
+
+def tiny(seed: int = 0) -> Bagel:
+    """A random tiny model that often closes its thoughts, so that some reflections ask for an edit and some do not."""
+    torch.manual_seed(seed)
+    bagel = Bagel(TINY, build_tokenizer())
+    with torch.no_grad():
+        bagel.language_model.lm_head.weight[bagel.tokenizer.token_to_id(CLOSE)] *= 8
+    return bagel.eval()
+
+
+_TINY_STAGE = Stage(
+    sampling=replace(
+        TINY.fine, temperature=1.0, interval=(0.0, 1.0), text_guidance=2.0, image_guidance=1.5, eta_edit=0.7
+    ),
+    parents=2,
+    width=3,
+    updates=2,
+)
+DEBUG = TrainConfig(
+    model="tiny",
+    judge="brightness",
+    steps=2,
+    every=1,
+    micro=4,
+    reason=_TINY_STAGE,
+    refine=_TINY_STAGE,
+    average=0.9,
+    warmup=2,
+)
+
+_RELEASE_TEXT = TextPart(rate=5e-6, experts="both")
+_RELEASE_PICTURE = PicturePart(rate=5e-6, weight=2.0, experts="both", window=0)
+RELEASE_7B = TrainConfig(
+    model="ByteDance-Seed/BAGEL-7B-MoT",
+    steps=1000,
+    every=50,
+    micro=1,
+    compute="bfloat16",
+    tree=Tree(parents="pools"),
+    reward=RewardRule("release"),
+    limits=Limits(text_ratio=0.05, stroke_gap=1e-2),  # bfloat16 through a cache and at once are not the same
+    reason=Stage(_RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16),
+    refine=Stage(
+        _RELEASE_TEXT,
+        replace(_RELEASE_PICTURE, window=2),
+        replace(DRAFT, temperature=0.9, eta_edit=1.0),
+        parents=2,
+        width=16,
+    ),
+)
+
+
+def text_only(config: TrainConfig) -> TrainConfig:
+    """Pictures do not learn: they are drawn without noise, and equal plans once."""
+    return _each(config, lambda stage: replace(stage, picture=replace(stage.picture, on=False)))
+
+
+def picture_only(config: TrainConfig) -> TrainConfig:
+    """Texts do not learn."""
+    return _each(config, lambda stage: replace(stage, text=replace(stage.text, on=False)))
+
+
+def without_kl(config: TrainConfig) -> TrainConfig:
+    """No pull towards the reference."""
+    return _each(
+        config, lambda stage: replace(stage, text=replace(stage.text, kl=0.0), picture=replace(stage.picture, kl=0.0))
+    )
+
+
+def _each(config: TrainConfig, change) -> TrainConfig:
+    return replace(config, reason=change(config.reason), refine=change(config.refine))
+
+
+RECIPES: dict[str, tuple[TrainConfig, str]] = {
+    "sketch": (SKETCH_RL, "Tree-RL from the lessons checkpoint."),
+    "trajectory": (
+        replace(SKETCH_RL, tree=Tree(kind="trajectory")),
+        "Baseline: whole chains, one reward at the end.",
+    ),
+    "reason-only": (replace(SKETCH_RL, tree=Tree(depth=0)), "Baseline: Reason alone is trained."),
+    "text-only": (text_only(SKETCH_RL), "Baseline: only what is said is trained."),
+    "image-only": (picture_only(SKETCH_RL), "Baseline: only what is drawn is trained."),
+    "uniform": (replace(SKETCH_RL, tree=Tree(parents="uniform")), "Baseline: parents are picked evenly."),
+    "deeper": (replace(SKETCH_RL, tree=Tree(depth=2)), "Baseline: two Reflect-Refine stages after Reason."),
+    "no-kl": (without_kl(SKETCH_RL), "Baseline: no pull towards the first weights."),
+    "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
+    "debug": (DEBUG, "Two steps of a tiny random model, to see that it runs."),
+}

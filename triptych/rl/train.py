@@ -1,0 +1,209 @@
+"""Tree-RL (arXiv 2602.15772): grow a stage, reward it, compare siblings, update, hand some pictures on as parents.
+
+`train` yields a Step per rollout; printing, evaluating and plotting belong to whoever listens. `grow` stands for
+`tree.expand`, so that other machines can do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from triptych.errors import JudgeError, TrainingError
+from triptych.model.bagel import Bagel
+from triptych.rewards.judge import Judge
+from triptych.rl import gate
+from triptych.rl.batch import Gains, batch, gains
+from triptych.rl.clock import Clock, Timed
+from triptych.rl.config import TrainConfig
+from triptych.rl.metrics import describe
+from triptych.rl.state import Standing, claim, resume, save
+from triptych.rl.stream import Prompts
+from triptych.rl.tree import Group, Grow, Growth, Node, chains, expand, pick, root, seed_of
+from triptych.rl.update import Learner, Teaching
+
+PROBE = 2  # prompts of the step-0 gate
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One rollout and what was learnt from it. `stage` is reason, refine or trajectory; metrics are plain numbers."""
+
+    index: int
+    total: int
+    stage: str
+    metrics: dict[str, float]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What a step has grown: groups to learn from with their gains, and everything, the dropped ones too."""
+
+    kept: list[tuple[Group, Gains]]
+    every: list[Group]
+    gains: list[Gains]  # of all groups that can be compared
+    spares: tuple[Node, ...]
+    place: int
+
+
+def train(
+    bagel: Bagel,
+    prompts: Prompts,
+    judge: Judge,
+    config: TrainConfig,
+    out: Path | None = None,
+    again: bool = False,
+    grow: Grow = expand,
+) -> Iterator[Step]:
+    """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and `again` an exact resume.
+
+    After the last step it holds the averaged weights, where an average is kept.
+
+    Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if scores do not agree
+    with the sampler before the first update, or steps are not finite again and again; JudgeError if too many verdicts
+    are missing.
+    """
+    config.check()
+    if out is not None:
+        claim(out, config, bagel, again)
+    learner, standing = Learner(bagel, config), Standing()
+    if out is not None and again:
+        standing = resume(out, learner)
+    bagel.eval()
+    if standing.step < config.steps:
+        seed = seed_of(config.seed, 0)
+        with learner.precision():
+            probes = [prompts(standing.place + number).text for number in range(PROBE)]
+            gate.check(gate.gaps(bagel, probes, config, seed), config.limits)
+    while standing.step < config.steps:
+        clock = Clock()
+        stage, growths = _growths(config, standing)
+        with clock.part("rollout"), learner.precision():
+            rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
+        with clock.part("update"):
+            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock)
+        before, standing = standing, _advance(standing, rollout, finite, config)
+        metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
+        yield Step(before.step, config.steps, stage, metrics, tuple(rollout.every))
+        _stop_if_hopeless(standing, rollout, config)
+        if out is not None and (standing.step % config.every == 0 or standing.step == config.steps):
+            save(out, standing, learner)
+    learner.graduate()
+
+
+Growths = list[tuple[Growth, slice | None]]  # how to grow, and which turns of a trace it teaches (None: the newest)
+
+
+def _growths(config: TrainConfig, standing: Standing) -> tuple[str, Growths]:
+    """What this step grows: a beat of the tree, or whole chains."""
+    seed = seed_of(config.seed, standing.step, 1)
+    first = Growth(config.reason, config.reason.sampled(config.reason.sampling.draw_points, seed), config.reward)
+    later = Growth(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
+    if config.tree.kind == "trajectory":
+        return "trajectory", [(first, slice(0, 1)), (later, slice(1, None))]
+    return ("refine", [(later, None)]) if standing.waiting else ("reason", [(first, None)])
+
+
+def _roll_out(
+    bagel: Bagel, judge: Judge, prompts: Prompts, config: TrainConfig, standing: Standing, growths: Growths, grow: Grow
+) -> Rollout:
+    """Grow this step's groups, and replace those without spread as often as the tree allows."""
+    stage, place, spares = growths[0][0].stage, standing.place, standing.waiting
+    kept: list[tuple[Group, Gains]] = []
+    every: list[Group] = []
+    compared: list[Gains] = []
+    wanted = stage.parents
+    for attempt in range(config.tree.resample + 1):
+        if standing.waiting:
+            parents, spares = spares[:wanted], spares[wanted:]
+        else:
+            parents, place = tuple(root(prompts(place + number)) for number in range(wanted)), place + wanted
+        if not parents:
+            break
+        groups = _grown(bagel, judge, parents, config, growths, seed_of(config.seed, standing.step, 2, attempt), grow)
+        every += groups
+        found = [(group, gains(group, stage)) for group in groups if len(group.siblings) > 1]
+        compared += [gain for _, gain in found]
+        last = attempt == config.tree.resample
+        kept += [entry for entry in found if last or not entry[1].dead]
+        wanted = stage.parents - len(kept)
+        if wanted <= 0 or not (stage.speaks or stage.picture.on):
+            break
+    return Rollout(kept, every, compared, spares, place)
+
+
+def _teachings(rollout: Rollout, growths: Growths) -> list[Teaching]:
+    """What a rollout teaches, stage by stage."""
+    groups, found = [group for group, _ in rollout.kept], [gain for _, gain in rollout.kept]
+    return [Teaching(g.stage, g.sampling, batch(groups, found, g.stage, turns)) for g, turns in growths]
+
+
+def _grown(
+    bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, growths: Growths, seed: int, grow: Grow
+) -> list[Group]:
+    if config.tree.kind == "trajectory":
+        return chains(bagel, judge, parents, growths[0][0], growths[1][0], config.tree.depth, seed)
+    return grow(bagel, judge, parents, growths[0][0], seed)
+
+
+def _advance(standing: Standing, rollout: Rollout, finite: bool, config: TrainConfig) -> Standing:
+    """Where the run stands after a rollout."""
+    depth = standing.depth + 1 if standing.waiting else 0
+    waiting: list[Node] = []
+    if config.tree.kind == "tree" and depth < config.tree.depth:
+        count = config.refine.parents * (1 + config.tree.resample)
+        waiting = pick(rollout.every, count, config.tree, seed_of(config.seed, standing.step, 3))
+    missing = sum(group.missing for group in rollout.every)
+    asked = sum(group.missing + len(group.siblings) for group in rollout.every)
+    return replace(
+        standing,
+        step=standing.step + 1,
+        place=rollout.place,
+        depth=depth,
+        waiting=tuple(waiting),
+        samples=standing.samples + _samples(rollout.every),
+        skipped=standing.skipped + (not finite),
+        bad=0 if finite else standing.bad + 1,
+        judged=(*standing.judged, (missing, asked))[-config.limits.window :],
+    )
+
+
+def _samples(groups: Sequence[Group]) -> int:
+    """Texts and pictures that were sampled from these parents on."""
+    pairs = [(node, len(group.parent.trace.turns)) for group in groups for node in group.siblings]
+    turns = [turn for node, known in pairs for turn in node.trace.turns[known:]]
+    return sum(turn.said is not None for turn in turns) + sum(turn.drew is not None for turn in turns)
+
+
+def _account(rollout: Rollout, standing: Standing, clock: Clock) -> dict[str, float]:
+    """Counts, and where the time went."""
+    total = max(clock.total, 1e-9)
+    shares = {f"share_{part}": seconds / total for part, seconds in clock.seconds.items()}
+    return shares | {
+        "groups": float(len(rollout.kept)),
+        "dropped": float(sum(len(group.siblings) < 2 for group in rollout.every)),
+        "resampled": float(sum(len(group.siblings) > 1 for group in rollout.every) - len(rollout.kept)),
+        "samples": float(standing.samples),
+        "skipped": float(standing.skipped),
+        "waiting": float(len(standing.waiting)),
+        "seconds": total,
+        "samples_per_second": _samples(rollout.every) / total,
+    }
+
+
+def _stop_if_hopeless(standing: Standing, rollout: Rollout, config: TrainConfig) -> None:
+    limits = config.limits
+    if standing.bad >= limits.bad_steps:
+        raise TrainingError(
+            f"{standing.bad} steps in a row had a loss or gradient that is not finite; lower the learning rates, or "
+            "look at the newest steps in steps.jsonl"
+        )
+    missing, asked = (sum(counts) for counts in zip(*standing.judged, strict=True))
+    if missing > limits.missing * asked:
+        cause = next((group.cause for group in reversed(rollout.every) if group.cause), "unknown")
+        raise JudgeError(
+            f"{missing} of {asked} verdicts of the last {len(standing.judged)} steps are missing, more than "
+            f"{limits.missing:.0%}; the last cause: {cause}"
+        )

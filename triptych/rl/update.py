@@ -1,0 +1,227 @@
+"""One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
+
+Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. One
+AdamW holds both, with a learning rate each. The vision tower and the autoencoder are frozen by default.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triptych.model.bagel import Bagel
+from triptych.model.config import Sampling
+from triptych.model.flow import gaussian_kl
+from triptych.model.scoring import Painting, Utterance
+from triptych.rl.batch import Batch
+from triptych.rl.clock import Clock
+from triptych.rl.config import Experts, Part, Stage, TrainConfig
+from triptych.rl.losses import flow_grpo, grpo, token_kl
+
+GEN = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.")  # marks of the names that draw
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A batch of one stage, and the sampling that it was drawn with."""
+
+    stage: Stage
+    sampling: Sampling
+    batch: Batch
+
+
+@dataclass
+class Tally:
+    """Means and largest values, gathered over parts and updates."""
+
+    clock: Clock
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    tops: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Take values into the mean of that name."""
+        self.sums[name] += float(values.sum())
+        self.counts[name] += values.numel()
+
+    def top(self, name: str, values: Tensor) -> None:
+        """Take values into the largest of that name."""
+        if values.numel():
+            self.tops[name] = max(self.tops.get(name, -math.inf), float(values.max()))
+
+    def read(self) -> dict[str, float]:
+        return {name: self.sums[name] / count for name, count in self.counts.items() if count} | self.tops
+
+
+class Learner:
+    """The policy that learns, its optimiser, and the copies that it is compared with or averaged into."""
+
+    def __init__(self, bagel: Bagel, config: TrainConfig):
+        self.bagel, self.config = bagel, config
+        bagel.requires_grad_(True)
+        bagel.autoencoder.requires_grad_(False)
+        bagel.vit_model.requires_grad_(config.vision)
+        self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
+        self.homes: dict[str, list[nn.Parameter]] = {"und": [], "gen": []}
+        for name, parameter in self.learning.items():
+            self.homes["gen" if any(mark in name for mark in GEN) else "und"].append(parameter)
+        groups = [{"params": self.homes["und"]}, {"params": self.homes["gen"]}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.decay
+        )
+        parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
+        with_kl = any(part.kl for part in parts if part.on)
+        self.average = _frozen(bagel) if config.average else None
+        first = _frozen(bagel) if with_kl and config.reference == "frozen" else None
+        self.reference = first if config.reference == "frozen" else self.average
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute as configured; sampling and scoring both happen inside."""
+        with torch.autocast(
+            self.bagel.device.type, torch.bfloat16, enabled=self.config.compute == "bfloat16", cache_enabled=False
+        ):
+            yield
+
+    def update(self, teachings: Sequence[Teaching], step: int, clock: Clock) -> tuple[dict[str, float], bool]:
+        """Learn from one rollout, as often as the first stage says; returns metrics, and whether all was finite."""
+        tally, known = Tally(clock), {}
+        if all(teaching.batch.empty for teaching in teachings):
+            return {}, True
+        stage = teachings[0].stage
+        self._set_rates(stage, min(1.0, (step + 1) / max(self.config.warmup, 1)))
+        for _ in range(stage.updates):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for number, teaching in enumerate(teachings):
+                loss += self._backward(number, teaching, tally, known)
+            norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
+            tally.add("loss", torch.tensor(loss))
+            tally.add("norm", torch.tensor(norm))
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                self.optimizer.zero_grad(set_to_none=True)
+                return tally.read(), False
+            self.optimizer.step()
+            self._blend()
+        self.optimizer.zero_grad(set_to_none=True)
+        return tally.read(), True
+
+    @torch.no_grad()
+    def graduate(self) -> None:
+        """Put the averaged weights into the policy, where an average is kept."""
+        if self.average is not None:
+            theirs = dict(self.average.named_parameters())
+            for name, parameter in self.learning.items():
+                parameter.copy_(theirs[name])
+
+    def _set_rates(self, stage: Stage, share: float) -> None:
+        for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
+            reaches = own.on and own.experts in (home, "both")
+            self.optimizer.param_groups[home == "gen"]["lr"] = share * (own if reaches else other).rate
+
+    def _backward(self, number: int, teaching: Teaching, tally: Tally, known: dict) -> float:
+        """Add the gradients of one stage's batch; returns its loss."""
+        batch, stage, size, loss = teaching.batch, teaching.stage, self.config.micro, 0.0
+        for start in range(0, len(batch.utterances), size):
+            rows, gains = batch.utterances[start : start + size], batch.text_gain[start : start + size]
+            key = (number, "text", start)
+            with self._reaching(stage.text.experts):
+                with tally.clock.part("score"):
+                    part = stage.text.weight * self._text_loss(rows, gains, teaching, tally, known, key)
+                part.backward()
+            loss += float(part.detach())
+        for start in range(0, len(batch.paintings), size):
+            rows, gains = batch.paintings[start : start + size], batch.picture_gain[start : start + size]
+            key = (number, "picture", start)
+            with self._reaching(stage.picture.experts):
+                with tally.clock.part("score"):
+                    part = stage.picture.weight * self._picture_loss(rows, gains, teaching, tally, known, key)
+                part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def _text_loss(
+        self, rows: Sequence[Utterance], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
+    ) -> Tensor:
+        part, count = teaching.stage.text, teaching.batch.tokens
+        with self.precision():
+            scores = self.bagel.score_text(rows, teaching.sampling)
+        old = torch.zeros_like(scores.logprob)
+        for row, one in enumerate(rows):
+            old[row, : len(one.said.logprobs)] = torch.from_numpy(one.said.logprobs)
+        loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip, count)
+        _observe(tally, "text", (scores.logprob.detach() - old)[scores.mask], part)
+        tally.add("text_entropy", scores.entropy[scores.mask])
+        if part.kl and self.reference is not None:
+            reference = self._known(known, key, lambda model: model.score_text(rows, teaching.sampling))
+            divergence = token_kl(scores.logprob, reference.logprob, scores.mask, count)
+            tally.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
+            loss = loss + part.kl * divergence
+        return loss
+
+    def _picture_loss(
+        self, rows: Sequence[Painting], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
+    ) -> Tensor:
+        part, count = teaching.stage.picture, teaching.batch.strokes
+        with self.precision():
+            scores = self.bagel.score_strokes(rows, teaching.sampling)
+        new = torch.cat([one.logprob for one in scores])
+        old = torch.cat([torch.from_numpy(one.strokes.logprob) for one in rows]).to(new.device)
+        spread = torch.repeat_interleave(gains, torch.tensor([len(one.strokes.time) for one in rows])).to(new.device)
+        loss = flow_grpo(new, old, spread, part.clip, count)
+        _observe(tally, "stroke", new.detach() - old, part)
+        if part.kl and self.reference is not None:
+            reference = self._known(known, key, lambda model: model.score_strokes(rows, teaching.sampling))
+            divergences = torch.cat(
+                [gaussian_kl(a.mean, b.mean, a.std) for a, b in zip(scores, reference, strict=True)]
+            )
+            tally.add("stroke_kl", divergences.detach())
+            loss = loss + part.kl * divergences.sum() / count
+        return loss
+
+    def _known(self, known: dict, key: tuple, score: Callable[[Bagel], Any]) -> Any:
+        """The reference's scores, computed once per rollout."""
+        if key not in known:
+            with torch.no_grad(), self.precision():
+                assert self.reference is not None
+                known[key] = score(self.reference)
+        return known[key]
+
+    @contextmanager
+    def _reaching(self, experts: Experts) -> Iterator[None]:
+        """Let a loss move some weights only; nothing is computed for the others."""
+        held = [] if experts == "both" else self.homes["gen" if experts == "und" else "und"]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in held:
+                parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def _blend(self) -> None:
+        if self.average is not None:
+            theirs = dict(self.average.named_parameters())
+            for name, parameter in self.learning.items():
+                theirs[name].lerp_(parameter, 1 - self.config.average)
+
+
+def _frozen(bagel: Bagel) -> Bagel:
+    return copy.deepcopy(bagel).requires_grad_(False).eval()
+
+
+def _observe(tally: Tally, name: str, gap: Tensor, part: Part) -> None:
+    """How far ratios are from 1, and how many are beyond the clip."""
+    ratio = gap.exp()
+    tally.add(f"{name}_ratio", ratio)
+    tally.top(f"{name}_ratio_off", (ratio - 1).abs())
+    tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip).float())
