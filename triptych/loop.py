@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from triptych.model.words import is_stop, parse_edit
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What the loop asks of a model; `Bagel` is one, a script in a test is another."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
+from triptych.apps.judging import JudgePictures
 from triptych.apps.score import Score
 from triptych.errors import TriptychError
 
@@ -137,25 +138,6 @@ class Ask(ModelChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgePicture:
-    """Judge a sticker picture against a prompt, check by check; no model looks at it."""
-
-    image: Picture
-    """The picture to judge."""
-    prompt: PromptText
-    """What it should show, in quotes."""
-    as_json: Json = False
-    """Print JSON."""
-
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import look
-
-        verdict = look.judge(self.image, self.prompt)
-        _print(json.dumps(verdict) if self.as_json else look.told(verdict))
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelChoice):
     """Play a benchmark: the paper's table, for every number of turns."""
 
@@ -268,7 +250,7 @@ COMMANDS = {
     "draw": Draw,
     "edit": Edit,
     "ask": Ask,
-    "judge": JudgePicture,
+    "judge": JudgePictures,
     "eval": Evaluate,
     "exam": Exam,
     "score": Score,

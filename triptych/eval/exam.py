@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from triptych.rewards.world import WorldJudge
 from triptych.trace import Completion, Prompt, Spec, Trace
 
 
-class Student(Policy):
+@runtime_checkable
+class Student(Policy, Protocol):
     """A policy that also answers."""
 
     def answer(self, images, questions, sampling, seeds, tell=None) -> list[Completion]: ...

@@ -1,0 +1,54 @@
+"""`triptych exam`: every skill behind the loop on its own, against the truth of the sticker world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from triptych.apps.inputs import check_at_least
+from triptych.apps.terminal import open_console
+from triptych.errors import ConfigError
+from triptych.eval.exam import exam
+from triptych.eval.suites import GENEVAL_PLUS, rehearsal
+
+if TYPE_CHECKING:
+    from triptych.apps.cli import Exam
+
+
+def run(choice: Exam, open_model: Callable[[], Any]) -> int:
+    """Examine, print each score as it is known, return the exit code. Raises ConfigError for an open-world model."""
+    check_at_least("turns", choice.turns, 1)
+    check_at_least("seeds", choice.seeds, 1)
+    suite = GENEVAL_PLUS if choice.suite == "genevalpp" else rehearsal()
+    if choice.limit is not None:
+        check_at_least("limit", choice.limit, 1)
+        suite = suite.thinned(choice.limit)
+    model = open_model()
+    if model.config.world != "stickers":
+        raise ConfigError(f"{choice.model} is no model of the sticker world; the exam needs a world whose truth is known")
+    asked = {"text_guidance": choice.guidance, "time_shift": choice.shift, "temperature": choice.temperature}
+    sampling = replace(model.config.fine, **{name: value for name, value in asked.items() if value is not None})
+    if choice.steps is not None:
+        check_at_least("steps", choice.steps, 1)
+        sampling = replace(sampling, draw_points=choice.steps + 1, edit_points=choice.steps + 1)
+    console = open_console(choice.as_json)
+    table = Table("skill", "right", "95 %", "of")
+    scores = exam(
+        model,
+        suite.prompts,
+        list(range(choice.seeds)),
+        sampling,
+        choice.turns,
+        tell=lambda name, score: console.print(f"  {name:<30} {score.mean:.3f}  of {score.count}", highlight=False),
+    )
+    if choice.as_json:
+        print(json.dumps({name: asdict(score) for name, score in scores.items()}), flush=True)
+        return 0
+    for name, score in scores.items():
+        table.add_row(name, f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.count))
+    console.print(table)
+    return 0
