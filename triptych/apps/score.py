@@ -130,9 +130,7 @@ def tiif(columns: Mapping[str, Means], cells: Mapping[str, Cell]) -> dict[str, A
         "mean": _share(sum(known), len(known)),
         "groups": {name: {length: each.value for length, each in own.items()} for name, own in groups.items()},
         "intervals": {name: {length: _ends(each) for length, each in own.items()} for name, own in groups.items()},
-        "questions_right": _share(
-            sum(cell.right for cell in cells.values()), sum(cell.asked for cell in cells.values())
-        ),
+        "questions_right": _share(*tally.totals(cells)),
         "absent": [name for name in expected if name not in cells],
         "ungrouped": [name for name in cells if name not in expected],
     }
@@ -146,7 +144,7 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-# --- for people ---------------------------------------------------------------------------------------------------------
+# --- for people -----------------------------------------------------------------------------------------------------
 
 
 def tell(rows: Sequence[Recorded]) -> None:
@@ -176,9 +174,8 @@ def _tag_table(benchmark: str, record: Mapping[str, Any], rows: Sequence[Recorde
     from triptych.eval import suites, tally
 
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
-    table = _table(
-        "GenEval" if benchmark == "geneval" else "GenEval++", "", "right", "asked", "accuracy", "95 %", "missing"
-    )
+    name = "GenEval" if benchmark == "geneval" else "GenEval++"
+    table = _table(name, "", "right", "asked", "accuracy", "95 %", "missing")
     cells = tally.cells(rows)
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
         cell, interval = cells[tag], record["intervals"][tag]
@@ -206,15 +203,13 @@ def _tiif_table(record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
         ("Overall (mean of the nine groups)", record["overall"], record["interval"]),
     ]:
         table.add_row(name, *(part for length in lengths for part in _shown(lengths[length], ends[length])))
-    cells = tally.cells(rows)
-    right, asked = sum(cell.right for cell in cells.values()), sum(cell.asked for cell in cells.values())
+    right, asked = tally.totals(tally.cells(rows))
+    absent, columns, odd = len(record["absent"]), len(tally.tiif_columns()), map(_plain, record["ungrouped"])
     lines = [
         f"{right} of {asked} questions right, over {len(rows)} pictures; replies missing: {len(record['missing'])}"
     ]
-    lines += (
-        [f"no reply for {len(record['absent'])} of {len(tally.tiif_columns())} columns"] if record["absent"] else []
-    )
-    lines += [f"in no group: {', '.join(map(_plain, record['ungrouped']))}"] if record["ungrouped"] else []
+    lines += [f"nothing is recorded for {absent} of {columns} columns"] if absent else []
+    lines += [f"in no group, so not in the means: {', '.join(odd)}"] if record["ungrouped"] else []
     table.caption = "\n".join(lines)
     return table
 

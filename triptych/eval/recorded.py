@@ -80,7 +80,7 @@ def genevalpp(path: Path) -> Iterator[Recorded]:
     return _rows(path, _genevalpp)
 
 
-# --- one line -----------------------------------------------------------------------------------------------------------
+# --- one line -------------------------------------------------------------------------------------------------------
 
 
 def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Recorded]:
@@ -91,9 +91,8 @@ def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> It
         try:
             row = read(record)
         except KeyError as error:
-            _damaged(
-                path, line, f"no {error.args[0]!r}; found {', '.join(sorted(map(ascii, record))[:12]) or 'nothing'}"
-            )
+            keys = ", ".join(sorted(map(ascii, record))[:12]) or "nothing"
+            _damaged(path, line, f"expected {error.args[0]!r}, found {keys}")
         except (ValueError, RecursionError) as error:
             _damaged(path, line, str(error) or "nested too deeply")
         yield Recorded(file=str(path), line=line, **row)
@@ -189,8 +188,8 @@ def _length(record: Mapping[str, Any]) -> str:
 
 
 def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = record.get("metadata") if isinstance(record.get("metadata"), Mapping) else {}
-    whole = {**metadata, **record}
+    metadata = record.get("metadata")
+    whole = {**metadata, **record} if isinstance(metadata, Mapping) else record
     column = {"column": _text(whole, "tag"), "prompt": str(whole.get("prompt", ""))}
     key = next((key for key in ("correct", "model_output", "reply") if key in record), None)
     if key is None:
@@ -241,7 +240,7 @@ def _start(value: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
-# --- a file -------------------------------------------------------------------------------------------------------------
+# --- a file ---------------------------------------------------------------------------------------------------------
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -62,6 +62,11 @@ def cells(rows: Iterable[Recorded]) -> dict[str, Cell]:
     return found
 
 
+def totals(counted: Mapping[str, Cell]) -> tuple[int, int]:
+    """Right and asked over all columns."""
+    return sum(cell.right for cell in counted.values()), sum(cell.asked for cell in counted.values())
+
+
 def resampled(rows: Sequence[Recorded], seed: int = 0) -> dict[str, Means]:
     """Accuracy of each column: as it is, then in RESAMPLES draws of its prompts."""
     rng = np.random.default_rng(seed)

@@ -39,7 +39,7 @@ def read_answers(reply: Any, asked: int) -> tuple[bool, ...] | None:
     lines = [line.strip() for line in _spoken(reply).split("\n")]
     for read in (_plain, _marked, _bare):
         answers = read(lines)
-        if len(answers) == asked:
+        if answers and len(answers) == asked:
             return tuple(answers)
     return None
 

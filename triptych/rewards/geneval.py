@@ -29,9 +29,7 @@ COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting", where a doubtful ex
 MOST = 16  # objects kept per class, the most confident ones
 BAND = 0.1  # offsets below this share of both objects' summed sizes are no relation
 LARGEST = 1e9  # pixels; coordinates beyond this are damage, not pictures
-STEEP = (
-    0.5  # a relation holds along an axis when the shrunk offset is at least half of the whole one: within 60 degrees
-)
+STEEP = 0.5  # of the whole offset must be left along an axis: its relation holds within 60 degrees of it
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,11 @@ def _offset(one: Sequence[float], other: Sequence[float]) -> tuple[tuple[float, 
 def judge(spec: Spec, detections: Detections) -> Verdict:
     """The official verdict on a picture with these objects: 1.0 if nothing failed, else 0.0 with a reason per failure.
 
-    Raises ValueError if an object whose colour is asked for has none.
+    Raises ValueError if an object whose colour is asked for has none, or if a region or a size is asked for, of which
+    GenEval's rules know nothing.
     """
+    if beyond := [item.name for item in spec.include if item.region or item.size]:
+        raise ValueError(f"{beyond[0]} is asked for with a region or a size; GenEval's rules have neither")
     passed: list[str] = []
     failed: list[str] = []
     groups: list[Sequence[Detection] | None] = []  # the objects of each item; None where the item failed
@@ -140,7 +141,7 @@ def _told(item: Item) -> str:
     return " ".join(word for word in (f"{item.name}:", str(item.count), item.color) if word) + side
 
 
-# --- the recorded form --------------------------------------------------------------------------------------------------
+# --- the recorded form ----------------------------------------------------------------------------------------------
 
 
 def to_record(spec: Spec, prompt: str, detections: Detections) -> dict[str, Any]:
@@ -163,10 +164,8 @@ def read_spec(metadata: Any) -> Spec:
 
 def read_detections(record: Any) -> dict[str, list[Detection]]:
     """The objects of a recorded picture. Raises ValueError, saying what is off, for boxes that are none."""
-    objects = _mapping(record, "detections").items()
-    return {
-        name: [_detection(each, name) for each in _list(found, f"detections of {name!r}")] for name, found in objects
-    }
+    found = {name: _list(each, f"detections of {name!r}") for name, each in _mapping(record, "detections").items()}
+    return {name: [_detection(each, name) for each in objects] for name, objects in found.items()}
 
 
 def read_box(values: Any, name: str) -> tuple[float, float, float, float]:
@@ -208,7 +207,8 @@ def _item(record: Any, index: int | None, least: int) -> Item:
     if not isinstance(count, int) or isinstance(count, bool) or count < least:
         raise ValueError(f"the count of {name!r} is {_short(count)}; expected a whole number of {least} or more")
     color = None if record.get("color") is None else _text(record["color"], f"the color of {name!r}")
-    return Item(name, count, color, position=_position(record.get("position"), name, index))
+    region, size = (None if record.get(key) is None else _text(record[key], key) for key in ("region", "size"))
+    return Item(name, count, color, region, size, _position(record.get("position"), name, index))
 
 
 def _position(value: Any, name: str, index: int | None) -> tuple[str, int] | None:
