@@ -383,7 +383,7 @@ def test_threads_that_keep_the_same_reply_do_not_meet(tmp_path: Path):
     torn: list[Reply | None] = []
 
     def work() -> None:
-        for index in range(50):
+        for index in range(15):
             cache.put(asked, Reply("x" * index))
             torn.append(cache.get(asked))
 

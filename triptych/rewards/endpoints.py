@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -152,7 +151,7 @@ class Endpoints:
         """`key` names the environment variable that holds the API key. Raises ConfigError."""
         self.patience = patience
         secret = _secret(key)
-        self.servers = [_Server(check_address(each), secret, patience, concurrency) for each in addresses]
+        self.servers = [_Server(each, secret, patience, concurrency) for each in addresses]
         self._lock, self._over = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Endpoints:
@@ -215,20 +214,6 @@ class Endpoints:
     def _wait(self, seconds: float) -> None:
         if self._over.wait(seconds):
             raise JudgeError("the run was stopped; the verdict is missing")
-
-
-def check_address(address: str) -> str:
-    """A base URL as the client needs it; `/v1` is added where there is no path. ConfigError if it is none."""
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable, parts = False, urlsplit("")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("a judge's address holds a user name or password; put the key into an environment variable")
-    if not usable:
-        raise ConfigError(f"judge address {address!r}: expected a base URL such as http://127.0.0.1:8000/v1")
-    return address.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
 @cache

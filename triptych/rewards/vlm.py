@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -79,11 +80,13 @@ class Vlm:
 
     def __post_init__(self) -> None:
         if not self.addresses or not self.model or self.concurrency < 1:
-            raise ConfigError(f"{self}: expected an address or more, the model's name, and a concurrency of 1 or more")
+            told = f"addresses={self.addresses}, model={self.model!r}, concurrency={self.concurrency}"
+            raise ConfigError(f"{told}: expected one or more addresses, a model's name, and a concurrency of 1 or more")
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return (self.address,) if isinstance(self.address, str) else tuple(self.address)
+        """The base URLs, as the client needs them. ConfigError if one is none."""
+        return tuple(map(check_address, (self.address,) if isinstance(self.address, str) else self.address))
 
     @property
     def name(self) -> str:
@@ -129,8 +132,11 @@ class Vlm:
             return JudgeError(f"{prompt.text!r}: expected a picture, found none; draw first")
         try:
             question = self.form.ask(prompt)
+            question.encode()
         except JudgeError as error:
             return error
+        except UnicodeEncodeError:
+            return JudgeError(f"{prompt.text!r}: expected text, found half a character; the verdict is missing")
         return Job(prompt, picture, Asked(fingerprint(picture), question, self.model, self.form.name, self.form.tokens))
 
     def _kept(self, job: Job) -> Reply | JudgeError | None:
@@ -201,6 +207,20 @@ def self_agreement(judge: Vlm, traces: Sequence[Trace]) -> float | None:
     among = replace(judge, cache=None, record=None).verdicts(traces)
     pairs = [(a, b) for a, b in zip(alone, among, strict=True) if isinstance(a, Verdict) and isinstance(b, Verdict)]
     return sum(a.score == b.score for a, b in pairs) / len(pairs) if pairs else None
+
+
+def check_address(address: str) -> str:
+    """A base URL as the client needs it; `/v1` is added where there is no path. ConfigError if it is none."""
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable, parts = False, urlsplit("")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("a judge's address holds a user name or password; put the key into an environment variable")
+    if not usable:
+        raise ConfigError(f"judge address {address!r}: expected a base URL such as http://127.0.0.1:8000/v1")
+    return address.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
 
 def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:

@@ -1,0 +1,319 @@
+"""`triptych judge`: what a judge says of pictures that any system drew; one picture, a folder, or a jsonl.
+
+Without an address the judge is that of the sticker world. The numbers go to stdout; what is missing goes to stderr, a
+line each. A missing verdict is in no mean, and the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from triptych.errors import ConfigError, JudgeError, OutputError, PromptError
+
+if TYPE_CHECKING:
+    from triptych.eval.pictures import Entry, Fault, Judged
+    from triptych.eval.recorded import Recorded
+    from triptych.rewards.judge import Judge
+    from triptych.rewards.questions import Checks, Form
+    from triptych.rewards.vlm import Vlm
+
+ENOUGH = 20  # verdicts before the share of missing ones is believed
+UNREAD = "unread"  # the column of lines that do not say what was asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePictures:
+    """Judge pictures against their prompts: one picture, a folder in GenEval's layout, or a jsonl."""
+
+    image: Annotated[Positional[Path], arg(metavar="IMAGE|DIR|JSONL")]
+    """A picture; a folder with 00000/metadata.jsonl and 00000/samples/0000.png; or lines of image and prompt."""
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
+    """What a single picture should show, in quotes."""
+    address: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
+    """A server with a vision-language model; repeat it for more. Without one, the sticker world's judge looks."""
+    model: str = ""
+    """The model's name on those servers."""
+    ask: Literal["strict", "yesno", "tiif"] = "strict"
+    """One verdict, right or wrong; the probability of yes; or the list of questions that comes with each picture."""
+    wording: Annotated[Path | None, arg(metavar="FILE")] = None
+    """The judge's words instead of ours, with {prompt}, {metadata} or {questions} in their place."""
+    key: Annotated[str, arg(metavar="VARIABLE")] = "TRIPTYCH_JUDGE_KEY"
+    """Environment variable that holds the API key."""
+    cache: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of replies: what is there is not asked again; processes may share it."""
+    record: Annotated[Path | None, arg(metavar="FILE")] = None
+    """A new file of replies, for triptych score."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Say how many calls and about how many tokens it would cost; ask nobody."""
+    self_check: Annotated[int, arg(metavar="N")] = 0
+    """Only ask twice about the first N pictures, past the cache: how far does the judge agree with itself?"""
+    concurrency: int = 8
+    """Questions under way at once, over all addresses."""
+    timeout: float = 60.0
+    """Seconds for one answer."""
+    tries: int = 5
+    """Tries per question, with growing waits between them."""
+    max_missing: float = 0.2
+    """Stop when more than this share of the verdicts is missing."""
+    as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False
+    """Print JSON on stdout."""
+
+    def run(self, open_model: object) -> int:
+        many = self.image.is_dir() or self.image.suffix == ".jsonl"
+        self._check(many)
+        if not self.address and not many:
+            from triptych.apps import look
+
+            verdict = look.judge(self.image, self.prompt)
+            print(json.dumps(verdict) if self.as_json else look.told(verdict), flush=True)
+            return 0
+        entries = self._entries(many)
+        if not self.address:
+            from triptych.rewards.world import WorldJudge
+
+            return self._judge([in_world(entry) for entry in entries], WorldJudge())
+        lists: dict[tuple[str, str], Checks] = {}
+        if self.ask == "tiif":
+            entries, lists = listed(entries)
+        judge = self._vlm(lists)
+        if self.dry_run:
+            return self._tell_cost(entries, judge)
+        if self.self_check:
+            return self._tell_agreement(entries, judge)
+        return self._judge(entries, judge)
+
+    def _check(self, many: bool) -> None:
+        if many and self.prompt:
+            raise ConfigError(f"{self.image} brings its own prompts; expected no PROMPT beside it")
+        if bool(self.address) != bool(self.model):
+            raise ConfigError(
+                "--address and --model go together: expected both, or neither for the sticker world's judge"
+            )
+        only = {"ask": self.ask != "strict", "wording": self.wording, "cache": self.cache, "record": self.record}
+        only |= {"dry-run": self.dry_run, "self-check": self.self_check}
+        if not self.address and any(only.values()):
+            given = ", ".join(f"--{name}" for name, value in only.items() if value)
+            raise ConfigError(
+                f"{given}: of use only with a judge at an --address; the sticker world's needs none of it"
+            )
+        if not 0 <= self.max_missing <= 1 or self.self_check < 0:
+            raise ConfigError("expected --max-missing from 0 to 1, and --self-check 1 or more")
+        if self.record is not None and self.record.exists() and not (self.dry_run or self.self_check):
+            raise OutputError(f"{self.record} exists; expected a new file: choose another --record")
+
+    def _entries(self, many: bool) -> list[Entry | Fault]:
+        from triptych.apps.inputs import check_text
+        from triptych.eval.pictures import Entry, list_pictures, shown
+        from triptych.trace import Prompt
+
+        if not many:
+            return [Entry(shown(self.image), 1, self.image, Prompt(check_text(self.prompt)))]
+        entries = [legible(entry) for entry in list_pictures(self.image)]
+        if self.ask == "tiif":
+            return entries
+        return [replace(entry, checks=None) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def _vlm(self, lists: Mapping[tuple[str, str], Checks]) -> Vlm:
+        from triptych.rewards.patience import Patience
+        from triptych.rewards.vlm import Vlm
+
+        patience = Patience(timeout=self.timeout, tries=self.tries)
+        form = form_of(self.ask, self.wording, lists)
+        return Vlm(
+            self.address, self.model, form, self.key, self.concurrency, patience, cache=self.cache, record=self.record
+        )
+
+    def _judge(self, entries: Sequence[Entry | Fault], judge: Judge) -> int:
+        """Judge everything, tell what is missing as it happens, print the result."""
+        from rich.progress import Progress
+
+        from triptych.apps.measure import COLUMNS
+        from triptych.apps.terminal import open_console
+        from triptych.eval.pictures import judge_pictures
+
+        rows: list[Judged] = []
+        console = open_console(self.as_json)
+        with Progress(*COLUMNS, console=console) as progress:
+            bar = progress.add_task(judge.name, total=len(entries), right="")
+            for row in judge_pictures(entries, judge):
+                rows.append(row)
+                if row.missing:
+                    print(f"missing: {where(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
+                progress.update(bar, advance=1, right=f"missing {sum(each.missing is not None for each in rows)}")
+                self._stop_if_hopeless(rows)
+        show(self, judge, rows)
+        return 1 if any(row.missing for row in rows) else 0
+
+    def _stop_if_hopeless(self, rows: Sequence[Judged]) -> None:
+        asked = [row for row in rows if row.asked]
+        lost = [row for row in asked if row.missing]
+        if len(asked) >= ENOUGH and len(lost) > self.max_missing * len(asked):
+            kept = f"; the others are in {self.cache}" if self.cache else ""
+            told = (
+                f"{len(lost)} of {len(asked)} verdicts are missing, more than --max-missing {self.max_missing:g}{kept}"
+            )
+            raise JudgeError(f"{told}; the last: {lost[-1].missing}")
+
+    def _tell_cost(self, entries: Sequence[Entry | Fault], judge: Vlm) -> int:
+        from triptych.eval.pictures import load_pictures
+        from triptych.trace import Trace
+
+        total = {"pictures": 0, "calls": 0, "cached": 0, "tokens_in": 0, "tokens_out": 0, "missing": 0}
+        for batch in load_pictures(entries):
+            cost = judge.cost([trace for _, trace in batch if isinstance(trace, Trace)])
+            for name in total:
+                total[name] += getattr(cost, name, 0)
+            total["missing"] += sum(isinstance(trace, str) for _, trace in batch)
+        if self.as_json:
+            print(json.dumps({"judge": judge.name, **total}), flush=True)
+            return 0
+        print(
+            f"{total['calls']:,} calls to {self.model} about {total['pictures']:,} pictures "
+            f"({total['cached']:,} answers are cached, {total['missing']:,} pictures cannot be judged)\n"
+            f"about {total['tokens_in']:,} tokens in (one per 28 x 28 pixels, and per 4 letters), "
+            f"at most {total['tokens_out']:,} out; retries would come on top",
+            flush=True,
+        )
+        return 0
+
+    def _tell_agreement(self, entries: Sequence[Entry | Fault], judge: Vlm) -> int:
+        from triptych.eval.pictures import load_pictures
+        from triptych.rewards.vlm import self_agreement
+        from triptych.trace import Trace
+
+        loaded = (trace for batch in load_pictures(entries) for _, trace in batch)
+        traces = [trace for trace in loaded if isinstance(trace, Trace)][: self.self_check]
+        share = self_agreement(judge, traces)
+        if self.as_json:
+            print(json.dumps({"judge": judge.name, "pictures": len(traces), "agreement": share}), flush=True)
+        else:
+            told = "no verdict came twice" if share is None else f"{share:.4f} of the verdicts are the same twice"
+            print(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {told}", flush=True)
+        return 1 if share is None else 0
+
+
+def form_of(ask: str, wording: Path | None, lists: Mapping[tuple[str, str], Checks]) -> Form:
+    """How the judge is asked: in the words of a file, or in ours. Raises ConfigError for words that will not do."""
+    from triptych.rewards.questions import Checklist, Strict, YesNo, read_wording
+
+    form = {"tiif": Checklist(lists), "yesno": YesNo(), "strict": Strict()}[ask]
+    return form if wording is None else replace(form, wording=read_wording(wording))
+
+
+def listed(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Fault], dict[tuple[str, str], Checks]]:
+    """The entries, those without questions as faults, and the questions by source and text of the prompt."""
+    from triptych.eval.pictures import Entry, Fault
+
+    lists: dict[tuple[str, str], Checks] = {}
+    found: list[Entry | Fault] = []
+    for entry in entries:
+        if isinstance(entry, Entry):
+            key = (entry.prompt.source, entry.prompt.text)
+            if entry.checks is None:
+                entry = Fault(entry.name, entry.line, "no questions; --ask tiif needs questions, gt_answers and length")
+            elif lists.setdefault(key, entry.checks).questions != entry.checks.questions:
+                entry = Fault(entry.name, entry.line, "an earlier line has other questions about this prompt")
+        found.append(entry)
+    return found, lists
+
+
+def legible(entry: Entry | Fault) -> Entry | Fault:
+    """The entry, if its prompt is text that a judge can be told."""
+    from triptych.apps.inputs import check_text
+    from triptych.eval.pictures import Fault
+
+    if isinstance(entry, Fault):
+        return entry
+    try:
+        check_text(entry.prompt.text)
+    except PromptError as error:
+        return Fault(entry.name, entry.line, str(error))
+    return entry
+
+
+def in_world(entry: Entry | Fault) -> Entry | Fault:
+    """The entry with a spec that the sticker world's judge can check, or why there is none."""
+    from triptych.apps.inputs import understand
+    from triptych.data.layout import CELLS
+    from triptych.data.stickers import CLASSES, COLORS
+    from triptych.eval.pictures import Fault
+    from triptych.model.config import SKETCH
+
+    if isinstance(entry, Fault):
+        return entry
+    try:
+        prompt = understand(entry.prompt, SKETCH)
+    except PromptError as error:
+        return Fault(entry.name, entry.line, str(error))
+    items = () if prompt.spec is None else prompt.spec.include
+    odd = {item.name for item in items} - {*CLASSES} | {item.color for item in items} - {*COLORS, None}
+    odd |= {item.region for item in items} - {None, "left", "right", "above", "below"}
+    odd |= {item.size for item in items} - {None, "larger", "smaller"}
+    odd |= {f"{item.count} {item.name}" for item in items if not 1 <= item.count <= len(CELLS)}
+    if odd:
+        words = ", ".join(sorted(map(repr, odd)))
+        return Fault(entry.name, entry.line, f"not of the sticker world: {words}; name a judge with --address")
+    return replace(entry, prompt=prompt)
+
+
+def where(entry: Entry | Fault) -> str:
+    """An entry's place, as it is told."""
+    return f"{entry.name}, line {entry.line}" if entry.line > 1 or entry.name.endswith(".jsonl") else entry.name
+
+
+def row_of(judged: Judged) -> Recorded:
+    """The verdict as the scores count it: right of asked questions."""
+    from triptych.eval.pictures import Fault
+    from triptych.eval.recorded import Recorded
+
+    entry, verdict = judged.entry, judged.verdict
+    if isinstance(entry, Fault):
+        return Recorded(entry.name, entry.line, UNREAD, 0, 0, missing=judged.missing)
+    prompt, checks = entry.prompt, entry.checks
+    column = f"{checks.attribute}/{checks.length}" if checks else prompt.spec.tag if prompt.spec else "all"
+    if verdict is None:
+        return Recorded(entry.name, entry.line, column, 0, 0, prompt.text, missing=judged.missing)
+    right, asked = int(not verdict.failed), 1
+    if checks:
+        right, asked = len(verdict.passed), len(verdict.passed) + len(verdict.failed)
+    return Recorded(entry.name, entry.line, column, right, asked, prompt.text, verdict.failed)
+
+
+def show(choice: JudgePictures, judge: Judge, rows: Sequence[Judged]) -> None:
+    """The counts, as JSON with every verdict or as a table."""
+    from triptych.apps import score
+    from triptych.eval.suites import GENEVAL_COLUMNS
+
+    counted = [row_of(row) for row in rows]
+    benchmark = choice.ask
+    if benchmark != "tiif":
+        benchmark = "geneval" if {row.column for row in counted} <= {*GENEVAL_COLUMNS, UNREAD} else "genevalpp"
+    record = score.scored(benchmark, counted)
+    if choice.as_json:
+        results = [result(row) for row in rows]
+        print(json.dumps({**record, "judge": judge.name, "results": results}), flush=True)
+        return
+    score.show(benchmark, f"{choice.image}, judged by {judge.name}", record, counted)
+
+
+def result(judged: Judged) -> dict[str, Any]:
+    """One picture's verdict as JSON values."""
+    from triptych.eval.pictures import Fault
+
+    entry, verdict = judged.entry, judged.verdict
+    return {
+        "picture": entry.name,
+        "line": entry.line,
+        "prompt": None if isinstance(entry, Fault) else entry.prompt.text,
+        "correct": None if verdict is None else not verdict.failed,
+        "score": None if verdict is None else verdict.score,
+        "passed": [] if verdict is None else list(verdict.passed),
+        "reasons": [judged.missing] if verdict is None else list(verdict.failed),
+    }
