@@ -12,7 +12,11 @@ from triptych.loop import Listener, beat_seed, play
 from triptych.rewards.world import WorldJudge
 from triptych.trace import Prompt, Trace
 
-TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus", "A photo of two cows, one donut, and two kites")
+TEXTS = (
+    "a photo of three clocks",
+    "a photo of a red cat and a blue bus",
+    "A photo of two cows, one donut, and two kites",
+)
 
 
 def prompts(*texts: str) -> list[Prompt]:

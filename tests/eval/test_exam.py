@@ -1,4 +1,4 @@
-"""The exam: a policy that sees exactly passes it, one that knows nothing fails it, and nothing asked is nothing measured."""
+"""The exam: exact eyes pass it, a policy that never stops is half balanced, and nothing asked is nothing measured."""
 
 import math
 

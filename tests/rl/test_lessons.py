@@ -8,10 +8,14 @@ from safetensors.torch import load_file
 
 from triptych.data.captions import parse_instruction
 from triptych.data.edits import apply
+from triptych.data.language import parse_prompt
 from triptych.data.lessons import lesson
 from triptych.data.scene import Scene, check
+from triptych.data.vocabulary import build_tokenizer
 from triptych.errors import ConfigError
 from triptych.model import flow, weights
+from triptych.model.bagel import Bagel
+from triptych.model.config import SKETCH
 from triptych.model.sequence import Latent
 from triptych.rl import checkpoint
 from triptych.rl.eyes_lessons import strewn, targets
@@ -39,6 +43,16 @@ def test_a_cut_run_resumes_exactly(tmp_path):
         one, two = (load_file(tmp_path / run_name / "model" / name) for run_name in ("whole", "cut"))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert weights.load(tmp_path / "whole" / "model").config.world == "stickers"
+
+
+def test_lessons_go_on_from_a_checkpoint(tmp_path):
+    list(run(ONE, tmp_path / "first"))
+    further = replace(ONE, start=str(tmp_path / "first" / "model"), own=replace(ONE.own, steps=0))
+    assert [step.stage for step in run(further, tmp_path / "second")] == ["joined"] * 2
+    one, two = (load_file(tmp_path / name / "model" / "ema.safetensors") for name in ("first", "second"))
+    assert any(not torch.equal(one[key], two[key]) for key in one)
+    one, two = (load_file(tmp_path / name / "model" / "ae.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_a_run_is_not_mixed_with_another(tmp_path):
@@ -73,25 +87,19 @@ def test_lessons_tell_the_truth(seed):
 def test_sheets_are_a_function_of_seed_and_step():
     config = ModelLessons(pictures=4, edits=2, words=6)
     same, again, other = sheet(config, 3, 5), sheet(config, 3, 5), sheet(config, 3, 6)
-    assert [one.asked for group in same.groups for one in group] == [one.asked for group in again.groups for one in group]
-    assert [one.asked for group in same.groups for one in group] != [one.asked for group in other.groups for one in group]
+    told_apart = [[one.asked for group in page.groups for one in group] for page in (same, again, other)]
+    assert told_apart[0] == told_apart[1] != told_apart[2]
 
 
-def test_noise_and_velocity_belong_together(tmp_path):
+def test_noise_and_velocity_belong_together():
     """From a noisy block, one exact step along the taught velocity lands on the picture."""
-    from triptych.data.vocabulary import build_tokenizer
-    from triptych.model.bagel import Bagel
-    from triptych.model.config import SKETCH
-
     torch.manual_seed(0)
     bagel = Bagel(SKETCH, build_tokenizer())
     config = ModelLessons(pictures=2, edits=0, words=0, noises=2, drop_text=0.0)
     group = sheet(config, 0, 0).groups[0]
     rows, velocity = told(bagel, config, group, torch.Generator().manual_seed(0))
     blocks = [block for row in rows for block in row if isinstance(block, Latent)]
-    landed = [
-        flow.ode_step(block.tokens, v, block.time) for block, v in zip(blocks, velocity.split(36), strict=True)
-    ]
+    landed = [flow.ode_step(block.tokens, v, block.time) for block, v in zip(blocks, velocity.split(36), strict=True)]
     assert torch.allclose(landed[0], landed[1], atol=1e-4) and not torch.allclose(landed[0], landed[2], atol=1e-2)
 
 
@@ -111,6 +119,4 @@ def test_reflections_on_right_and_wrong_pictures_are_both_common():
 
 
 def lesson_spec(one):
-    from triptych.data.language import parse_prompt
-
     return parse_prompt(one.asked)

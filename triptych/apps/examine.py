@@ -29,7 +29,7 @@ def run(choice: Exam, open_model: Callable[[], Any]) -> int:
         suite = suite.thinned(choice.limit)
     model = open_model()
     if model.config.world != "stickers":
-        raise ConfigError(f"{choice.model} is no model of the sticker world; the exam needs a world whose truth is known")
+        raise ConfigError(f"{choice.model} is no model of the sticker world, and the exam needs its truths: try sketch")
     asked = {"text_guidance": choice.guidance, "time_shift": choice.shift, "temperature": choice.temperature}
     sampling = replace(model.config.fine, **{name: value for name, value in asked.items() if value is not None})
     if choice.steps is not None:

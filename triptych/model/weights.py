@@ -79,7 +79,7 @@ def save(
     tensors = bagel.state_dict() if state is None else state
     inside = {key: tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
     model = {key: _stored(tensor, dtype) for key, tensor in tensors.items() if key not in inside}
-    autoencoder = {key.removeprefix(_PREFIX): _stored(tensor, dtype) for key, tensor in inside.items()}
+    autoencoder = {key.removeprefix(_PREFIX): _stored(tensor, None) for key, tensor in inside.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:

@@ -7,6 +7,7 @@ joins them. The result is an ordinary checkpoint folder, with averaged weights i
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ class LessonsConfig:
     """Every knob of the lessons; the command line overrides any field, and an unknown one is an error."""
 
     seed: int = 0
+    start: str = ""  # a checkpoint to go on from, by name or folder, instead of stages 1 and 2
     device: str = "auto"  # "auto" takes CUDA where there is one
     every: int = 100  # steps between checkpoints
     hands: int = 2  # CPU threads that each work on a part of every group
@@ -92,15 +94,16 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     )
-    size = config.autoencoder.steps
-    for index, loss, metrics in study_autoencoder(
-        bagel_config.autoencoder, config.autoencoder, config.seed, device, out / "autoencoder", config.every
-    ):
-        yield Step("autoencoder", index, size, loss, metrics)
-    for index, loss, metrics in study_eyes(
-        bagel_config.vision, config.eyes, config.seed, device, out / "eyes", config.every
-    ):
-        yield Step("eyes", index, config.eyes.steps, loss, metrics)
+    if not config.start:
+        size = config.autoencoder.steps
+        for index, loss, metrics in study_autoencoder(
+            bagel_config.autoencoder, config.autoencoder, config.seed, device, out / "autoencoder", config.every
+        ):
+            yield Step("autoencoder", index, size, loss, metrics)
+        for index, loss, metrics in study_eyes(
+            bagel_config.vision, config.eyes, config.seed, device, out / "eyes", config.every
+        ):
+            yield Step("eyes", index, config.eyes.steps, loss, metrics)
     school = School(config, out, device, bagel_config)
     yield from school.study("joined", config.model)
     if config.own.steps:
@@ -130,20 +133,24 @@ class School:
 
     def __init__(self, config: LessonsConfig, out: Path, device: torch.device, bagel_config: BagelConfig):
         self.config, self.out, self.device = config, Path(out), device
-        autoencoder, eyes = self._earlier("autoencoder"), self._earlier("eyes")
-        decoder = {name[8:]: tensor for name, tensor in autoencoder.items() if name.startswith("average/")}
-        scenes = scenes_of_step(config.seed + 2, 0, 64)
-        sizes = measured(bagel_config.autoencoder, decoder, scenes)
-        torch.manual_seed(config.seed)
-        self.bagel = Bagel(replace(bagel_config, autoencoder=sizes), build_tokenizer())
-        self.bagel.autoencoder.load_state_dict(decoder)
-        tower = {name[len("average/tower.") :]: t for name, t in eyes.items() if name.startswith("average/tower.")}
-        self.bagel.vit_model.load_state_dict(tower)
+        self.bagel = weights.load(config.start, dtype=torch.float32) if config.start else self._joined(bagel_config)
         self.bagel.autoencoder.requires_grad_(False)
-        initialise(self.bagel)
-        self.bagel.to(device)
+        self.bagel.train().to(device)
         self.taught = {name: p for name, p in self.bagel.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.taught.items()}
+
+    def _joined(self, bagel_config: BagelConfig) -> Bagel:
+        """A new model around the autoencoder and the eyes of the earlier stages."""
+        autoencoder, eyes = self._earlier("autoencoder"), self._earlier("eyes")
+        decoder = {name[8:]: tensor for name, tensor in autoencoder.items() if name.startswith("average/")}
+        sizes = measured(bagel_config.autoencoder, decoder, scenes_of_step(self.config.seed + 2, 0, 64))
+        torch.manual_seed(self.config.seed)
+        bagel = Bagel(replace(bagel_config, autoencoder=sizes), build_tokenizer())
+        bagel.autoencoder.load_state_dict(decoder)
+        tower = {name[len("average/tower.") :]: t for name, t in eyes.items() if name.startswith("average/tower.")}
+        bagel.vit_model.load_state_dict(tower)
+        initialise(bagel)
+        return bagel
 
     def _earlier(self, stage: str) -> dict[str, Tensor]:
         found = checkpoint.latest(self.out / stage)
@@ -221,8 +228,12 @@ class School:
         return copy.to(self.device).eval()
 
     def graduate(self, folder: Path) -> Path:
-        """Write the averaged weights as a checkpoint folder."""
-        return weights.save(self.averaged(), folder)
+        """Write the averaged weights in bfloat16 as a checkpoint folder; what earlier lessons left there is replaced."""
+        fresh = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        weights.save(self.averaged(), fresh, dtype=torch.bfloat16)
+        shutil.rmtree(folder, ignore_errors=True)
+        return fresh.rename(folder)
 
 
 class Pages(torch.utils.data.Dataset):

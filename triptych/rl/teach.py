@@ -31,7 +31,7 @@ from triptych.rl.eyes_lessons import worn
 class ModelLessons:
     """How the joined model is taught. Rows are per step."""
 
-    steps: int = 1250
+    steps: int = 1100
     pictures: int = 32
     edits: int = 20
     words: int = 36
