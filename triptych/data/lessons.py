@@ -6,7 +6,7 @@ A lesson is a function of (kind, seed) alone. Text is kept apart from the model'
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,7 @@ class Mix:
     spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
     fits: float = 0.25  # questions whether a text fits the picture
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
 
 def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:

@@ -228,7 +228,7 @@ class School:
         return copy.to(self.device).eval()
 
     def graduate(self, folder: Path) -> Path:
-        """Write the averaged weights in bfloat16 as a checkpoint folder; what earlier lessons left there is replaced."""
+        """Write the averaged weights in bfloat16 as a checkpoint folder, in place of what earlier lessons left."""
         fresh = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         weights.save(self.averaged(), fresh, dtype=torch.bfloat16)
