@@ -137,9 +137,9 @@ def _scores(
     for stroke in range(len(one.strokes.time)):
         cond, text_drop, image_drop = (velocities.get((number, branch, stroke)) for branch in range(3))
         assert cond is not None
-        drops = (None if part is None else part[None] for part in (text_drop, image_drop))
-        scales = sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_floor
-        guided.append(flow.guide(cond[None], *drops, *scales))
+        text_drop, image_drop = (None if part is None else part[None] for part in (text_drop, image_drop))
+        scales = sampling.text_guidance, sampling.image_guidance
+        guided.append(flow.guide(cond[None], text_drop, image_drop, *scales, renorm, sampling.renorm_floor))
     v = torch.cat(guided)
     before, after, time, dt = (
         torch.from_numpy(part).to(v.device)

@@ -76,8 +76,8 @@ def painting(trace: Trace, turn: int) -> Painting | None:
 def gains(group: Group, stage: Stage) -> Gains:
     """Text and picture advantages of a group, 0 where that part does not learn."""
     rewards = [node.reward for node in group.siblings if node.reward is not None]
-    text = torch.tensor([reward.text for reward in rewards])
-    picture = torch.tensor([reward.picture for reward in rewards])
+    text = torch.tensor([reward.text for reward in rewards], dtype=torch.float32)
+    picture = torch.tensor([reward.picture for reward in rewards], dtype=torch.float32)
     drawn = torch.tensor([reward.drawn for reward in rewards], dtype=torch.bool)
     nothing = torch.zeros_like(text)
     return Gains(

@@ -119,7 +119,7 @@ def judged(judge: Judge, traces: Sequence[Trace], known: Sequence[Verdict | None
         fresh: list[Verdict | JudgeError] = list(judge([traces[row] for row in rows])) if rows else []
     except JudgeError:
         fresh = [_asked(judge, traces[row]) for row in rows]
-    told = dict(zip(rows, fresh, strict=True))
+    told = {row: _sound(verdict) for row, verdict in zip(rows, fresh, strict=True)}
     return [told[row] if verdict is None else verdict for row, verdict in enumerate(found)]
 
 
@@ -185,6 +185,13 @@ def _end_reward(trace: Trace, verdict: Verdict, first: Growth) -> Reward:
     weight = first.rule.format_weight
     text = formed * earned.text if first.rule.variant == "release" else earned.text - weight * (not formed)
     return Reward(text, earned.picture, formed, True)
+
+
+def _sound(verdict: Verdict | JudgeError) -> Verdict | JudgeError:
+    """A score that is no share is no verdict."""
+    if isinstance(verdict, JudgeError) or 0 <= verdict.score <= 1:
+        return verdict
+    return JudgeError(f"score {verdict.score}: expected a share in 0..1; mend the judge")
 
 
 def _asked(judge: Judge, trace: Trace) -> Verdict | JudgeError:

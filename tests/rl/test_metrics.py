@@ -1,0 +1,74 @@
+"""What a step shows, on groups whose answers are known; and the alarms on pictures that are easy to see."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.rewards.shaping import RewardRule, shape
+from triptych.rl.batch import Gains
+from triptych.rl.log import StepLog, line
+from triptych.rl.metrics import colour_entropy, describe, edge_density
+from triptych.rl.train import Step
+from triptych.rl.tree import Group, Node
+from triptych.trace import Completion, Drawing, Prompt, Trace, Turn, Verdict
+
+FLAT = np.full((8, 8, 3), 200, np.uint8)
+BOARD = np.where(np.indices((8, 8)).sum(0)[..., None] % 2, 255, 0).repeat(3, axis=2).astype(np.uint8)
+
+
+def test_alarms_know_flat_from_busy():
+    assert edge_density(FLAT) == 0 and colour_entropy(FLAT) == 0
+    assert edge_density(BOARD) == 1 and colour_entropy(BOARD) == pytest.approx(1)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert 5.9 < colour_entropy(noise) <= 6
+
+
+def refined(before: float, *after: float | None) -> Group:
+    """A parent of that score, and what became of it; None is a stop."""
+    parent = Node(Trace(Prompt("a cat")) + Turn(None, Drawing(FLAT)), Verdict(before))
+    nodes = []
+    for score in after:
+        said = Completion("<think>so</think>go", np.arange(4), np.zeros(4, np.float32))
+        turn = Turn(said, None if score is None else Drawing(BOARD), None if score is None else "go")
+        verdict = Verdict(before if score is None else score)
+        nodes.append(Node(parent.trace + turn, verdict, shape(turn, verdict, parent.verdict, RewardRule())))
+    return Group(parent, tuple(nodes), missing=1)
+
+
+def test_refinement_and_stopping_are_told_apart():
+    groups = [refined(0.5, 1.0, 0.25, 0.5, None), refined(1.0, None, None, 0.5)]
+    gain = Gains(torch.zeros(2), torch.zeros(2), True, False)
+    found = describe(groups, [gain, gain])
+    assert found["improved"] == pytest.approx(1 / 4) and found["worsened"] == pytest.approx(2 / 4)
+    assert found["stop_precision"] == pytest.approx(2 / 3) and found["stop_recall"] == pytest.approx(2 / 3)
+    assert found["stopped"] == pytest.approx(3 / 7) and found["parents_right"] == pytest.approx(3 / 7)
+    assert (found["zero_spread_text"], found["zero_spread_picture"], found["missing"]) == (0, 1, 2)
+    assert found["edges"] == 1 and found["length"] == 4 and found["formed"] == 1
+
+
+def test_what_was_not_measured_is_left_out():
+    found = describe([], [])
+    assert "v" not in found and found == {"missing": 0.0}
+
+
+def step(index: int) -> Step:
+    return Step(index, 9, "reason", {"v": 0.25, "missing": 2.0}, ())
+
+
+def test_a_step_is_one_line():
+    told = line(step(3))
+    assert told.split() == ["4/9", "reason", "V", "0.250", "missing", "2"]
+
+
+def test_the_log_of_a_resumed_run_is_that_of_a_straight_one(tmp_path):
+    log = StepLog(tmp_path / "steps.jsonl")
+    for index in range(3):
+        log.add(step(index))
+    with log.path.open("a") as file:
+        file.write('{"index": 3, "st')  # torn by a kill
+    again = StepLog(log.path)
+    for index in (1, 2, 3):
+        again.add(step(index))
+    assert [json.loads(text)["index"] for text in log.path.read_text().splitlines()] == [0, 1, 2, 3]

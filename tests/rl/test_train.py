@@ -1,0 +1,279 @@
+"""Laws of training: it resumes exactly, learns, counts what fails, and every baseline is a switch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from triptych.apps.cli import main
+from triptych.errors import ConfigError, JudgeError, TrainingError
+from triptych.rewards.brightness import BrightnessJudge
+from triptych.rl import checkpoint
+from triptych.rl.config import Limits, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.recipes import DEBUG, RECIPES, picture_only, text_only, tiny, without_kl
+from triptych.rl.stream import StickerPrompts
+from triptych.rl.train import Step, train
+from triptych.trace import Verdict
+
+PROMPTS = StickerPrompts(0)
+
+
+def run(config: TrainConfig, out: Path | None = None, again: bool = False, judge=None) -> list[Step]:
+    return list(train(tiny(), PROMPTS, judge or BrightnessJudge(), config, out, again))
+
+
+def cut(config: TrainConfig, out: Path, after: int, again: bool) -> None:
+    """Train and stop dead after that many steps."""
+    steps = train(tiny(), PROMPTS, BrightnessJudge(), config, out, again)
+    for _ in range(after):
+        next(steps)
+    steps.close()
+
+
+def newest(out: Path) -> dict[str, torch.Tensor]:
+    found = checkpoint.latest(out / "checkpoints")
+    assert found is not None
+    return found[0]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DEBUG,
+        replace(DEBUG, tree=Tree(depth=2, resample=1), reference="average", seed=3),
+        replace(DEBUG, tree=Tree(kind="trajectory", depth=1)),
+    ],
+    ids=["debug", "deeper, resampled, average as reference", "trajectory"],
+)
+def test_a_cut_run_resumes_exactly(tmp_path, config):
+    """Weights, averages, optimiser and waiting parents, wherever it was cut."""
+    config = replace(config, steps=4)
+    whole = run(config, tmp_path / "whole")
+    for count, after in enumerate((2, 2, 1)):
+        cut(config, tmp_path / "cut", after, again=count > 0)
+    again = run(config, tmp_path / "cut", again=True)
+    assert same(newest(tmp_path / "whole"), newest(tmp_path / "cut"))
+    timing = ("seconds", "samples_per_second", "share_")
+    for one, two in zip(whole[-len(again) :], again, strict=True):
+        mine, theirs = (
+            {name: value for name, value in step.metrics.items() if not name.startswith(timing)} for step in (one, two)
+        )
+        assert (one.stage, mine) == (two.stage, theirs)
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path):
+    """`triptych train debug`, killed with -9 as soon as it has logged a step, and again; then to the end."""
+
+    def command(out: str) -> list[str]:
+        arguments = ["train", "debug", "--steps", "4", "--out", str(tmp_path / out)]
+        return [sys.executable, "-m", "triptych.apps.cli", *arguments]
+
+    assert main(command("A")[3:]) == 0
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for wanted in (1, 3):
+        resume = ["--resume"] if wanted > 1 else []
+        process = subprocess.Popen([*command("B"), *resume], env=environment, stdout=subprocess.DEVNULL)
+        log = tmp_path / "B" / "steps.jsonl"
+        while process.poll() is None and (not log.exists() or log.read_text().count("\n") < wanted):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command("B"), "--resume"], env=environment, check=True, capture_output=True)
+    for name in ("ema.safetensors", "ae.safetensors"):
+        one, two = ((tmp_path / out / "model" / name).read_bytes() for out in ("A", "B"))
+        assert one == two
+    rows = [len((tmp_path / out / "steps.jsonl").read_text().splitlines()) for out in ("A", "B")]
+    assert rows == [4, 4]
+
+
+def test_a_run_is_not_mixed_with_another(tmp_path):
+    run(replace(DEBUG, steps=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume"):
+        run(DEBUG, tmp_path / "run")
+    with pytest.raises(ConfigError, match="norm"):
+        run(replace(DEBUG, norm=0.5), tmp_path / "run", again=True)
+    with pytest.raises(ConfigError, match="start"):
+        list(train(tiny(seed=1), PROMPTS, BrightnessJudge(), DEBUG, tmp_path / "run", True))
+    run(replace(DEBUG, steps=2, every=9, micro=2), tmp_path / "run", again=True)
+
+
+def test_micro_batches_change_nothing_but_memory():
+    def weights(micro: int) -> torch.Tensor:
+        bagel = tiny()
+        list(train(bagel, PROMPTS, BrightnessJudge(), replace(DEBUG, micro=micro, average=0.0)))
+        return torch.cat([p.detach().flatten() for p in bagel.parameters()])
+
+    assert torch.allclose(weights(1), weights(32), atol=2e-5)
+
+
+def test_drawing_learns_to_please():
+    """FlowGRPO on the brightness of a picture makes it brighter, and moves nothing but the gen experts."""
+    stage = replace(DEBUG.reason, parents=2, width=6, plan=False)
+    picture = replace(stage.picture, rate=3e-3, kl=0.0, divide=True, window=2)
+    sampling = replace(stage.sampling, text_guidance=1.0)
+    config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=Tree(depth=0), steps=30)
+    bagel = tiny()
+    before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
+    scores = [step.metrics["v"] for step in train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0))]
+    assert min(scores[-5:]) > max(scores[:5])
+    moved = {name for name, p in bagel.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("_moe_gen" in name or name.startswith(("llm2vae", "vae2llm", "time_")) for name in moved)
+
+
+class Wordy:
+    """A judge of plans: the share of their tokens that are in the first half of the vocabulary."""
+
+    name = "wordy"
+
+    def __call__(self, traces):
+        return [Verdict(float((trace.turns[-1].said.tokens < 128).mean())) for trace in traces]
+
+
+def test_speaking_learns_to_please():
+    text = replace(DEBUG.reason.text, rate=3e-3, kl=0.0)
+    stage = replace(DEBUG.reason, text=text, parents=2, width=8, updates=1)
+    config = text_only(replace(DEBUG, reason=stage, tree=Tree(depth=0), steps=30, average=0.0))
+    scores = [step.metrics["v"] for step in run(config, judge=Wordy())]
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.15
+
+
+class Sleepy(BrightnessJudge):
+    """Has no verdict on every third picture."""
+
+    asked = 0
+
+    def __call__(self, traces):
+        if len(traces) > 1:
+            raise JudgeError("one at a time")
+        object.__setattr__(self, "asked", self.asked + 1)
+        if self.asked % 3 == 0:
+            raise JudgeError("asleep")
+        return super().__call__(traces)
+
+
+class Absent(BrightnessJudge):
+    def __call__(self, traces):
+        raise JudgeError("nobody at home")
+
+
+def test_missing_verdicts_are_counted_and_too_many_stop_the_run():
+    steps = run(replace(DEBUG, limits=Limits(missing=0.5)), judge=Sleepy())
+    assert steps[0].metrics["missing"] == 2
+    assert sum(len(group.siblings) for group in steps[0].groups) == 4
+    with pytest.raises(JudgeError, match="nobody at home"):
+        run(DEBUG, judge=Absent())
+
+
+def test_groups_under_two_rows_are_dropped():
+    steps = run(replace(DEBUG, limits=Limits(missing=1.0)), judge=Absent())
+    assert steps[0].metrics["dropped"] == 2 and steps[0].metrics["groups"] == 0
+    assert "loss" not in steps[0].metrics
+
+
+class Broken(BrightnessJudge):
+    def __call__(self, traces):
+        return [Verdict(float("nan")) for _ in traces]
+
+
+def test_a_score_that_is_no_share_is_a_missing_verdict():
+    with pytest.raises(JudgeError, match="score nan"):
+        run(DEBUG, judge=Broken())
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
+    text = replace(DEBUG.reason.text, kl=float("inf"))
+    config = replace(DEBUG, steps=9, limits=Limits(bad_steps=2), reason=replace(DEBUG.reason, text=text))
+    bagel, seen = tiny(), []
+    before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        for step in train(bagel, PROMPTS, BrightnessJudge(), replace(config, tree=Tree(depth=0))):
+            seen.append(step.metrics["skipped"])
+    assert seen == [1, 2]
+    assert all(torch.equal(p, before[name]) for name, p in bagel.named_parameters())
+    # A good step in between breaks the row.
+    seen = [step.metrics["skipped"] for step in train(tiny(), PROMPTS, BrightnessJudge(), replace(config, steps=4))]
+    assert seen == [1, 1, 2, 2]
+
+
+class Bored(BrightnessJudge):
+    """Gives everything the same."""
+
+    def __call__(self, traces):
+        return [Verdict(0.5) for _ in traces]
+
+
+@pytest.mark.parametrize(("resample", "groups"), [(0, 2), (2, 6)])
+def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups):
+    step = next(iter(train(tiny(), PROMPTS, Bored(), replace(DEBUG, tree=Tree(resample=resample)))))
+    assert step.metrics["zero_spread_text"] == step.metrics["zero_spread_picture"] == 1
+    assert len(step.groups) == groups and step.metrics["resampled"] == groups - 2
+    assert len({group.parent.trace.prompt.text for group in step.groups}) == groups
+
+
+@pytest.mark.parametrize(
+    ("config", "stages"),
+    [
+        (replace(DEBUG, tree=Tree(kind="trajectory")), ["trajectory"] * 3),
+        (replace(DEBUG, tree=Tree(depth=0)), ["reason"] * 3),
+        (replace(DEBUG, tree=Tree(depth=2)), ["reason", "refine", "refine"]),
+        (replace(DEBUG, tree=Tree(parents="uniform")), ["reason", "refine", "reason"]),
+        (text_only(DEBUG), ["reason", "refine", "reason"]),
+        (picture_only(DEBUG), ["reason", "refine", "reason"]),
+        (without_kl(DEBUG), ["reason", "refine", "reason"]),
+        (replace(DEBUG, compute="bfloat16", limits=Limits(0.5, 0.1)), ["reason", "refine", "reason"]),
+    ],
+    ids=["trajectory", "reason-only", "deeper", "uniform", "text-only", "image-only", "no-kl", "bfloat16"],
+)
+def test_every_baseline_is_one_switch(config, stages):
+    steps = run(replace(config, steps=3))
+    assert [step.stage for step in steps] == stages
+    assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
+    for step in steps:
+        assert ("stroke_ratio" in step.metrics) is config.reason.picture.on
+        assert ("text_ratio" in step.metrics) is config.reason.text.on
+        assert ("text_kl" in step.metrics) is bool(config.reason.text.kl and config.reason.text.on)
+    assert steps[-1].metrics["samples"] > steps[0].metrics["samples"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_sound(name):
+    config, about = RECIPES[name]
+    config.check()
+    assert about.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(DEBUG, reason=replace(DEBUG.reason, width=1)), "width=1"),
+        (replace(DEBUG, refine=replace(DEBUG.refine, per_text=2)), "refine.per-text"),
+        (replace(DEBUG, reason=replace(DEBUG.reason, parents=0)), "parents=0"),
+        (replace(DEBUG, reason=Stage(text=TextPart(experts="gen"))), "und"),
+        (replace(DEBUG, tree=Tree(right=2.0)), "right=2.0"),
+        (replace(DEBUG, reference="average", average=0.0), "--average"),
+        (replace(DEBUG, steps=0), "steps=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        config.check()
+
+
+def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):
+    run(DEBUG, tmp_path)
+    held = {name.removeprefix("model/") for name in newest(tmp_path) if name.startswith("model/")}
+    assert not any(name.startswith(("vit_model", "autoencoder")) for name in held)
+    assert any(name.startswith("connector") for name in held)
+    assert load_file(tmp_path / "checkpoints" / "step-00000002" / "state.safetensors")

@@ -1,0 +1,231 @@
+"""The golden tree, regrown by a scripted policy and compared node by node; laws of growing and picking.
+
+`python tests/rl/test_tree.py` (with tests/ on the path) writes the golden tree anew; look at the difference before you
+keep it.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted import ScriptedPolicy
+
+from triptych.data.captions import plan_text
+from triptych.data.language import parse_prompt
+from triptych.errors import JudgeError
+from triptych.model.config import SKETCH_FINE
+from triptych.rewards.shaping import Reward, RewardRule, is_right
+from triptych.rewards.world import judge_with
+from triptych.rl.config import Stage, Tree
+from triptych.rl.tree import Group, Growth, Node, chains, expand, pick, root
+from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
+TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus")
+STAGE = Stage(sampling=SKETCH_FINE, width=4)
+GROWTH = Growth(STAGE, STAGE.sampling, RewardRule())
+
+
+class Exact:
+    """A judge that knows what the scripted policy drew, and is silent about some rows where it is told to be."""
+
+    name = "exact"
+
+    def __init__(self, policy: ScriptedPolicy, silent: int = 0):
+        self.policy, self.silent, self.asked = policy, silent, 0
+
+    def __call__(self, traces):
+        for _ in traces:
+            self.asked += 1
+            if self.silent and self.asked % self.silent == 0:
+                raise JudgeError("asleep")
+        return judge_with(lambda pictures: [self.policy.drawn[one.tobytes()] for one in pictures], traces)
+
+
+class Uneven(ScriptedPolicy):
+    """Makes up to three mistakes, by how long its plan is; and at times it edits what is right."""
+
+    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None):
+        drawings = []
+        for row, plan in enumerate(plans):
+            self.mistakes = len(plan.text) % 4
+            drawings += super().draw([prompts[row]], [plan], sampling, [seeds[row]])
+        return drawings
+
+    def reflect(self, prompts, images, sampling, seeds, tell=None):
+        said = []
+        for row, seed in enumerate(seeds):
+            self.blind = seed % 4 == 0
+            said += super().reflect([prompts[row]], [images[row]], sampling, [seed], tell)
+        return said
+
+
+def roots(*texts: str) -> list[Node]:
+    return [root(Prompt(text, parse_prompt(text))) for text in texts]
+
+
+def grow_tree() -> list[dict]:
+    """Two prompts, two Refine stages, three parents each: every node with what led to it."""
+    policy = Uneven()
+    judge, parents, nodes = Exact(policy), roots(*TEXTS), []
+    for stage in range(3):
+        groups = expand(policy, judge, parents, GROWTH, seed=stage)
+        for number, group in enumerate(groups):
+            nodes += [record(policy, stage, number, node) for node in group.siblings]
+        parents = pick(groups, 3, Tree(), seed=stage)
+    return nodes
+
+
+def record(policy: ScriptedPolicy, stage: int, group: int, node: Node) -> dict:
+    turn, reward = node.trace.turns[-1], node.reward
+    return {
+        "stage": stage,
+        "group": group,
+        "seed": node.trace.seed,
+        "prompt": node.trace.prompt.text,
+        "said": turn.said.text,
+        "instruction": turn.instruction,
+        "picture": plan_text(policy.drawn[node.trace.image.tobytes()]),
+        "score": round(node.verdict.score, 6),
+        "failed": list(node.verdict.failed),
+        "reward": [round(reward.text, 6), round(reward.picture, 6), reward.formed, reward.drawn],
+    }
+
+
+def test_the_golden_tree_regrows_node_by_node():
+    golden = json.loads(GOLDEN.read_text())
+    grown = grow_tree()
+    assert len(grown) == len(golden)
+    for ours, theirs in zip(grown, golden, strict=True):
+        assert ours == theirs
+
+
+def test_the_golden_tree_is_worth_comparing():
+    """It holds stops, edits, right and wrong parents, and groups with a spread."""
+    golden = json.loads(GOLDEN.read_text())
+    assert {node["stage"] for node in golden} == {0, 1, 2}
+    assert {node["instruction"] is None for node in golden if node["stage"]} == {True, False}
+    assert len({node["score"] for node in golden}) > 2
+
+
+class Noting(ScriptedPolicy):
+    """Notes the seeds that it is given."""
+
+    def plan(self, prompts, sampling, seeds, tell=None):
+        self.texts = list(seeds)
+        return super().plan(prompts, sampling, seeds, tell)
+
+    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None):
+        self.noises, self.strokes = list(seeds), list(stroke_seeds)
+        return super().draw(prompts, plans, sampling, seeds, stroke_seeds, tick)
+
+
+@pytest.mark.parametrize(("per_text", "texts"), [(1, 4), (2, 2), (4, 1)])
+def test_siblings_share_the_first_noise_and_nothing_else(per_text, texts):
+    policy = Noting()
+    growth = replace(GROWTH, stage=replace(STAGE, per_text=per_text))
+    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=3)
+    for group in (slice(0, 4), slice(4, 8)):
+        assert len(set(policy.noises[group])) == 1
+        assert len(set(policy.strokes[group])) == 4
+        assert len(set(policy.texts[group])) == texts
+    assert len({*policy.noises, *policy.strokes, *policy.texts}) == 2 * (1 + 4 + texts)
+    before = policy.noises + policy.strokes + policy.texts
+    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=3)
+    assert before == policy.noises + policy.strokes + policy.texts
+    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=4)
+    assert not {*before} & {*policy.noises, *policy.strokes, *policy.texts}
+
+
+def test_a_missing_verdict_leaves_its_group_and_is_no_zero():
+    policy = ScriptedPolicy()
+    whole = expand(policy, Exact(policy), roots(*TEXTS), GROWTH, seed=0)
+    groups = expand(policy, Exact(policy, silent=3), roots(*TEXTS), GROWTH, seed=0)
+    assert sum(group.missing for group in groups) > 0
+    for full, group in zip(whole, groups, strict=True):
+        assert len(group.siblings) + group.missing == 4
+        assert (group.cause == "asleep") is (group.missing > 0)
+        scores = {node.trace.seed: node.verdict.score for node in full.siblings}
+        assert all(scores[node.trace.seed] == node.verdict.score for node in group.siblings)
+
+
+def test_a_stopped_sibling_keeps_the_verdict_of_its_picture():
+    policy = ScriptedPolicy(mistakes=0)
+    groups = expand(policy, Exact(policy), roots(TEXTS[0]), GROWTH, seed=0)
+    judge = Exact(policy)
+    (refined,) = expand(policy, judge, [groups[0].siblings[0]], GROWTH, seed=1)
+    assert judge.asked == 0 and all(node.trace.finished for node in refined.siblings)
+    assert all(node.verdict.score == 1 and not node.reward.drawn for node in refined.siblings)
+    assert all(node.reward.text == 2 for node in refined.siblings)
+
+
+def test_a_chain_is_one_sample_with_one_reward():
+    policy = ScriptedPolicy(mistakes=2)
+    (group,) = chains(policy, Exact(policy), roots(TEXTS[1]), GROWTH, GROWTH, 4, seed=0)
+    for node in group.siblings:
+        assert len(node.trace.turns) > 1
+        assert node.reward == Reward(node.verdict.score + 1, node.verdict.score, True, True)
+    noises = Noting()
+    chains(noises, Exact(noises), roots(TEXTS[1]), GROWTH, GROWTH, 1, seed=0)
+    assert len(set(noises.noises)) == 1
+
+
+def handed(scores: list[list[float]]) -> list[Group]:
+    """Groups of pictures with these scores; every picture is another one."""
+    groups, parent, number = [], root(Prompt("a cat")), 0
+    for group in scores:
+        nodes = []
+        for score in group:
+            image = np.full((1, 2, 3), number, np.uint16).view(np.uint8)
+            nodes.append(Node(parent.trace + Turn(None, Drawing(image)), Verdict(score)))
+            number += 1
+        groups.append(Group(parent, tuple(nodes)))
+    return groups
+
+
+@pytest.mark.parametrize("kind", ["importance", "pools"])
+def test_the_share_of_right_parents_is_kept(kind):
+    groups = handed([[1.0, 0.5] * 20] * 4)
+    picked = [pick(groups, 10, Tree(parents=kind, right=0.15), seed) for seed in range(60)]
+    right = np.mean([sum(is_right(node.verdict) for node in nodes) for nodes in picked])
+    assert 1.2 < right < 1.8  # 15 % of 10
+    assert all(len({id(node) for node in nodes}) == 10 for nodes in picked)
+
+
+def test_one_pool_fills_in_for_the_other():
+    assert len(pick(handed([[1.0] * 5]), 4, Tree(), 0)) == 4
+    assert len(pick(handed([[0.5] * 5]), 4, Tree(right=1.0), 0)) == 4
+    assert len(pick(handed([[0.5] * 3]), 9, Tree(), 0)) == 3
+    assert pick([Group(root(Prompt("a cat")), ())], 4, Tree(), 0) == []
+
+
+def test_importance_prefers_groups_whose_rewards_differ():
+    groups = handed([[0.2, 0.8] * 10, [0.5] * 20])
+
+    def share(kind: str) -> float:
+        nodes = [node for seed in range(50) for node in pick(groups, 4, Tree(parents=kind), seed)]
+        return float(np.mean([node.verdict.score != 0.5 for node in nodes]))
+
+    assert share("importance") > 0.75
+    assert 0.35 < share("pools") < 0.65 and 0.35 < share("uniform") < 0.65
+
+
+def test_uniform_knows_no_pools():
+    groups = handed([[1.0] * 18 + [0.0] * 2])
+    right = [is_right(node.verdict) for seed in range(50) for node in pick(groups, 4, Tree(parents="uniform"), seed)]
+    assert np.mean(right) > 0.8
+
+
+def test_equal_pictures_and_stopped_ones_are_no_second_parents():
+    (group,) = handed([[0.5, 0.5]])
+    image = group.siblings[0].trace.turns[0].drew.image
+    twin = Node(Trace(Prompt("a cat")) + Turn(None, Drawing(image.copy())), Verdict(0.5))
+    done = Node(group.siblings[1].trace + Turn(None, None), Verdict(0.5))
+    assert len(pick([Group(group.parent, (group.siblings[0], twin, done))], 4, Tree(), 0)) == 1
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(grow_tree(), indent=1) + "\n")
