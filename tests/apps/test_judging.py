@@ -223,6 +223,7 @@ def test_two_addresses(capsys: pytest.CaptureFixture):
     "options, told",
     [
         (["--model", "m"], "--address and --model"),
+        (["--detector", "--address", "http://127.0.0.1:1", "--model", "m"], "or --detector"),
         (["--address", "http://127.0.0.1:1"], "--address and --model"),
         (["--record", "r.jsonl"], "--record: of use only"),
         (["--dry-run", "--ask", "yesno"], "--ask, --dry-run: of use only"),
@@ -242,6 +243,14 @@ def test_refusals(capsys: pytest.CaptureFixture, options: list[str], told: str):
     printed = capsys.readouterr()
     assert told in printed.err and printed.err.count("triptych: ") == 1 and printed.out == ""
     assert sorted(Path().rglob("*")) == before
+
+
+def test_the_detector_says_what_it_lacks(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "nothing-here")
+    folder(0, metadata(CLOCKS, "two clocks"), shade(1))
+    assert main(["judge", "drawn", "--detector"]) == 2
+    assert "mask2former" in capsys.readouterr().err
 
 
 # --- hostile submissions ----------------------------------------------------------------------------------------------

@@ -238,6 +238,18 @@ def test_the_server_that_lives_answers_for_the_one_that_does_not():
     assert all(isinstance(verdict, Verdict) for verdict in found)
 
 
+def test_an_interrupt_comes_through_while_a_question_is_under_way():
+    with Server(in_turn(http_judge.never())) as server:
+
+        def interrupt() -> None:
+            server.wait_for(lambda: len(server.asked) == 1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            judge(server, patience=Patience(timeout=3600))([drawn(1)])
+
+
 # --- failures that do not pass ----------------------------------------------------------------------------------------
 
 

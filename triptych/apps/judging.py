@@ -1,7 +1,7 @@
 """`triptych judge`: what a judge says of pictures that any system drew; one picture, a folder, or a jsonl.
 
-Without an address the judge is that of the sticker world. The numbers go to stdout; what is missing goes to stderr, a
-line each. A missing verdict is in no mean, and the exit code is then 1.
+Without an address or --detector the judge is that of the sticker world. The numbers go to stdout; what is missing goes
+to stderr, a line each. A missing verdict is in no mean, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class JudgePictures:
     """A server with a vision-language model; repeat it for more. Without one, the sticker world's judge looks."""
     model: str = ""
     """The model's name on those servers."""
+    detector: FlagCreatePairsOff[bool] = False
+    """Judge as GenEval does, with a detector of objects and CLIP; their weights are fetched when first used."""
     ask: Literal["strict", "yesno", "tiif"] = "strict"
     """One verdict, right or wrong; the probability of yes; or the list of questions that comes with each picture."""
     wording: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -68,17 +70,22 @@ class JudgePictures:
     def run(self, open_model: object) -> int:
         many = self.image.is_dir() or self.image.suffix == ".jsonl"
         self._check(many)
-        if not self.address and not many:
+        if not self.address and not self.detector and not many:
             from triptych.apps import look
 
             verdict = look.judge(self.image, self.prompt)
             print(json.dumps(verdict) if self.as_json else look.told(verdict), flush=True)
             return 0
         entries = self._entries(many)
+        if self.detector:
+            from triptych.apps.inputs import device_of
+            from triptych.rewards.detector import GenEvalJudge
+
+            return self._judge([understood(entry) for entry in entries], GenEvalJudge(device=device_of("auto")))
         if not self.address:
             from triptych.rewards.world import WorldJudge
 
-            return self._judge([in_world(entry) for entry in entries], WorldJudge())
+            return self._judge([in_world(understood(entry)) for entry in entries], WorldJudge())
         lists: dict[tuple[str, str], Checks] = {}
         if self.ask == "tiif":
             entries, lists = listed(entries)
@@ -92,17 +99,13 @@ class JudgePictures:
     def _check(self, many: bool) -> None:
         if many and self.prompt:
             raise ConfigError(f"{self.image} brings its own prompts; expected no PROMPT beside it")
-        if bool(self.address) != bool(self.model):
-            raise ConfigError(
-                "--address and --model go together: expected both, or neither for the sticker world's judge"
-            )
+        if bool(self.address) != bool(self.model) or (self.address and self.detector):
+            raise ConfigError("expected --address and --model, or --detector, or none for the sticker world's judge")
         only = {"ask": self.ask != "strict", "wording": self.wording, "cache": self.cache, "record": self.record}
         only |= {"dry-run": self.dry_run, "self-check": self.self_check}
         if not self.address and any(only.values()):
             given = ", ".join(f"--{name}" for name, value in only.items() if value)
-            raise ConfigError(
-                f"{given}: of use only with a judge at an --address; the sticker world's needs none of it"
-            )
+            raise ConfigError(f"{given}: of use only with a judge at an --address; name one, and its --model")
         if not 0 <= self.max_missing <= 1 or self.self_check < 0:
             raise ConfigError("expected --max-missing from 0 to 1, and --self-check 1 or more")
         if self.record is not None and self.record.exists() and not (self.dry_run or self.self_check):
@@ -139,27 +142,22 @@ class JudgePictures:
         from triptych.eval.pictures import judge_pictures
 
         rows: list[Judged] = []
-        console = open_console(self.as_json)
+        asked = lost = missing = 0
+        name, console = judge.name, open_console(self.as_json)  # the name may fetch weights, or fail to
         with Progress(*COLUMNS, console=console) as progress:
-            bar = progress.add_task(judge.name, total=len(entries), right="")
+            bar = progress.add_task(name, total=len(entries), right="")
             for row in judge_pictures(entries, judge):
                 rows.append(row)
                 if row.missing:
                     print(f"missing: {where(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
-                progress.update(bar, advance=1, right=f"missing {sum(each.missing is not None for each in rows)}")
-                self._stop_if_hopeless(rows)
+                asked, lost, missing = asked + row.asked, lost + row.lost, missing + bool(row.missing)
+                progress.update(bar, advance=1, right=f"missing {missing}")
+                if asked >= ENOUGH and lost > self.max_missing * asked:
+                    told = f"{lost} of {asked} verdicts are missing, more than --max-missing {self.max_missing:g}"
+                    kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
+                    raise JudgeError(f"{told}; {kept}; the last: {row.missing}")
         show(self, judge, rows)
-        return 1 if any(row.missing for row in rows) else 0
-
-    def _stop_if_hopeless(self, rows: Sequence[Judged]) -> None:
-        asked = [row for row in rows if row.asked]
-        lost = [row for row in asked if row.missing]
-        if len(asked) >= ENOUGH and len(lost) > self.max_missing * len(asked):
-            kept = f"; the others are in {self.cache}" if self.cache else ""
-            told = (
-                f"{len(lost)} of {len(asked)} verdicts are missing, more than --max-missing {self.max_missing:g}{kept}"
-            )
-            raise JudgeError(f"{told}; the last: {lost[-1].missing}")
+        return 1 if missing else 0
 
     def _tell_cost(self, entries: Sequence[Entry | Fault], judge: Vlm) -> int:
         from triptych.eval.pictures import load_pictures
@@ -238,29 +236,37 @@ def legible(entry: Entry | Fault) -> Entry | Fault:
     return entry
 
 
-def in_world(entry: Entry | Fault) -> Entry | Fault:
-    """The entry with a spec that the sticker world's judge can check, or why there is none."""
+def understood(entry: Entry | Fault) -> Entry | Fault:
+    """The entry with a spec, read from the prompt where it brings none, or why there is none."""
     from triptych.apps.inputs import understand
-    from triptych.data.layout import CELLS
-    from triptych.data.stickers import CLASSES, COLORS
     from triptych.eval.pictures import Fault
     from triptych.model.config import SKETCH
 
     if isinstance(entry, Fault):
         return entry
     try:
-        prompt = understand(entry.prompt, SKETCH)
+        return replace(entry, prompt=understand(entry.prompt, SKETCH))
     except PromptError as error:
         return Fault(entry.name, entry.line, str(error))
-    items = () if prompt.spec is None else prompt.spec.include
+
+
+def in_world(entry: Entry | Fault) -> Entry | Fault:
+    """The entry, if the sticker world's judge can check its spec."""
+    from triptych.data.layout import CELLS
+    from triptych.data.stickers import CLASSES, COLORS
+    from triptych.eval.pictures import Fault
+
+    if isinstance(entry, Fault):
+        return entry
+    items = () if entry.prompt.spec is None else entry.prompt.spec.include
     odd = {item.name for item in items} - {*CLASSES} | {item.color for item in items} - {*COLORS, None}
     odd |= {item.region for item in items} - {None, "left", "right", "above", "below"}
     odd |= {item.size for item in items} - {None, "larger", "smaller"}
     odd |= {f"{item.count} {item.name}" for item in items if not 1 <= item.count <= len(CELLS)}
-    if odd:
-        words = ", ".join(sorted(map(repr, odd)))
-        return Fault(entry.name, entry.line, f"not of the sticker world: {words}; name a judge with --address")
-    return replace(entry, prompt=prompt)
+    if not odd:
+        return entry
+    words = ", ".join(sorted(map(repr, odd)))[:200]
+    return Fault(entry.name, entry.line, f"not of the sticker world: {words}; name a judge with --address")
 
 
 def where(entry: Entry | Fault) -> str:

@@ -218,6 +218,11 @@ class Judged:
     missing: str | None
     asked: bool = True
 
+    @property
+    def lost(self) -> bool:
+        """Whether the judge was asked, and had no verdict."""
+        return self.asked and self.missing is not None
+
 
 def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[Judged]:
     """Yield every entry in order, judged a batch at a time; few pictures are in memory at once."""
