@@ -66,7 +66,7 @@ class Remembering:
         self.painter = painter
 
     def __call__(self, traces):
-        return [verdict(self.painter.scenes[trace.image.tobytes()], trace) for trace in traces]
+        return [verdict(self.painter.scenes[trace.image.tobytes()], trace.prompt.spec) for trace in traces]
 
 
 class Scripted:
