@@ -510,3 +510,14 @@ def test_names_tell_what_verdicts_depend_on():
     assert look.name == replace(look, address="http://two", concurrency=2).name
     assert len({look.name, replace(look, model="n").name, replace(look, form=YesNo()).name}) == 3
     assert replace(look, form=Strict(STRICT + "!")).name != look.name
+
+
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("clocks.png")
+    page = (Path(__file__).parents[2] / "docs" / "judges.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    with Server(in_turn(right())) as server:
+        names: dict[str, object] = {}
+        exec(code.replace("http://127.0.0.1:8000", server.address), names)
+    assert names["found"] == Verdict(1.0, passed=("two clocks",))

@@ -143,6 +143,7 @@ class JudgePictures:
 
         rows: list[Judged] = []
         asked = lost = missing = 0
+        cause = None
         name, console = judge.name, open_console(self.as_json)  # the name may fetch weights, or fail to
         with Progress(*COLUMNS, console=console) as progress:
             bar = progress.add_task(name, total=len(entries), right="")
@@ -151,11 +152,12 @@ class JudgePictures:
                 if row.missing:
                     print(f"missing: {where(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
                 asked, lost, missing = asked + row.asked, lost + row.lost, missing + bool(row.missing)
+                cause = row.missing if row.lost else cause
                 progress.update(bar, advance=1, right=f"missing {missing}")
                 if asked >= ENOUGH and lost > self.max_missing * asked:
                     told = f"{lost} of {asked} verdicts are missing, more than --max-missing {self.max_missing:g}"
                     kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
-                    raise JudgeError(f"{told}; {kept}; the last: {row.missing}")
+                    raise JudgeError(f"{told}; {kept}; the last: {cause}")
         show(self, judge, rows)
         return 1 if missing else 0
 

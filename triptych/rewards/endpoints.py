@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,7 @@ from triptych.rewards.replies import LARGEST, Reply
 
 NO_KEY = "none"  # what a server that asks for no key is sent
 PASSING = {408, 409, 425, 429}  # statuses that may pass, besides 5xx
+REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
 CLOSED = {401, 404}  # a wrong key, an unknown model or address: the same for every question
 
 
@@ -89,16 +91,16 @@ class _Server:
         )
 
     def ask(self, request: Mapping[str, Any]) -> Reply:
-        """The answer to one request, asked once. Raises _Again for what may pass, JudgeError for what will not."""
-        if not self.tells_likelihoods:
-            return self._ask(_plain(request))
+        """The answer to one request. Raises _Again for what may pass, JudgeError for what will not."""
+        wanted = "logprobs" in request and self.tells_likelihoods
+        if wanted:
+            with suppress(*REFUSED):  # many servers refuse to tell likelihoods, each in its own words
+                return self._ask(request)
         try:
-            return self._ask(request)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if "logprobs" not in request:
-                raise self._refusal(error) from None
-        reply = self._ask(_plain(request))  # some servers refuse to tell likelihoods, and say so in many ways
-        self.tells_likelihoods = False
+            reply = self._ask(_plain(request))
+        except REFUSED as error:
+            raise self._refusal(error) from None
+        self.tells_likelihoods &= not wanted
         return reply
 
     def _ask(self, request: Mapping[str, Any]) -> Reply:
@@ -108,11 +110,9 @@ class _Server:
         except openai.APITimeoutError:
             raise _Again(f"no answer from {self.address} within {self.timeout:g} s") from None
         except openai.APIConnectionError as error:
-            raise _Again(self._clean(f"no connection to {self.address}: {error.__cause__}"), down=True) from None
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if "logprobs" in request:
-                raise
-            raise self._refusal(error) from None
+            raise _Again(self._clean(f"no whole answer from {self.address}: {error.__cause__}"), down=True) from None
+        except REFUSED:
+            raise
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
         except _Oversized as error:
