@@ -64,7 +64,7 @@ class TimeEmbedder(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         """`time [batch token]` to `[batch token hidden]`; equal times are embedded once."""
         distinct, index = torch.unique(time, return_inverse=True)
-        return self.mlp(time_wave(distinct).to(self.mlp[0].weight.dtype))[index]
+        return self.mlp(time_wave(distinct).to(next(self.mlp.parameters()).dtype))[index]
 
 
 def time_wave(time: Tensor) -> Tensor:
@@ -308,9 +308,9 @@ def _strokes(record: list[tuple[int, Tensor, Tensor, float, float, Tensor]], bat
     if not record:
         return [None] * batch
     index = np.array([entry[0] for entry in record])
-    time, dt = (
-        np.array([entry[3] for entry in record], np.float32),
-        np.array([entry[4] for entry in record], np.float32),
-    )
-    before, after, logprob = (torch.stack([entry[part] for entry in record]).cpu().numpy() for part in (1, 2, 5))
+    time = np.array([entry[3] for entry in record], np.float32)
+    dt = np.array([entry[4] for entry in record], np.float32)
+    before = torch.stack([entry[1] for entry in record]).cpu().numpy()
+    after = torch.stack([entry[2] for entry in record]).cpu().numpy()
+    logprob = torch.stack([entry[5] for entry in record]).cpu().numpy()
     return [Strokes(before[:, row], after[:, row], time, dt, logprob[:, row], index) for row in range(batch)]

@@ -83,6 +83,9 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Both experts' projections, normed per head, around one joint attention."""
 
+    o_proj: nn.Linear
+    o_proj_moe_gen: nn.Linear
+
     def __init__(self, config: LanguageConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
@@ -128,6 +131,13 @@ class Attention(nn.Module):
 
 class Layer(nn.Module):
     """One decoder layer with two sets of norms and MLPs."""
+
+    mlp: Mlp
+    mlp_moe_gen: Mlp
+    input_layernorm: RMSNorm
+    input_layernorm_moe_gen: RMSNorm
+    post_attention_layernorm: RMSNorm
+    post_attention_layernorm_moe_gen: RMSNorm
 
     def __init__(self, config: LanguageConfig):
         super().__init__()

@@ -53,7 +53,7 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
         raise ModelError(
             f"the tokenizer lacks {', '.join(missing)}; expected a BAGEL tokenizer with {', '.join(names)}"
         )
-    return SpecialTokens(*(int(number) for number in ids))
+    return SpecialTokens(*(number for number in ids if number is not None))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -130,8 +130,9 @@ def keep_at(step: int, keep: float) -> float:
 def blend(average: dict[str, Tensor], model: torch.nn.Module, keep: float) -> None:
     """Move a running average of the weights towards the model."""
     state = model.state_dict()
-    floats = [name for name in average if average[name].is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - keep)
+    for name, kept in average.items():
+        if kept.is_floating_point():
+            kept.lerp_(state[name].detach(), 1 - keep)
 
 
 @torch.no_grad()

@@ -63,11 +63,12 @@ class Sheet:
 def kinds_of_step(config: ModelLessons) -> tuple[tuple[Kind, ...], ...]:
     """The kind of every row, group by group."""
     plans, answers = round(config.pictures * config.plans), round(config.words * config.answers)
-    return (
-        ("plan",) * plans + ("depict",) * (config.pictures - plans),
-        ("edit",) * config.edits,
-        ("answer",) * answers + ("reflect",) * (config.words - answers),
+    counts: tuple[tuple[tuple[Kind, int], ...], ...] = (
+        (("plan", plans), ("depict", config.pictures - plans)),
+        (("edit", config.edits),),
+        (("answer", answers), ("reflect", config.words - answers)),
     )
+    return tuple(tuple(kind for kind, count in group for _ in range(count)) for group in counts)
 
 
 def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()) -> Sheet:
