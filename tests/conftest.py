@@ -1,8 +1,11 @@
 """Fixtures shared by all rooms. Golden files lie in `shared` beside the repository; without it those tests skip."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads, and for the commands that tests start: tiny models
 
 SHARED = Path(__file__).parents[2] / "shared"
 
