@@ -41,6 +41,11 @@ def test_a_groups_advantages_add_up_to_nothing(rewards, chance, divide):
     assert bool((found != 0).any()) == has_spread(torch.tensor(rewards), mask)
 
 
+@given(st.floats(-3, 3), st.integers(2, 40), st.booleans())
+def test_rewards_that_are_all_the_same_teach_exactly_nothing(reward, count, divide):
+    assert not advantages(torch.full((count,), reward), divide=divide).any()
+
+
 @given(rewards_of, st.floats(0.1, 10), st.floats(-5, 5))
 def test_divided_advantages_know_no_unit(rewards, scale, shift):
     rewards = torch.tensor(rewards, dtype=torch.float64)

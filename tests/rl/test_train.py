@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.apps.cli import main
+from triptych.data.scene import Scene
 from triptych.errors import ConfigError, JudgeError, TrainingError
+from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
-from triptych.rl import checkpoint
-from triptych.rl.config import Limits, Stage, TextPart, TrainConfig, Tree
-from triptych.rl.recipes import DEBUG, RECIPES, picture_only, text_only, tiny, without_kl
+from triptych.rl import checkpoint, replay
+from triptych.rl.config import Limits, Replay, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, text_only, tiny, without_kl
 from triptych.rl.stream import StickerPrompts
+from triptych.rl.teach import ModelLessons
 from triptych.rl.train import Step, train
 from triptych.trace import Verdict
 
@@ -98,6 +101,14 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path):
     assert rows == [4, 4]
 
 
+def test_recipes_can_be_compared_on_one_budget_of_samples(tmp_path):
+    """A run stops once its samples are used up, and a larger budget goes on from there."""
+    steps = run(replace(DEBUG, steps=9, samples=25, every=9), tmp_path / "run")
+    assert steps[-2].metrics["samples"] < 25 <= steps[-1].metrics["samples"]
+    more = replace(DEBUG, steps=9, samples=int(steps[-1].metrics["samples"]) + 1)
+    assert [step.index for step in run(more, tmp_path / "run", again=True)] == [len(steps)]
+
+
 def test_a_run_is_not_mixed_with_another(tmp_path):
     run(replace(DEBUG, steps=1), tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
@@ -126,8 +137,14 @@ def test_drawing_learns_to_please():
     config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=Tree(depth=0), steps=30)
     bagel = tiny()
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
-    scores = [step.metrics["v"] for step in train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0))]
-    assert min(scores[-5:]) > max(scores[:5])
+
+    def brightness() -> np.ndarray:
+        drawn = bagel.draw([PROMPTS(900 + row).text for row in range(8)], [None] * 8, sampling, list(range(8)))
+        return np.array([one.image.mean() for one in drawn])
+
+    untrained = brightness()
+    list(train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0)))
+    assert (brightness() > untrained).sum() >= 7  # the same prompts and noise, none of them trained on
     moved = {name for name, p in bagel.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("_moe_gen" in name or name.startswith(("llm2vae", "vae2llm", "time_")) for name in moved)
 
@@ -269,6 +286,33 @@ def test_every_recipe_is_sound(name):
 def test_settings_that_cannot_work_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         config.check()
+
+
+def finds(pictures):
+    return [Scene.sample(PROMPTS(0).spec, seed) for seed, _ in enumerate(pictures)]
+
+
+def test_lessons_beside_rewards_are_exact_too(tmp_path):
+    """They hold a share of own pictures, and a run with them resumes as exactly as one without."""
+    small = ModelLessons(pictures=1, edits=2, words=2, own=1.0, noises=1)
+    config = replace(lessons_only(DEBUG), replay=Replay(1.0, 4, small), steps=2)
+
+    def taught(out, again=False):
+        bagel, side = tiny(), Resize(96, 96, 16)
+        bagel.config = replace(bagel.config, image_size=(96, 96), vae_resize=side, vit_resize=side)
+        return train(bagel, PROMPTS, BrightnessJudge(), config, out, again, find=finds)
+
+    whole = list(taught(tmp_path / "whole"))
+    assert all(step.metrics["replay_loss"] > 0 and "text_ratio" not in step.metrics for step in whole)
+    steps = taught(tmp_path / "cut")
+    next(steps)
+    next(steps)  # the first one is saved when the second is asked for
+    steps.close()
+    list(taught(tmp_path / "cut", again=True))
+    assert same(newest(tmp_path / "whole"), newest(tmp_path / "cut"))
+    page = replay.page(config.replay, whole[0].groups, 0, 0, finds)
+    assert [one.picture is not None for one in page.groups[1]] == [True, True]
+    assert replay.page(Replay(), whole[0].groups, 0, 0, finds) is None
 
 
 def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):

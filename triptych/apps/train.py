@@ -62,11 +62,13 @@ class Training:
             )
         held_out = [prompt.spec for prompt in rehearsal().prompts if prompt.spec is not None]
         prompts = StickerPrompts.without(config.seed, held_out, config.tags)
+        judge = _judge(config)
+        find = judge.scenes if isinstance(judge, WorldJudge) else None
         journal = log.StepLog(self.out / "steps.jsonl")
         try:
             with Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
                 bar = progress.add_task("train", total=config.steps, v=0.0)
-                for step in train(bagel, prompts, _judge(config), config, self.out, self.resume):
+                for step in train(bagel, prompts, judge, config, self.out, self.resume, find=find):
                     journal.add(step)
                     progress.console.print(log.line(step), highlight=False, soft_wrap=True)
                     shown = step.metrics.get("v", 0.0)

@@ -14,6 +14,7 @@ import numpy as np
 from triptych.errors import ConfigError
 from triptych.model.config import SKETCH_FINE, Sampling
 from triptych.rewards.shaping import Grain, RewardRule
+from triptych.rl.teach import ModelLessons
 
 Experts = Literal["und", "gen", "both"]
 
@@ -91,11 +92,20 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Lessons beside the rewards (replay.py); rows are per update."""
+
+    weight: float = 0.0  # of the lessons' loss beside those of the rewards; 0 is off
+    own: int = 32  # most pictures of a rollout that become lessons
+    lessons: ModelLessons = field(default_factory=lambda: ModelLessons(pictures=6, edits=6, words=12, own=0.5))
+
+
+@dataclass(frozen=True)
 class Limits:
     """When a run refuses to start or to go on."""
 
     text_ratio: float = 1e-3  # most that a token's ratio may differ from 1 before the first update
-    stroke_gap: float = 1e-4  # most that a stroke's log-probability (a mean) may differ then
+    stroke_gap: float = 1e-5  # most that a stroke's log-probability (a mean) may differ then
     missing: float = 0.5  # largest share of missing verdicts
     window: int = 20  # in so many steps
     bad_steps: int = 5  # non-finite steps in a row
@@ -109,6 +119,7 @@ class TrainConfig:
     judge: Literal["world", "brightness"] = "world"  # brightness: for dry runs of a model that cannot draw yet
     seed: int = 0
     steps: int = 400
+    samples: int = 0  # stop after so many texts and pictures, to compare recipes on one budget; 0 counts steps alone
     device: str = "auto"
     compute: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
     every: int = 20  # steps between checkpoints
@@ -118,6 +129,7 @@ class TrainConfig:
     reward: RewardRule = field(default_factory=RewardRule)
     reason: Stage = field(default_factory=lambda: Stage(sampling=SKETCH_FINE))
     refine: Stage = field(default_factory=lambda: Stage(sampling=SKETCH_FINE))
+    replay: Replay = field(default_factory=Replay)
     limits: Limits = field(default_factory=Limits)
     reference: Literal["frozen", "average"] = "frozen"  # what the KL is measured from
     average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
@@ -137,8 +149,11 @@ class TrainConfig:
                 f"tree: depth={self.tree.depth}, right={self.tree.right}, resample={self.tree.resample}; "
                 "expected a depth and a number of resamples of 0 or more, and a share in 0..1"
             )
-        if self.steps < 1 or self.every < 1 or self.micro < 1:
-            raise ConfigError(f"steps={self.steps}, every={self.every}, micro={self.micro}: expected 1 or more of each")
+        if self.steps < 1 or self.every < 1 or self.micro < 1 or self.samples < 0:
+            raise ConfigError(
+                f"steps={self.steps}, every={self.every}, micro={self.micro}, samples={self.samples}: "
+                "expected 1 or more of each, and 0 or more samples"
+            )
         if self.reference == "average" and not self.average:
             raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
         if not 0 <= self.average < 1:

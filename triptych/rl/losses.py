@@ -27,11 +27,11 @@ def advantages(
     """Rewards of one group, minus their mean; with `divide`, over their (unbiased) standard deviation.
 
     Rows outside `mask` are left out before the mean is taken, and get 0: the advantages of a group always add up to 0.
-    A single row has nobody to be compared with, and gets 0.
+    A single row has nobody to be compared with, and gets 0, as do rows that differ by rounding alone.
     """
     kept = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     result = torch.zeros_like(rewards)
-    if int(kept.sum()) < 2:
+    if not has_spread(rewards, kept):
         return result
     centred = rewards[kept] - rewards[kept].mean()
     result[kept] = centred / (centred.std() + SPREAD_FLOOR) if divide else centred

@@ -119,7 +119,7 @@ RELEASE_7B = TrainConfig(
     compute="bfloat16",
     tree=Tree(parents="pools"),
     reward=RewardRule("release"),
-    limits=Limits(text_ratio=0.05, stroke_gap=1e-2),  # bfloat16 through a cache and at once are not the same
+    limits=Limits(text_ratio=0.1, stroke_gap=1e-3),  # bfloat16 through a cache and at once are not the same
     reason=Stage(_RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16),
     refine=Stage(
         _RELEASE_TEXT,
@@ -148,6 +148,17 @@ def without_kl(config: TrainConfig) -> TrainConfig:
     )
 
 
+def lessons_only(config: TrainConfig) -> TrainConfig:
+    """Nothing learns from rewards; the tree grows the pictures that lessons are made of."""
+    silent = _each(
+        config,
+        lambda stage: replace(
+            stage, text=replace(stage.text, on=False), picture=replace(stage.picture, on=False), updates=2
+        ),
+    )
+    return replace(silent, replay=replace(config.replay, weight=1.0))
+
+
 def _each(config: TrainConfig, change) -> TrainConfig:
     return replace(config, reason=change(config.reason), refine=change(config.refine))
 
@@ -164,6 +175,7 @@ RECIPES: dict[str, tuple[TrainConfig, str]] = {
     "uniform": (replace(SKETCH_RL, tree=Tree(parents="uniform")), "Baseline: parents are picked evenly."),
     "deeper": (replace(SKETCH_RL, tree=Tree(depth=2)), "Baseline: two Reflect-Refine stages after Reason."),
     "no-kl": (without_kl(SKETCH_RL), "Baseline: no pull towards the first weights."),
+    "sft-only": (lessons_only(SKETCH_RL), "Baseline: lessons on the same rollouts instead of rewards."),
     "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
     "debug": (DEBUG, "Two steps of a tiny random model, to see that it runs."),
 }

@@ -24,7 +24,7 @@ from triptych.rl.tree import Node
 from triptych.rl.update import Learner
 from triptych.trace import Completion, Drawing, Prompt, Spec, Trace, Turn, Verdict
 
-FREE = ("steps", "device", "every", "micro")  # settings that a resumed run may change
+FREE = ("steps", "samples", "device", "every", "micro")  # settings that a resumed run may change
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Standing:
     skipped: int = 0  # steps that were not finite, in all
     bad: int = 0  # and in a row
     judged: tuple[tuple[int, int], ...] = ()  # (missing, asked) of the newest steps
+
+
+def ended(standing: Standing, config: TrainConfig) -> bool:
+    """Whether the run has taken its steps, or used its budget of samples up."""
+    return standing.step >= config.steps or 0 < config.samples <= standing.samples
 
 
 def claim(out: Path, config: TrainConfig, start: nn.Module, resume: bool) -> None:

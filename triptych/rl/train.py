@@ -1,7 +1,7 @@
 """Tree-RL (arXiv 2602.15772): grow a stage, reward it, compare siblings, update, hand some pictures on as parents.
 
 `train` yields a Step per rollout; printing, evaluating and plotting belong to whoever listens. `grow` stands for
-`tree.expand`, so that other machines can do it.
+`tree.expand`, so that other machines can do it; `find` tells what own pictures show, for replayed lessons.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 from triptych.errors import JudgeError, TrainingError
 from triptych.model.bagel import Bagel
 from triptych.rewards.judge import Judge
-from triptych.rl import gate
+from triptych.rl import gate, replay
 from triptych.rl.batch import Gains, batch, gains
 from triptych.rl.clock import Clock, Timed
 from triptych.rl.config import TrainConfig
 from triptych.rl.metrics import describe
-from triptych.rl.state import Standing, claim, resume, save
+from triptych.rl.own import Find
+from triptych.rl.state import Standing, claim, ended, resume, save
 from triptych.rl.stream import Prompts
 from triptych.rl.tree import Group, Grow, Growth, Node, chains, expand, pick, root, seed_of
 from triptych.rl.update import Learner, Teaching
 
 PROBE = 2  # prompts of the step-0 gate
+REPLAYED = 1_000  # added to the seed for replayed lessons, so that they are not those of an earlier course
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ def train(
     out: Path | None = None,
     again: bool = False,
     grow: Grow = expand,
+    find: Find | None = None,
 ) -> Iterator[Step]:
     """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and `again` an exact resume.
 
@@ -72,23 +75,24 @@ def train(
     if out is not None and again:
         standing = resume(out, learner)
     bagel.eval()
-    if standing.step < config.steps:
+    if not ended(standing, config):
         seed = seed_of(config.seed, 0)
         with learner.precision():
             probes = [prompts(standing.place + number).text for number in range(PROBE)]
             gate.check(gate.gaps(bagel, probes, config, seed), config.limits)
-    while standing.step < config.steps:
+    while not ended(standing, config):
         clock = Clock()
         stage, growths = _growths(config, standing)
         with clock.part("rollout"), learner.precision():
             rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
         with clock.part("update"):
-            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock)
+            page = replay.page(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
+            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
         before, standing = standing, _advance(standing, rollout, finite, config)
         metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
         yield Step(before.step, config.steps, stage, metrics, tuple(rollout.every))
         _stop_if_hopeless(standing, rollout, config)
-        if out is not None and (standing.step % config.every == 0 or standing.step == config.steps):
+        if out is not None and (standing.step % config.every == 0 or ended(standing, config)):
             save(out, standing, learner)
     learner.graduate()
 

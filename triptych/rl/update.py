@@ -25,6 +25,7 @@ from triptych.rl.batch import Batch
 from triptych.rl.clock import Clock
 from triptych.rl.config import Experts, Part, Stage, TrainConfig
 from triptych.rl.losses import flow_grpo, grpo, token_kl
+from triptych.rl.teach import Sheet, teach
 
 GEN = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.")  # marks of the names that draw
 
@@ -91,16 +92,21 @@ class Learner:
         ):
             yield
 
-    def update(self, teachings: Sequence[Teaching], step: int, clock: Clock) -> tuple[dict[str, float], bool]:
-        """Learn from one rollout, as often as the first stage says; returns metrics, and whether all was finite."""
+    def update(
+        self, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
+    ) -> tuple[dict[str, float], bool]:
+        """Learn from one rollout, as often as the first stage says, and from a page of lessons beside it.
+
+        Returns metrics, and whether all was finite.
+        """
         tally, known = Tally(clock), {}
-        if all(teaching.batch.empty for teaching in teachings):
+        if all(teaching.batch.empty for teaching in teachings) and page is None:
             return {}, True
         stage = teachings[0].stage
         self._set_rates(stage, min(1.0, (step + 1) / max(self.config.warmup, 1)))
         for _ in range(stage.updates):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = 0.0
+            loss = self._replay(page, tally)
             for number, teaching in enumerate(teachings):
                 loss += self._backward(number, teaching, tally, known)
             norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
@@ -147,6 +153,20 @@ class Learner:
                 part.backward()
             loss += float(part.detach())
         return loss
+
+    def _replay(self, page: Sheet | None, tally: Tally) -> float:
+        """Put the gradients of lessons on the parameters; returns their weighted loss."""
+        if page is None:
+            return 0.0
+        replay = self.config.replay
+        with tally.clock.part("replay"):
+            metrics = teach(self.bagel, replay.lessons, page, self.bagel.device)
+        for parameter in self.learning.values():
+            if parameter.grad is not None:
+                parameter.grad *= replay.weight
+        for name, value in metrics.items():
+            tally.add(f"replay_{name}", torch.tensor(value))
+        return replay.weight * metrics["loss"]
 
     def _text_loss(
         self, rows: Sequence[Utterance], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
