@@ -144,7 +144,7 @@ def test_drawing_learns_to_please():
 
     untrained = brightness()
     list(train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0)))
-    assert (brightness() > untrained).sum() >= 7  # the same prompts and noise, none of them trained on
+    assert (brightness() - untrained).mean() > 0.1  # levels, for the same prompts and noise, none of them trained on
     moved = {name for name, p in bagel.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("_moe_gen" in name or name.startswith(("llm2vae", "vae2llm", "time_")) for name in moved)
 
