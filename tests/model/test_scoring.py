@@ -24,6 +24,7 @@ TINY = replace(
 )
 PLAIN = replace(
     TINY.fine,
+    time_shift=3.0,
     temperature=1.0,
     draw_points=5,
     edit_points=5,

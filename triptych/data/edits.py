@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from operator import itemgetter
 from random import Random
 from typing import Literal
 
 from triptych.data.deficits import deficits, demands
-from triptych.data.layout import CELLS, DEFAULT_LAYOUT, SIDES, SIZES, clamp, middle, overlap
+from triptych.data.layout import CELL, CELLS, DEFAULT_LAYOUT, SIDES, SIZES, clamp, middle, overlap
 from triptych.data.scene import Scene, Sticker, in_region, members
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
@@ -306,6 +307,11 @@ def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random) -> tupl
     for strength in (1.0, 0.5, 0.0):
         x = clamp(home_x + across + strength * jitter_x, side)
         y = clamp(home_y + down + strength * jitter_y, side)
+        if not any(overlap((x, y, side), (one.x, one.y, one.side)) for one in others):
+            return x, y
+    reach = range(-CELL // 3, CELL // 3 + 1)  # a crowded cell: the free spot that is nearest to its middle
+    for dx, dy in sorted(product(reach, reach), key=lambda step: step[0] ** 2 + step[1] ** 2):
+        x, y = clamp(home_x + dx, side), clamp(home_y + dy, side)
         if not any(overlap((x, y, side), (one.x, one.y, one.side)) for one in others):
             return x, y
     return home_x, home_y
