@@ -26,7 +26,6 @@ PLAIN = replace(
     TINY.fine,
     time_shift=3.0,
     temperature=1.0,
-    time_shift=3.0,
     draw_points=5,
     edit_points=5,
     text_guidance=1.0,
