@@ -10,43 +10,18 @@ from triptych.data.vocabulary import build_tokenizer
 from triptych.model import decode
 from triptych.model.bagel import Bagel
 from triptych.model.body import Branches, combine
-from triptych.model.config import (
-    SKETCH,
-    SKETCH_TEMPLATES,
-    AutoencoderConfig,
-    BagelConfig,
-    LanguageConfig,
-    Resize,
-    VisionConfig,
-)
+from triptych.model.config import SKETCH, Resize
 from triptych.model.context import Context
 from triptych.model.sequence import Latent, Text, Tokens
+from triptych.rl.recipes import TINY as SMALLEST
 
-TINY = BagelConfig(
-    name="tiny",
-    language=LanguageConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rope_theta=1e4,
-    ),
-    vision=VisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        patch_size=16,
-        patches_per_side=8,
-    ),
-    autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, scale_factor=1.0, shift_factor=0.0),
-    max_latent_size=8,
-    image_size=(32, 48),
+TINY = replace(
+    SMALLEST,
+    language=replace(SMALLEST.language, num_hidden_layers=2, num_attention_heads=4),
+    vision=replace(SMALLEST.vision, num_hidden_layers=3),
+    image_size=(32, 48),  # not square: rows and columns must not be swapped
     vae_resize=Resize(64, 32, 16),
     vit_resize=Resize(64, 32, 16),
-    templates=SKETCH_TEMPLATES,
 )
 SAMPLING = replace(
     SKETCH.fine,

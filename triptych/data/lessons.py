@@ -30,9 +30,7 @@ class Lesson:
     reply: str | None = None
     before: Scene | None = None
     after: Scene | None = None
-    picture: np.ndarray | None = (
-        None  # the very pixels of `before` where they are no rendering: a picture the model drew
-    )
+    picture: np.ndarray | None = None  # the pixels of `before` where the model drew them, and they are no rendering
 
 
 @dataclass(frozen=True)

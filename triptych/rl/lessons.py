@@ -35,7 +35,7 @@ from triptych.rl.autoencoder_lessons import (
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
-from triptych.rl.teach import ModelLessons, sheet, teach
+from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
 
 VIEW = "vit_model."
 
@@ -169,9 +169,10 @@ class School:
             set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
             for optimizer in schools.values():
                 optimizer.zero_grad(set_to_none=True)
-            metrics = teach(self.bagel, lessons, page, self.device, self.config.hands)
-            metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
-            step_all(schools, self.config.hands)
+            with shared_cores(self.config.hands):
+                metrics = teach(self.bagel, lessons, page, self.device, self.config.hands)
+                metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
+                step_all(schools, self.config.hands)
             blend(self.average, self.bagel, keep_at(step, lessons.average))
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
                 self._save(stage, step + 1, schools)

@@ -7,8 +7,9 @@ about pictures. Their losses are added: cross entropy of the words, squared erro
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,6 +91,17 @@ def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()
     return Sheet(tuple(groups), first)
 
 
+@contextmanager
+def shared_cores(hands: int) -> Iterator[None]:
+    """Divide torch's intra-op threads among the hands for a while: more threads than cores stall one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // hands))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device, hands: int = 1) -> dict[str, float]:
     """Put a step's gradients on the parameters; returns the metrics.
 
@@ -99,7 +111,7 @@ def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device,
     """
     parameters = [parameter for parameter in bagel.parameters() if parameter.requires_grad]
     parts = [
-        (lessons[hand::hands], len(lessons[hand::hands]) / len(lessons), page.seed + 2 * group + hand)
+        (lessons[hand::hands], len(lessons[hand::hands]) / len(lessons), page.seed + hands * group + hand)
         for group, lessons in enumerate(page.groups)
         for hand in range(hands)
         if lessons[hand::hands]
