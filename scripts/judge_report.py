@@ -7,11 +7,13 @@ Scenes are fresh: they meet specs of the benchmarks' kinds, with seeds from `--s
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -19,16 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych.data.edits import spoil
+from triptych.data.layout import DEFAULT_LAYOUT, FREE_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker, check, random_spec
+from triptych.errors import ConfigError
 from triptych.model.config import SKETCH
 from triptych.model.vae import Autoencoder
 from triptych.rewards.finder import WEIGHTS
 from triptych.rewards.templates import TemplateJudge
-from triptych.rewards.world import WorldJudge
+from triptych.rewards.world import WorldJudge, verdict
 from triptych.rl.finder_lessons import blur, facts, strew, through
 from triptych.trace import Spec
 
+LAYOUTS = {"centred": DEFAULT_LAYOUT, "free": FREE_LAYOUT}
+WEAR = {"none": (0.0, 0.0), "blur 1": (1.0, 0.0), "noise 16": (0.0, 16.0), "blur 1, noise 16": (1.0, 16.0)}
+AT_ONCE = 32  # pictures between two writes of --rows
 NEAR = 2.0  # px: on strewn scenes a place is right within this distance, for a cell's border may run through a sticker
 Eyes = Callable[[Tensor], list[Scene]]
 
@@ -39,6 +46,8 @@ class JudgeReport:
 
     scenes: int = 2000
     templates: int = 200  # scenes for the second judge, which is far slower
+    agreement: int = 2000  # pictures that both judges are shown
+    rows: Path | None = None  # keep what they said of each there, and go on from what is there
     seed: int = 0
     weights: Path = WEIGHTS
     autoencoder: Path = WEIGHTS.parents[1] / "sketch" / "ae.safetensors"  # figures after it are left out if absent
@@ -122,31 +131,135 @@ def _show_mistakes(found: Sequence[Scene], truth: Sequence[Scene]) -> None:
             print(f"  misread: {words(facts(b) - facts(a))} as {words(facts(a) - facts(b))}")
 
 
-def agreement(one: Eyes, other: Eyes, options: JudgeReport) -> float:
-    """Share of verdicts (met or not) on which two judges agree, over right and spoiled pictures, half of them worn."""
-    seeds = range(options.seed, options.seed + options.templates)
+@dataclass(frozen=True)
+class Case:
+    """One picture that both judges are shown: right and flawed in turn, in both layouts, and worn in four ways."""
+
+    index: int
+
+    @property
+    def layout(self) -> str:
+        return tuple(LAYOUTS)[self.index % len(LAYOUTS)]
+
+    @property
+    def flawed(self) -> bool:
+        return bool(self.index // 2 % 2)
+
+    @property
+    def wear(self) -> str:
+        return tuple(WEAR)[self.index // 4 % len(WEAR)]
+
+    def scene(self, spec: Spec, seed: int) -> Scene:
+        scene = Scene.sample(spec, seed, LAYOUTS[self.layout])
+        return spoil(scene, spec, seed, edits=1) if self.flawed else scene
+
+
+def looked_at(cases: Sequence[Case], first: int, eyes: Mapping[str, Eyes]) -> list[dict[str, Any]]:
+    """A row per case: what it is, and the score that the truth and each judge give it."""
+    seeds = [first + case.index for case in cases]
     specs = [random_spec(seed) for seed in seeds]
-    scenes = [Scene.sample(spec, seed) for spec, seed in zip(specs, seeds, strict=True)]
-    scenes = [spoil(a, spec, seed) if seed % 2 else a for a, spec, seed in zip(scenes, specs, seeds, strict=True)]
-    images = render(scenes)
-    half = len(images) // 2
-    images = torch.cat([images[:half], worn(images[half:], 1.0, 16, 4)])
-    return sum(a == b for a, b in zip(meets(one(images), specs), meets(other(images), specs), strict=True)) / len(specs)
+    truth = [case.scene(spec, seed) for case, spec, seed in zip(cases, specs, seeds, strict=True)]
+    images = torch.cat(
+        [
+            worn(image[None], *WEAR[case.wear], seed)
+            for image, case, seed in zip(render(truth), cases, seeds, strict=True)
+        ]
+    )
+    seen = {"truth": truth, **{name: each(images) for name, each in eyes.items()}}
+    scores = {name: [verdict(*each).score for each in zip(scenes, specs, strict=True)] for name, scenes in seen.items()}
+    return [
+        {"index": case.index, "layout": case.layout, "flawed": case.flawed, "wear": case.wear}
+        | {name: own[row] for name, own in scores.items()}
+        for row, case in enumerate(cases)
+    ]
+
+
+def compared(eyes: Mapping[str, Eyes], options: JudgeReport, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all cases. Those in `options.rows` are taken from there; new ones are added to it as they come."""
+    done = kept_rows(options.rows, about)
+    todo = [Case(index) for index in range(options.agreement) if index not in done]
+    for start in range(0, len(todo), AT_ONCE):
+        fresh = looked_at(todo[start : start + AT_ONCE], options.seed, eyes)
+        done.update((row["index"], row) for row in fresh)
+        if options.rows is not None:
+            with options.rows.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in fresh)
+    return [done[index] for index in range(options.agreement)]
+
+
+def kept_rows(path: Path | None, about: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Rows of an earlier run by index; a new file gets `about`, judges and seed, as its first line.
+
+    Raises ConfigError for a file of other judges.
+    """
+    if path is None:
+        return {}
+    if not path.exists():
+        path.write_text(json.dumps(about) + "\n")
+        return {}
+    whole = path.read_bytes().rpartition(b"\n")[0] + b"\n"
+    head, *rows = map(json.loads, whole.splitlines())
+    if head != about:
+        raise ConfigError(f"{path} holds rows of {head}, not of {dict(about)}: name a new file with --rows")
+    path.write_bytes(whole)  # a killed run may have left the start of a line
+    return {row["index"]: row for row in rows}
+
+
+def agreement(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How far both judges agree, and how far each agrees with the truth, all told and by kind of picture.
+
+    A verdict is met or not (a score of 1 or less). Kappa is Cohen's: agreement beyond what chance would give.
+    """
+
+    def share(hits: Sequence[bool]) -> float:
+        return sum(hits) / len(hits)
+
+    def agree(part: Sequence[dict[str, Any]], one: str, other: str) -> float:
+        return share([(row[one] == 1) == (row[other] == 1) for row in part])
+
+    figures = {"verdicts agree": agree(rows, "world", "templates")}
+    low, high = wilson(figures["verdicts agree"], len(rows))
+    figures |= {"verdicts agree, 95 % from": low, "verdicts agree, 95 % to": high}
+    met = [share([row[name] == 1 for row in rows]) for name in ("world", "templates")]
+    chance = met[0] * met[1] + (1 - met[0]) * (1 - met[1])
+    figures["kappa"] = (figures["verdicts agree"] - chance) / (1 - chance)
+    figures["scores equal"] = share([row["world"] == row["templates"] for row in rows])
+    for kind in dict.fromkeys(kind for row in rows for kind in kinds(row)):
+        part = [row for row in rows if kind in kinds(row)]
+        for one, other in (("world", "templates"), ("world", "truth"), ("templates", "truth")):
+            figures[f"{kind} ({len(part)}), {one} and {other}"] = agree(part, one, other)
+    return figures
+
+
+def kinds(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The groups of pictures that a row is counted in."""
+    rightness = "flawed pictures" if row["flawed"] else "right pictures"
+    return ("all pictures", rightness, f"layout {row['layout']}", f"wear: {row['wear']}")
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score, which holds near 0 and 1 too."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
 
 
 def main(options: JudgeReport) -> None:
     torch.set_num_threads(1)
     world, templates = WorldJudge(options.device, options.weights), TemplateJudge()
-    report: dict[str, dict[str, float]] = {
-        f"{world.name}, {options.scenes} scenes": measure(world.scenes, options, options.scenes)
-    }
+    report: dict[str, dict[str, float]] = {}
+    if options.scenes:
+        report[f"{world.name}, {options.scenes} scenes"] = measure(world.scenes, options, options.scenes)
     if options.templates:
         report[f"{templates.name}, {options.templates} scenes"] = measure(templates.scenes, options, options.templates)
-        report["both"] = {"verdicts agree": agreement(world.scenes, templates.scenes, options)}
+    if options.agreement:
+        about = {"world": world.name, "templates": templates.name, "seed": options.seed}
+        rows = compared({"world": world.scenes, "templates": templates.scenes}, options, about)
+        report[f"{world.name} and {templates.name}, {len(rows)} pictures"] = agreement(rows)
     for judge, figures in report.items():
         print(judge)
         for figure, value in figures.items():
-            print(f"  {figure:40s} {value:.4f}")
+            print(f"  {figure:60s} {value:.4f}")
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 
