@@ -132,6 +132,31 @@ def fits_question(text: str) -> str:
     return f"does the picture show {text[:1].lower()}{text[1:].removesuffix('.')}?"
 
 
+def presence_question(thing: str) -> str:
+    """Whether a thing is there, answered "yes" or "no"."""
+    return f"is there {article(thing)} {thing}?"
+
+
+def count_question(things: str) -> str:
+    """How many there are of `things` (a plural), answered by a word of NUMBERS."""
+    return f"how many {things} are there?"
+
+
+def color_question(name: str) -> str:
+    """The colour of the only such thing."""
+    return f"what color is the {name}?"
+
+
+def side_question(name: str, sides: tuple[str, str]) -> str:
+    """On which of two opposite `sides` the only such thing is."""
+    return f"is the {name} {' or '.join(sides)}?"
+
+
+def larger_question(first: str, second: str) -> str:
+    """Which of two things is larger, answered by its name as it stands in the question."""
+    return f"which is larger, the {first} or the {second}?"
+
+
 def _presence(scene: Scene, rng: Random) -> Pair:
     """Such as "is there a red clock?" "no"."""
     there = {(sticker.color, sticker.name) for sticker in scene.stickers}
@@ -144,7 +169,7 @@ def _presence(scene: Scene, rng: Random) -> Pair:
     elif not present:
         name = rng.choice([other for other in CLASSES if other not in names])
     thing = f"{color} {name}" if colored else name
-    return f"is there {article(thing)} {thing}?", YES if present else NO
+    return presence_question(thing), YES if present else NO
 
 
 def _count(scene: Scene, rng: Random) -> Pair:
@@ -161,7 +186,7 @@ def _count(scene: Scene, rng: Random) -> Pair:
     weights = [1 if number < 2 else 3 for number in numbers]  # every scene has a none and a one, few have a seven
     (number,) = rng.choices(numbers, weights)
     things = rng.choice([things for things, amount in amounts.items() if amount == number])
-    return f"how many {things} are there?", NUMBERS[number]
+    return count_question(things), NUMBERS[number]
 
 
 def _color(scene: Scene, rng: Random) -> Pair | None:
@@ -170,7 +195,7 @@ def _color(scene: Scene, rng: Random) -> Pair | None:
     if not askable:
         return None
     sticker, name = rng.choice(askable)
-    return f"what color is the {name}?", sticker.color
+    return color_question(name), sticker.color
 
 
 def _place(scene: Scene, rng: Random) -> Pair | None:
@@ -190,7 +215,7 @@ def _place(scene: Scene, rng: Random) -> Pair | None:
     sides = [(pair, side) for pair in pairs for side in pair if in_region(sticker, side)]
     if sides and rng.random() < 0.4:
         pair, side = rng.choice(sides)
-        return f"is the {name} {' or '.join(pair)}?", side
+        return side_question(name, pair), side
     return f"where is the {name}?", sticker.cell
 
 
@@ -203,7 +228,7 @@ def _relation(scene: Scene, rng: Random) -> Pair | None:
     ranks = [*SIZES]
     larger = ranks.index(one.size) - ranks.index(other.size)
     if larger and rng.random() < 0.3:
-        return f"which is larger, the {first} or the {second}?", first if larger > 0 else second
+        return larger_question(first, second), first if larger > 0 else second
     right, down = one.place % 3 - other.place % 3, one.place // 3 - other.place // 3
     holds = rng.random() < 0.5
     opposites = [("right of", "left of", right), ("below", "above", down), ("larger than", "smaller than", larger)]
