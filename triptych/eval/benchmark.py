@@ -11,7 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.eval.ledger import Ledger, fingerprint, prompts_sha256, versions
+from triptych.eval.ledger import (
+    WHOLE,
+    Job,
+    Ledger,
+    Result,
+    Shard,
+    code_sha256,
+    fingerprint,
+    pixels_sha256,
+    prompts_sha256,
+    recorded,
+    versions,
+)
 from triptych.eval.report import Report, Row, summarize
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
@@ -64,12 +76,16 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     play: Play = play,
+    shard: Shard = WHOLE,
+    keep: bool = True,
 ) -> Iterator[Row]:
     """Yield one Row per prompt and seed as it is finished: first all prompts with the first seed, then the next.
 
-    With `out`, each row is written there before it is yielded, and report.json after the last one. With `resume`, rows
-    that are there already are yielded first and not played again, unless one of their verdicts is missing. `sampling`
-    is the policy's own where None. Nothing happens before the first row is asked for.
+    With `out`, each row is written there before it is yielded, with its pictures unless `keep` is False, and
+    report.json after the last one. With `resume`, rows that are there already are yielded first and not played again,
+    unless one of their verdicts is missing. `shard` (i, n) plays every n-th job, beside other processes that play the
+    others into the same folder. `sampling` is the policy's own where None. Nothing happens before the first row is
+    asked for.
 
     Raises ConfigError for settings out of range or, on resuming, other than those of the folder; OutputError if `out`
     is taken or cannot be written. A JudgeError is not raised: the picture's verdict is missing.
@@ -79,47 +95,46 @@ def run(
             f"batch_size={batch_size}, turns={turns}, seeds={list(seeds)}: "
             "expected a batch of 1 or more, 0 or more turns, and one or more different seeds"
         )
+    if out is None and shard != WHOLE:
+        raise ConfigError(f"shard {shard[0]}/{shard[1]} without a folder; expected the one that all shards share: out")
     sampling = policy.config.fine if sampling is None else sampling
-    ledger, done = None, []
+    ledger = None
     if out is not None:
-        ledger = Ledger.open(out, manifest(benchmark, policy, judge, turns, seeds, sampling, plan), resume)
-        done = [row for row in ledger.rows() if row.whole]
-    yield from done
+        about = manifest(benchmark, policy, judge, turns, seeds, sampling, plan)
+        ledger = Ledger.open(out, about, resume, shard, keep)
 
-    finished = {(row.prompt, row.seed) for row in done}
-    jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts)) if (index, seed) not in finished]
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        prompts, own_seeds = [benchmark.prompts[index] for index, _ in batch], [seed for _, seed in batch]
+    def work(jobs: Sequence[Job]) -> Iterator[Result]:
+        prompts, own_seeds = [benchmark.prompts[index] for index, _ in jobs], [seed for _, seed in jobs]
         untouched = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, own_seeds, strict=True)]
         beats = play(policy, prompts, seeds=own_seeds, turns=turns, plan=plan, sampling=sampling)
         *_, traces = untouched, *beats  # no beat at all where pictures are given and turns is 0
-        verdicts = _judged(judge, traces)
-        for (index, seed), trace, given in zip(batch, traces, verdicts, strict=True):
-            row = _row(benchmark, index, seed, trace, given)
-            done.append(row)
-            if ledger is not None:
-                ledger.append(row)
-            yield row
-    if ledger is not None:
-        ledger.finish(benchmark.report(done, turns))
+        for (index, seed), trace, given in zip(jobs, traces, _judged(judge, traces), strict=True):
+            yield _row(benchmark, index, seed, trace, given), trace.images
+
+    jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
+    yield from recorded(jobs, work, ledger, batch_size)
 
 
 def manifest(
     benchmark: Benchmark, policy: Policy, judge: Judge, turns: int, seeds: Sequence[int], sampling: Sampling, plan: bool
 ) -> dict[str, object]:
     """What would have to be the same for the same numbers, as JSON values."""
+    device = getattr(policy, "device", None)
+    dtype = getattr(policy, "dtype", None)  # of compute
     return {
         "benchmark": benchmark.name,
+        "columns": list(benchmark.titles),
         "prompts": len(benchmark.prompts),
         "prompts_sha256": prompts_sha256(benchmark.prompts),
         "model": fingerprint(policy),
-        "device": str(getattr(policy, "device", "cpu")),
+        "device": getattr(device, "type", "cpu"),  # without a number: shards may play on cuda:0 and cuda:1
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "judge": judge.name,
         "turns": turns,
         "seeds": list(seeds),
         "plan": plan,
         "sampling": asdict(sampling),
+        "code_sha256": code_sha256(),
         "versions": versions(),
     }
 
@@ -159,4 +174,5 @@ def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tu
         stopped=trace.finished,
         said=tuple(None if turn.said is None else turn.said.text for turn in trace.turns),
         seconds=sum(sum(turn.seconds.values()) for turn in trace.turns),
+        pictures=tuple(pixels_sha256(picture) for picture in trace.images),
     )

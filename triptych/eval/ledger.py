@@ -1,7 +1,13 @@
-"""The folder of a benchmark run: `manifest.json`, `results.jsonl` and, once all rows are in, `report.json`.
+"""The folder of a run: what would have to be the same, every row as it came, every picture, and the report.
 
-The manifest is written first and says what would have to be the same for the same numbers. Rows are appended one by one
-and flushed, so that a killed run loses at most the line it was writing, and can be resumed.
+    manifest.json          settings, and fingerprints of weights, prompts, judge and code; written once, never changed
+    results.jsonl          a line per row, flushed as it comes; a shard writes results-1-of-2.jsonl
+    pictures/00007-0-2.png pixels that were judged: prompt 7, seed 0, after 2 edits; lossless
+    report.json            once no job is open
+
+A killed run loses at most the line it was writing, and can be resumed. Processes share a run as shards: each takes
+every n-th job and is the only one to write its file; readers merge the files. A row that another one repeats is
+superseded by it, unless only the earlier one has all its verdicts.
 """
 
 from __future__ import annotations
@@ -10,106 +16,242 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from triptych.errors import ConfigError, OutputError
-from triptych.eval.report import Report, Row
+from triptych.eval.report import Report, Row, summarize
+from triptych.model.pictures import write_picture
 from triptych.trace import Prompt
+
+try:
+    import fcntl
+except ImportError:  # a system without it trusts its users not to start one shard twice
+    fcntl = None
+
+Job = tuple[int, int]  # index of a prompt, seed
+Shard = tuple[int, int]  # (i, n): part i of n, counted from 1
+Result = tuple[Row, Sequence[np.ndarray]]  # a row, and the pictures `[height width 3] uint8` to keep with it
+Work = Callable[[Sequence[Job]], Iterable[Result]]  # one Result per job, in order
+
+WHOLE: Shard = (1, 1)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """A folder that takes rows; made by `Ledger.open`."""
+    """The folder of a run, seen by one of its processes or by a reader; made by `open` or `read`."""
 
     folder: Path
+    shard: Shard = WHOLE
+    keep: bool = True  # pictures, too
 
     @staticmethod
-    def open(folder: Path, manifest: Mapping[str, Any], resume: bool) -> Ledger:
-        """Start a new folder, or go on with one that has the same manifest when `resume` is set.
+    def open(
+        folder: Path, manifest: Mapping[str, Any], resume: bool, shard: Shard = WHOLE, keep: bool = True
+    ) -> Ledger:
+        """Start a new folder, join the other shards of a run, or go on with one when `resume` is set.
 
-        Raises OutputError if the folder is taken (without `resume`) or cannot be written, and ConfigError if its
-        manifest is another one.
+        Raises OutputError if the folder (of a shard: its own file) is taken without `resume`, or cannot be written;
+        ConfigError if its manifest is another one, or if `shard` is no part.
         """
-        ledger = Ledger(Path(folder))
+        if not 1 <= shard[0] <= shard[1]:
+            raise ConfigError(f"shard {shard[0]}/{shard[1]}: expected I/N with I from 1 to N, such as 1/2")
+        ledger = Ledger(Path(folder), shard, keep)
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
-        if not ledger.folder.exists():
-            try:
-                ledger.folder.mkdir(parents=True)
-            except OSError as error:
-                raise _cannot_write(ledger.folder, error) from error
-            ledger._replace("manifest.json", manifest)
+        if not ledger.folder.exists() and ledger._found(manifest):
             return ledger
-        if not resume:
-            raise OutputError(f"{folder} exists; expected a new folder: choose another --out, or go on with --resume")
+        taken = ledger.folder if shard == WHOLE else ledger.results
+        if taken.exists() and not resume:
+            raise OutputError(f"{taken} exists; expected a new one: choose another --out, or go on with --resume")
         ledger._check(manifest)
-        ledger._drop_torn_line()
         return ledger
 
+    @staticmethod
+    def read(folder: Path) -> Ledger:
+        """The folder of a run, finished or not, to be read. Raises OutputError if it is none."""
+        ledger = Ledger(Path(folder))
+        if not isinstance(ledger.manifest.get("benchmark"), str):
+            raise OutputError(f"{folder}/manifest.json names no benchmark; expected the folder of a `triptych eval`")
+        return ledger
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json. Raises OutputError if it cannot be read."""
+        return read_manifest(self.folder / "manifest.json")
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every (prompt, seed) of the run, in the order in which they are played."""
+        manifest = self.manifest
+        return [(index, seed) for seed in manifest["seeds"] for index in range(manifest["prompts"])]
+
     def rows(self) -> list[Row]:
-        """Every row so far; of rows for the same prompt and seed, the last one."""
-        found: dict[tuple[int, int], Row] = {}
-        for number, line in enumerate(self._lines(), start=1):
-            try:
-                row = Row.from_record(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                where = f"{self._results}:{number}"
-                raise OutputError(f"{where}: expected a row of results, got {line[:60]!r}: remove that line") from error
-            found[row.prompt, row.seed] = row
+        """Every row so far of every shard, each (prompt, seed) once: the last one that is whole, or else the last."""
+        found: dict[Job, Row] = {}
+        for path in sorted(self.folder.glob("results*.jsonl")):
+            for row in _rows(path):
+                if row.whole or not found.get((row.prompt, row.seed), row).whole:
+                    found[row.prompt, row.seed] = row
         return list(found.values())
 
-    def append(self, row: Row) -> None:
-        """Add one line and flush it."""
+    def open_jobs(self, rows: Iterable[Row] | None = None) -> list[Job]:
+        """The jobs that have no row yet."""
+        played = {(row.prompt, row.seed) for row in (self.rows() if rows is None else rows)}
+        return [job for job in self.jobs if job not in played]
+
+    def report(self) -> Report:
+        """What the rows so far show, under the manifest's columns and turns."""
+        manifest = self.manifest
+        found = {(row.prompt, row.seed): row for row in self.rows()}
+        rows = [found[job] for job in self.jobs if job in found]  # one order, whoever wrote first
+        columns = manifest.get("columns") or list(dict.fromkeys(row.column for row in rows))
+        return summarize(manifest["benchmark"], rows, columns, manifest["turns"])
+
+    def place(self, row: Row, turn: int) -> Path:
+        """Where the picture that stands after `turn` edits at most belongs."""
+        return self.folder / "pictures" / f"{row.prompt:05d}-{row.seed}-{min(turn, row.edits)}.png"
+
+    def picture(self, row: Row, turn: int) -> Path:
+        """The file of the picture that stands after `turn` edits at most. Raises OutputError if it was not kept."""
+        path = self.place(row, turn)
+        if not path.exists():
+            raise OutputError(f"{path} is missing; expected a run that kept its pictures: play it with --keep-pictures")
+        return path
+
+    def append(self, row: Row, pictures: Sequence[np.ndarray] = ()) -> None:
+        """Keep the pictures, then add one line and flush it. Called by the one process that has the file `claimed`."""
         try:
-            with self._results.open("a", encoding="utf-8") as results:
+            if self.keep and len(pictures):
+                (self.folder / "pictures").mkdir(exist_ok=True)
+                for turn, picture in enumerate(pictures):
+                    write_picture(self.place(row, turn), picture)
+            with self.results.open("a", encoding="utf-8") as results:
                 results.write(json.dumps(row.to_record(), ensure_ascii=False) + "\n")
         except OSError as error:
-            raise _cannot_write(self._results, error) from error
+            raise _cannot_write(self.results, error) from error
 
     def finish(self, report: Report) -> None:
         """Write report.json, whole or not at all."""
-        self._replace("report.json", report.to_record())
+        self.replace("report.json", json.dumps(report.to_record(), indent=1, ensure_ascii=False) + "\n")
+
+    def replace(self, name: str, text: str) -> Path:
+        """Write a file of the folder so that a reader sees the old one or the new one, whole."""
+        path = self.folder / name
+        part = path.with_name(f".{name}.{os.getpid()}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise _cannot_write(path, error) from error
+        return path
 
     @property
-    def _results(self) -> Path:
-        return self.folder / "results.jsonl"
+    def results(self) -> Path:
+        """The file that this shard alone writes."""
+        index, count = self.shard
+        return self.folder / ("results.jsonl" if self.shard == WHOLE else f"results-{index}-of-{count}.jsonl")
 
-    def _lines(self) -> list[str]:
-        return self._results.read_text(encoding="utf-8").splitlines() if self._results.exists() else []
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the results file against a second writer; a line that a kill tore off is dropped first.
+
+        Raises OutputError if another process has it.
+        """
+        try:
+            results = self.results.open("ab")
+        except OSError as error:
+            raise _cannot_write(self.results, error) from error
+        with results:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(results, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise OutputError(
+                        f"{self.results} is being written by another process; expected a shard that nobody plays: "
+                        "wait for it, or take another --shard"
+                    ) from error
+            results.truncate(self.results.read_bytes().rfind(b"\n") + 1)
+            yield
+
+    def _found(self, manifest: Mapping[str, Any]) -> bool:
+        """Make the folder with its manifest in it, in one step; False where another process was quicker."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}-") as temporary:
+                new = Path(temporary) / self.folder.name
+                new.mkdir()
+                (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                os.rename(new, self.folder)
+        except OSError as error:
+            if (self.folder / "manifest.json").exists():
+                return False
+            raise _cannot_write(self.folder, error) from error
+        return True
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
-        path = self.folder / "manifest.json"
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read; expected the manifest of a run: choose a new --out") from error
+            recorded = self.manifest
+        except OutputError as error:
+            raise ConfigError(f"{error}; or choose a new --out") from error
         changed = [key for key in {**recorded, **manifest} if recorded.get(key) != manifest.get(key)]
         if changed:
             told = "; ".join(f"{key} was {recorded.get(key)!r}, is {manifest.get(key)!r}" for key in changed)
             raise ConfigError(f"{self.folder} holds another run: {told}. Keep the settings, or choose a new --out")
 
-    def _drop_torn_line(self) -> None:
-        """A killed run may leave a last line without its end."""
-        if not self._results.exists():
-            return
-        content = self._results.read_bytes()
-        if not content.endswith(b"\n"):
-            with self._results.open("r+b") as results:
-                results.truncate(content.rfind(b"\n") + 1)
 
-    def _replace(self, name: str, record: Mapping[str, Any]) -> None:
-        path = self.folder / name
-        temporary = path.with_suffix(".partial")
-        try:
-            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+def recorded(jobs: Sequence[Job], work: Work, ledger: Ledger | None = None, batch_size: int = 16) -> Iterator[Row]:
+    """Yield a Row per job: the loop of every benchmark, be it drawn or asked.
+
+    `work` is given up to `batch_size` jobs at a time and returns for each, in order, its Row and the pictures to keep
+    with it (none for a quiz about pictures that are kept elsewhere). With a ledger
+
+    - only every n-th job is played, where the ledger is a shard of n;
+    - rows that are in the folder and whole come first and are not played again, whoever wrote them; the others are;
+    - each row is in the folder before it is yielded, so that who stops listening loses nothing;
+    - report.json is written at the end, if no job of any shard is open.
+
+    `jobs` are then all jobs of the run, those of `Ledger.jobs`: its manifest holds `benchmark`, `prompts` (how many),
+    `seeds`, `turns` and `columns`. Raises OutputError where the folder cannot be written, or another process plays
+    this shard.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: expected 1 or more")
+    if ledger is None:
+        yield from (row for batch in _batches(jobs, batch_size) for row, _ in work(batch))
+        return
+    index, count = ledger.shard
+    own = list(jobs[index - 1 :: count])
+    with ledger.claimed():
+        done = {(row.prompt, row.seed): row for row in ledger.rows() if row.whole}
+        yield from (done[job] for job in own if job in done)
+        left = [job for job in own if job not in done]
+        for batch in _batches(left, batch_size):
+            for row, pictures in work(batch):
+                ledger.append(row, pictures)
+                yield row
+    if not ledger.open_jobs():
+        ledger.finish(ledger.report())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run. Raises OutputError if the file is none."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read; expected the manifest of a run: name the folder of one") from error
+    if not isinstance(found, dict):
+        raise OutputError(f"{path} holds no settings; expected the manifest of a run: name the folder of one")
+    return found
 
 
 def fingerprint(policy: Any) -> str:
@@ -135,6 +277,20 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
+def pixels_sha256(picture: np.ndarray) -> str:
+    """16 hex digits over size and pixels of a picture `[height width 3] uint8`, the same for equal pictures only."""
+    return hashlib.sha256(f"{picture.shape}".encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()[:16]
+
+
+@cache
+def code_sha256() -> str:
+    """16 hex digits over every module of this package: names and text, in order of names."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:16]
+
+
 def versions() -> dict[str, str]:
     """Of what computes the numbers."""
     try:
@@ -142,6 +298,20 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:
         triptych = "source"
     return {"triptych": triptych, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
+    return (jobs[start : start + size] for start in range(0, len(jobs), size))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The rows of one file; a last line without its end is still being written, or never will be."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            yield Row.from_record(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            told = f"got {line[:60].decode(errors='replace')!r}: remove that line"
+            raise OutputError(f"{path}:{number}: expected a row of results, {told}") from error
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

@@ -11,6 +11,7 @@ difficulty.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Row:
     stopped: bool  # the model said that no further edit is needed, rather than running out of turns
     said: tuple[str | None, ...]  # plan, then reflections
     seconds: float  # this trace's share of its batch's wall clock, judging left out
+    pictures: tuple[str, ...] = ()  # `pixels_sha256` of each judged picture, in the order of `verdicts`
 
     @property
     def edits(self) -> int:
@@ -57,11 +59,19 @@ class Row:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Row:
+        """Read back; raises ValueError, KeyError or TypeError for what is no row."""
         verdicts = tuple(None if each is None else _verdict(each) for each in record["verdicts"])
-        return Row(**{**record, "verdicts": verdicts, "said": tuple(record["said"])})
+        told = {"said": tuple(record["said"]), "pictures": tuple(record.get("pictures", ()))}
+        row = Row(**{**record, **told, "verdicts": verdicts})
+        plain = all(type(each) is int for each in (row.prompt, row.seed)) and isinstance(row.column, str)
+        if not plain or row.prompt < 0 or not math.isfinite(row.seconds):
+            raise ValueError("expected whole numbers for prompt and seed, a name of a column, and seconds")
+        return row
 
 
 def _verdict(record: Mapping[str, Any]) -> Verdict:
+    if not 0 <= record["score"] <= 1:  # NaN, too
+        raise ValueError("expected a score from 0 to 1")
     return Verdict(record["score"], tuple(record["passed"]), tuple(record["failed"]))
 
 
