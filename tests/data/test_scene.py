@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.data.layout import CANVAS, CELLS, DEFAULT_LAYOUT, TEMPLATES, Layout, overlap
+from triptych.data.layout import CANVAS, CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, TEMPLATES, Layout, overlap
 from triptych.data.scene import Scene, Sticker, check, random_spec, spec_key
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec
@@ -54,7 +54,7 @@ def test_a_scene_meets_every_benchmark_spec(benchmark_specs):
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEEDS, st.sampled_from([DEFAULT_LAYOUT, Layout(0.0), Layout(1.0, 0, 0), Layout(0.5, 7.9, 8)]))
+@given(SEEDS, st.sampled_from([DEFAULT_LAYOUT, FREE_LAYOUT, Layout(0.0), Layout(0.5, 7.9, 8)]))
 def test_a_scene_meets_every_random_spec(seed, layout):
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, layout)
@@ -196,3 +196,15 @@ def test_a_spec_that_cannot_be_drawn_is_refused_with_a_reason(items, word):
 def test_a_layout_out_of_range_is_refused(values):
     with pytest.raises(ConfigError, match="Layout"):
         Layout(*values)
+
+
+def test_a_settled_scene_is_the_same_inventory_in_the_middle_of_its_cells():
+    spec = spec_of(Item("cat", 3), Item("dog", 2))
+    free = Scene.sample(spec, 5, FREE_LAYOUT)
+    settled = free.settled()
+    assert {(one.cell, one.name, one.color, one.size) for one in free.stickers} == {
+        (one.cell, one.name, one.color, one.size) for one in settled.stickers
+    }
+    assert all((one.x % 32, one.y % 32) == (16, 16) for one in settled.stickers)
+    crowded = Scene((Sticker("cat", "red", 10, 10, "smaller"), Sticker("cat", "red", 22, 22, "smaller")))
+    assert crowded.settled() == crowded  # two in one cell keep apart

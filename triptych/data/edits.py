@@ -14,7 +14,7 @@ from random import Random
 from typing import Literal
 
 from triptych.data.deficits import deficits, demands
-from triptych.data.layout import CELL, CELLS, DEFAULT_LAYOUT, SIDES, SIZES, clamp, middle, overlap
+from triptych.data.layout import CELL, CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, SIDES, SIZES, Layout, clamp, middle, overlap
 from triptych.data.scene import Scene, Sticker, in_region, members
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
@@ -36,10 +36,10 @@ class Edit:
     to: str | None = None
 
 
-def apply(scene: Scene, edit: Edit, seed: int) -> Scene:
+def apply(scene: Scene, edit: Edit, seed: int, layout: Layout = DEFAULT_LAYOUT) -> Scene:
     """The scene after the edit; other stickers keep their place and order.
 
-    A new place takes over the shift of the other stickers and a jitter of its own. Raises ValueError if the edit cannot
+    A new place takes over the shift of the other stickers and the layout's jitter. Raises ValueError if the edit cannot
     be made: nothing in the cell, no room in the cell, or a word missing or unknown.
     """
     _expect_words(edit)
@@ -49,14 +49,14 @@ def apply(scene: Scene, edit: Edit, seed: int) -> Scene:
         raise ValueError(f"{edit.kind}: the cell {goal!r} is taken; expected a free one")
     if edit.kind == "add":
         size = edit.size or "normal"
-        x, y = _place(scene.stickers, edit.cell, SIZES[size], rng)
+        x, y = _place(scene.stickers, edit.cell, SIZES[size], rng, layout)
         return Scene((*scene.stickers, Sticker(str(edit.name), str(edit.color), x, y, size)))
     old = _meant(scene, edit)
     others = tuple(sticker for sticker in scene.stickers if sticker is not old)
     if edit.kind == "remove":
         return Scene(others)
     if edit.kind == "move":
-        x, y = _place(others, str(edit.to), old.side, rng)
+        x, y = _place(others, str(edit.to), old.side, rng, layout)
         new = replace(old, x=x, y=y)
     elif edit.kind == "recolor":
         new = replace(old, color=str(edit.color))
@@ -294,16 +294,16 @@ def _meant(scene: Scene, edit: Edit) -> Sticker:
     return next((sticker for sticker in named if sticker.color == edit.color), named[0])
 
 
-def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random) -> tuple[float, float]:
+def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random, layout: Layout) -> tuple[float, float]:
     """A centre in the cell, shifted as the other stickers are and jittered; nearer the middle if that would touch."""
     place = CELLS.index(cell)
     home_x, home_y = middle(place % 3), middle(place // 3)
-    most = DEFAULT_LAYOUT.shift
+    most = FREE_LAYOUT.shift
     count = max(len(others), 1)
     across = sum(one.x - middle(one.place % 3) for one in others) / count
     down = sum(one.y - middle(one.place // 3) for one in others) / count
     across, down = min(max(across, -most), most), min(max(down, -most), most)
-    jitter_x, jitter_y = (rng.uniform(-DEFAULT_LAYOUT.jitter, DEFAULT_LAYOUT.jitter) for _ in "xy")
+    jitter_x, jitter_y = (rng.uniform(-layout.jitter, layout.jitter) for _ in "xy")
     for strength in (1.0, 0.5, 0.0):
         x = clamp(home_x + across + strength * jitter_x, side)
         y = clamp(home_y + down + strength * jitter_y, side)

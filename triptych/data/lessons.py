@@ -73,7 +73,7 @@ def edit(seed: int, mix: Mix) -> Lesson:
     else:
         change = None
     change = change or random_edit(scene, seed)
-    return Lesson("edit", instruction_text(change), before=scene, after=apply(scene, change, seed))
+    return Lesson("edit", instruction_text(change), before=scene, after=apply(scene, change, seed, mix.layout))
 
 
 def reflect(seed: int, mix: Mix) -> Lesson:

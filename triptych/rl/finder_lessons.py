@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from triptych.data.layout import FREE_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import CANVAS, SIZES, Scene, Sticker, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -90,7 +91,7 @@ def strew(seed: int) -> Scene:
 
 def lesson_scene(seed: int) -> Scene:
     """Scene number `seed`: even ones meet a spec, odd ones are strewn."""
-    return strew(seed) if seed % 2 else Scene.sample(random_spec(seed), seed)
+    return strew(seed) if seed % 2 else Scene.sample(random_spec(seed), seed, FREE_LAYOUT)
 
 
 def lesson(config: FinderConfig, index: int, veil: Veil | None = None) -> tuple[UInt8[Tensor, "batch 96 96 3"], Truth]:

@@ -52,7 +52,7 @@ def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: i
             Lesson("reflect", asked, reflection_text(scene, spec, change), order, before=scene, picture=picture)
         )
         if change is not None and order is not None:
-            after = apply(scene, change, seed + index)
+            after = apply(scene, change, seed + index).settled()  # what was drawn a pixel off is drawn in its place
             lessons.append(Lesson("edit", order, before=scene, after=after, picture=picture))
     return lessons
 
