@@ -27,7 +27,7 @@ from triptych.eval.ledger import (
 from triptych.eval.report import Report, Row, summarize
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
-from triptych.rewards.judge import Judge
+from triptych.rewards.judge import Judge, verdicts_of
 from triptych.trace import Prompt, Trace, Verdict
 
 Play = Callable[..., Iterator[list[Trace]]]  # called as triptych.loop.play is
@@ -140,22 +140,11 @@ def manifest(
 
 
 def _judged(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
-    """A verdict for each picture of each trace: all pictures in one call, one by one if that call fails."""
+    """A verdict for each picture of each trace, None where it is missing: all pictures in one call."""
     looks = [_looks(trace) for trace in traces]
-    every = [look for trace_looks in looks for look in trace_looks]
-    try:
-        found: list[Verdict | None] = list(judge(every)) if every else []
-    except JudgeError:
-        found = [_verdict(judge, look) for look in every]
-    given = iter(found)
+    found = iter(verdicts_of(judge, [look for trace_looks in looks for look in trace_looks]))
+    given = (None if isinstance(each, JudgeError) else each for each in found)
     return [tuple(next(given) for _ in trace_looks) for trace_looks in looks]
-
-
-def _verdict(judge: Judge, look: Trace) -> Verdict | None:
-    try:
-        return judge([look])[0]
-    except JudgeError:
-        return None
 
 
 def _looks(trace: Trace) -> list[Trace]:

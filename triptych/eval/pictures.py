@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from triptych.data.language import prompt_text
 from triptych.errors import JudgeError, PictureError, PromptError
 from triptych.model.pictures import read_picture
 from triptych.rewards.geneval import read_spec
-from triptych.rewards.judge import Judge
+from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.questions import Checks
-from triptych.rewards.vlm import Vlm
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 LONGEST = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
@@ -228,7 +227,7 @@ def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[J
     """Yield every entry in order, judged a batch at a time; few pictures are in memory at once."""
     for batch in load_pictures(entries):
         traces = [trace for _, trace in batch if isinstance(trace, Trace)]
-        found = iter(_verdicts(judge, traces))
+        found = iter(verdicts_of(judge, traces))
         for entry, trace in batch:
             if isinstance(trace, str):
                 yield Judged(entry, None, trace, asked=False)
@@ -261,20 +260,3 @@ def _loaded(entry: Entry | Fault) -> Trace | str:
         return entry.why if isinstance(entry, Fault) else entry.load()
     except PictureError as error:
         return _why(error)
-
-
-def _verdicts(judge: Judge, traces: Sequence[Trace]) -> Sequence[Verdict | JudgeError]:
-    """One per trace. A judge that tells the missing ones apart is asked once; another one by one where it fails."""
-    if isinstance(judge, Vlm):
-        return judge.verdicts(traces)
-    try:
-        return judge(traces) if traces else []
-    except JudgeError:
-        return [_verdict(judge, trace) for trace in traces]
-
-
-def _verdict(judge: Judge, trace: Trace) -> Verdict | JudgeError:
-    try:
-        return judge([trace])[0]
-    except JudgeError as error:
-        return error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from triptych.errors import JudgeError
 from triptych.trace import Trace, Verdict
 
 
@@ -17,3 +18,35 @@ class Judge(Protocol):
         ...
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]: ...
+
+
+@runtime_checkable
+class Discerning(Protocol):
+    """A judge that tells missing verdicts apart, so that one of them costs the others nothing."""
+
+    def verdicts(self, traces: Sequence[Trace]) -> Sequence[Verdict | JudgeError]:
+        """One verdict per trace, in order, or why it is missing."""
+        ...
+
+
+def verdicts_of(judge: Judge, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
+    """One verdict per trace, in order, or why it is missing.
+
+    A judge that tells missing verdicts apart is asked once; another one is asked about each trace alone if it fails on
+    all of them together.
+    """
+    if not traces:
+        return []
+    if isinstance(judge, Discerning):
+        return list(judge.verdicts(traces))
+    try:
+        return list(judge(traces))
+    except JudgeError:
+        return [_alone(judge, trace) for trace in traces]
+
+
+def _alone(judge: Judge, trace: Trace) -> Verdict | JudgeError:
+    try:
+        return judge([trace])[0]
+    except JudgeError as error:
+        return error
