@@ -30,13 +30,17 @@ REPLAYED = 1_000  # added to the seed for replayed lessons, so that they are not
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One rollout and what was learnt from it. `stage` is reason, refine or trajectory; metrics are plain numbers."""
+    """One rollout and what was learnt from it. `stage` is reason, refine or trajectory; metrics are plain numbers.
+
+    `picked` are pictures of it that the next stage grows from, in the order of their turn; spares are left out.
+    """
 
     index: int
     total: int
     stage: str
     metrics: dict[str, float]
     groups: tuple[Group, ...]
+    picked: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,8 @@ def train(
             metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
         before, standing = standing, _advance(standing, rollout, finite, config)
         metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
-        yield Step(before.step, config.steps, stage, metrics, tuple(rollout.every))
+        picked = standing.waiting[: config.refine.parents]
+        yield Step(before.step, config.steps, stage, metrics, tuple(rollout.every), picked)
         _stop_if_hopeless(standing, rollout, config)
         if out is not None and (standing.step % config.every == 0 or ended(standing, config)):
             save(out, standing, learner)
