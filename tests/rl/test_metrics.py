@@ -45,7 +45,7 @@ def test_refinement_and_stopping_are_told_apart():
     assert found["stop_precision"] == pytest.approx(2 / 3) and found["stop_recall"] == pytest.approx(2 / 3)
     assert found["stopped"] == pytest.approx(3 / 7) and found["parents_right"] == pytest.approx(3 / 7)
     assert (found["zero_spread_text"], found["zero_spread_picture"], found["missing"]) == (0, 1, 2)
-    assert found["edges"] == 1 and found["length"] == 4 and found["formed"] == 1
+    assert found["edges"] == 1 and found["length"] == found["longest"] == 4 and found["formed"] == 1
 
 
 def test_what_was_not_measured_is_left_out():

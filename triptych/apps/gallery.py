@@ -64,7 +64,7 @@ def page(exhibit: Exhibit) -> str:
     """The page of one trace."""
     trace = exhibit.trace
     images = trace.images
-    return _template("trace.html").render(
+    return template("trace.html").render(
         exhibit=exhibit,
         trace=trace,
         panels=panels(trace, exhibit.verdicts),
@@ -81,7 +81,7 @@ def index(title: str, cards: Sequence[Card]) -> str:
     """The page of many traces, each a link to its own page."""
     judged = [card.verdict for card in cards if card.verdict is not None]
     right = sum(verdict.score == 1.0 for verdict in judged)
-    return _template("index.html").render(title=title, cards=cards, pixelated=False, judged=len(judged), right=right)
+    return template("index.html").render(title=title, cards=cards, pixelated=False, judged=len(judged), right=right)
 
 
 def card(folder: str, exhibit: Exhibit) -> Card:
@@ -144,7 +144,8 @@ def rows(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, by its file name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -62,6 +62,7 @@ def _texts(nodes: Sequence[Node]) -> dict[str, float | None]:
     said = [turn.said for node in nodes if (turn := node.trace.turns[-1]).said is not None]
     return {
         "length": _mean(len(one.tokens) for one in said if one is not None),
+        "longest": max((float(len(one.tokens)) for one in said if one is not None), default=None),
         "distinct": _mean([len({one.text for one in said if one is not None}) / len(said)] if said else []),
     }
 
