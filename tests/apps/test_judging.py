@@ -222,9 +222,9 @@ def test_two_addresses(capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     "options, told",
     [
-        (["--model", "m"], "--address and --model"),
-        (["--detector", "--address", "http://127.0.0.1:1", "--model", "m"], "or --detector"),
-        (["--address", "http://127.0.0.1:1"], "--address and --model"),
+        (["--model", "m"], "--judge-model: of use only"),
+        (["--judge", "detector", "--address", "http://127.0.0.1:1"], "not with detector"),
+        (["--address", "http://127.0.0.1:1"], "--address and --judge-model"),
         (["--record", "r.jsonl"], "--record: of use only"),
         (["--dry-run", "--ask", "yesno"], "--ask, --dry-run: of use only"),
         (["a prompt"], "brings its own prompts"),
@@ -249,7 +249,7 @@ def test_the_detector_says_what_it_lacks(capsys: pytest.CaptureFixture, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", "nothing-here")
     folder(0, metadata(CLOCKS, "two clocks"), shade(1))
-    assert main(["judge", "drawn", "--detector"]) == 2
+    assert main(["judge", "drawn", "--judge", "detector"]) == 2
     assert "mask2former" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
+from triptych.apps.judges import JudgeChoice
 from triptych.apps.judging import JudgePictures
 from triptych.apps.score import Score
 from triptych.errors import TriptychError
@@ -138,11 +139,13 @@ class Ask(ModelChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ModelChoice):
+class Evaluate(ModelChoice, JudgeChoice):
     """Play a benchmark: the paper's table, for every number of turns."""
 
-    benchmark: Positional[Literal["genevalpp", "geneval", "rehearsal"]]
-    """GenEval++ (280 prompts), GenEval (553), or 70 prompts that are in neither, to choose settings on."""
+    benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "rehearsal"]]
+    """GenEval++ (280 prompts), GenEval (553), TIIF, or 70 prompts that are in neither, to choose settings on."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Of TIIF: your own copy of its prompts and questions, a jsonl or a folder of them."""
     turns: int = 4
     """Most Reflect-Refine turns; the table has a line for each number up to it."""
     seeds: int = 1
@@ -188,6 +191,8 @@ class Exam(ModelChoice):
     """Time shift of the flow."""
     temperature: float | None = None
     """Of text; 0 is greedy."""
+    judge: Literal["world", "templates"] = "world"
+    """Who reads the pictures: learnt eyes, or silhouettes, which are far slower."""
     as_json: Json = False
     """Print JSON on stdout, and the rest on stderr."""
 

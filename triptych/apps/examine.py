@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from triptych.apps.inputs import check_at_least
+from triptych.apps.judges import sticker_judge
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
 from triptych.eval.exam import exam
@@ -44,6 +45,7 @@ def run(choice: Exam, open_model: Callable[[], Any]) -> int:
         sampling,
         choice.turns,
         tell=lambda name, score: console.print(f"  {name:<30} {score.mean:.3f}  of {score.count}", highlight=False),
+        judge=sticker_judge(choice.judge),
     )
     if choice.as_json:
         print(json.dumps({name: asdict(score) for name, score in scores.items()}), flush=True)

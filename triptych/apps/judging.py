@@ -1,113 +1,83 @@
 """`triptych judge`: what a judge says of pictures that any system drew; one picture, a folder, or a jsonl.
 
-Without an address or --detector the judge is that of the sticker world. The numbers go to stdout; what is missing goes
-to stderr, a line each. A missing verdict is in no mean, and the exit code is then 1.
+Without an address the judge is that of the sticker world; --judge names another (`judges.py`). The numbers go to
+stdout; what is missing goes to stderr, a line each. A missing verdict is in no mean, and the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from triptych.errors import ConfigError, JudgeError, OutputError, PromptError
+from triptych.apps.judges import STICKERS, JudgeChoice, sticker_judge
+from triptych.errors import ConfigError, OutputError, PromptError
 
 if TYPE_CHECKING:
     from triptych.eval.pictures import Entry, Fault, Judged
     from triptych.eval.recorded import Recorded
     from triptych.rewards.judge import Judge
-    from triptych.rewards.questions import Checks, Form
+    from triptych.rewards.questions import Checks
     from triptych.rewards.vlm import Vlm
 
-ENOUGH = 20  # verdicts before the share of missing ones is believed
 UNREAD = "unread"  # the column of lines that do not say what was asked
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgePictures:
+class JudgePictures(JudgeChoice):
     """Judge pictures against their prompts: one picture, a folder in GenEval's layout, or a jsonl."""
 
     image: Annotated[Positional[Path], arg(metavar="IMAGE|DIR|JSONL")]
     """A picture; a folder with 00000/metadata.jsonl and 00000/samples/0000.png; or lines of image and prompt."""
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
     """What a single picture should show, in quotes."""
-    address: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
-    """A server with a vision-language model; repeat it for more. Without one, the sticker world's judge looks."""
-    model: str = ""
-    """The model's name on those servers."""
-    detector: FlagCreatePairsOff[bool] = False
-    """Judge as GenEval does, with a detector of objects and CLIP; their weights are fetched when first used."""
-    ask: Literal["strict", "yesno", "tiif"] = "strict"
-    """One verdict, right or wrong; the probability of yes; or the list of questions that comes with each picture."""
-    wording: Annotated[Path | None, arg(metavar="FILE")] = None
-    """The judge's words instead of ours, with {prompt}, {metadata} or {questions} in their place."""
-    key: Annotated[str, arg(metavar="VARIABLE")] = "TRIPTYCH_JUDGE_KEY"
-    """Environment variable that holds the API key."""
-    cache: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Folder of replies: what is there is not asked again; processes may share it."""
-    record: Annotated[Path | None, arg(metavar="FILE")] = None
-    """A new file of replies, for triptych score."""
+    judge_model: Annotated[str, arg(aliases=["--model"])] = ""
+    """The vision-language model's name on those servers."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Say how many calls and about how many tokens it would cost; ask nobody."""
     self_check: Annotated[int, arg(metavar="N")] = 0
     """Only ask twice about the first N pictures, past the cache: how far does the judge agree with itself?"""
-    concurrency: int = 8
-    """Questions under way at once, over all addresses."""
-    timeout: float = 60.0
-    """Seconds for one answer."""
-    tries: int = 5
-    """Tries per question, with growing waits between them."""
-    max_missing: float = 0.2
-    """Stop when more than this share of the verdicts is missing."""
     as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False
     """Print JSON on stdout."""
 
     def run(self, open_model: object) -> int:
         many = self.image.is_dir() or self.image.suffix == ".jsonl"
+        kind = self.kind("world")
         self._check(many)
-        if not self.address and not self.detector and not many:
+        if kind in STICKERS and not many:
             from triptych.apps import look
 
-            verdict = look.judge(self.image, self.prompt)
+            verdict = look.judge(self.image, self.prompt, sticker_judge(kind))
             print(json.dumps(verdict) if self.as_json else look.told(verdict), flush=True)
             return 0
         entries = self._entries(many)
-        if self.detector:
-            from triptych.apps.inputs import device_of
-            from triptych.rewards.detector import GenEvalJudge
-
-            return self._judge([understood(entry) for entry in entries], GenEvalJudge(device=device_of("auto")))
-        if not self.address:
-            from triptych.rewards.world import WorldJudge
-
-            return self._judge([in_world(understood(entry)) for entry in entries], WorldJudge())
-        lists: dict[tuple[str, str], Checks] = {}
+        if kind != "vlm":
+            entries = [understood(entry) for entry in entries]
+            checked = [in_world(entry) for entry in entries] if kind in STICKERS else entries
+            return self._judge(checked, self.opened(kind))
+        lists: dict[tuple[str, str], Checks] | None = None
         if self.ask == "tiif":
             entries, lists = listed(entries)
-        judge = self._vlm(lists)
+        judge = self.vlm(lists)
         if self.dry_run:
             return self._tell_cost(entries, judge)
         if self.self_check:
             return self._tell_agreement(entries, judge)
         return self._judge(entries, judge)
 
+    def only_vlm(self) -> dict[str, bool]:
+        return super().only_vlm() | {"dry-run": self.dry_run, "self-check": bool(self.self_check)}
+
     def _check(self, many: bool) -> None:
         if many and self.prompt:
             raise ConfigError(f"{self.image} brings its own prompts; expected no PROMPT beside it")
-        if bool(self.address) != bool(self.model) or (self.address and self.detector):
-            raise ConfigError("expected --address and --model, or --detector, or none for the sticker world's judge")
-        only = {"ask": self.ask != "strict", "wording": self.wording, "cache": self.cache, "record": self.record}
-        only |= {"dry-run": self.dry_run, "self-check": self.self_check}
-        if not self.address and any(only.values()):
-            given = ", ".join(f"--{name}" for name, value in only.items() if value)
-            raise ConfigError(f"{given}: of use only with a judge at an --address; name one, and its --model")
-        if not 0 <= self.max_missing <= 1 or self.self_check < 0:
-            raise ConfigError("expected --max-missing from 0 to 1, and --self-check 1 or more")
+        if self.self_check < 0:
+            raise ConfigError(f"--self-check {self.self_check}: expected 1 or more pictures")
         if self.record is not None and self.record.exists() and not (self.dry_run or self.self_check):
             raise OutputError(f"{self.record} exists; expected a new file: choose another --record")
 
@@ -123,16 +93,6 @@ class JudgePictures:
             return entries
         return [replace(entry, checks=None) if isinstance(entry, Entry) else entry for entry in entries]
 
-    def _vlm(self, lists: Mapping[tuple[str, str], Checks]) -> Vlm:
-        from triptych.rewards.patience import Patience
-        from triptych.rewards.vlm import Vlm
-
-        patience = Patience(timeout=self.timeout, tries=self.tries)
-        form = form_of(self.ask, self.wording, lists)
-        return Vlm(
-            self.address, self.model, form, self.key, self.concurrency, patience, cache=self.cache, record=self.record
-        )
-
     def _judge(self, entries: Sequence[Entry | Fault], judge: Judge) -> int:
         """Judge everything, tell what is missing as it happens, print the result."""
         from rich.progress import Progress
@@ -143,7 +103,8 @@ class JudgePictures:
 
         rows: list[Judged] = []
         asked = lost = missing = 0
-        cause = None
+        cause = ""
+        kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
         name, console = judge.name, open_console(self.as_json)  # the name may fetch weights, or fail to
         with Progress(*COLUMNS, console=console) as progress:
             bar = progress.add_task(name, total=len(entries), right="")
@@ -152,12 +113,9 @@ class JudgePictures:
                 if row.missing:
                     print(f"missing: {where(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
                 asked, lost, missing = asked + row.asked, lost + row.lost, missing + bool(row.missing)
-                cause = row.missing if row.lost else cause
+                cause = row.missing or "" if row.lost else cause
                 progress.update(bar, advance=1, right=f"missing {missing}")
-                if asked >= ENOUGH and lost > self.max_missing * asked:
-                    told = f"{lost} of {asked} verdicts are missing, more than --max-missing {self.max_missing:g}"
-                    kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
-                    raise JudgeError(f"{told}; {kept}; the last: {cause}")
+                self.check_missing(asked, lost, cause, kept)
         show(self, judge, rows)
         return 1 if missing else 0
 
@@ -175,7 +133,7 @@ class JudgePictures:
             print(json.dumps({"judge": judge.name, **total}), flush=True)
             return 0
         print(
-            f"{total['calls']:,} calls to {self.model} about {total['pictures']:,} pictures "
+            f"{total['calls']:,} calls to {self.judge_model} about {total['pictures']:,} pictures "
             f"({total['cached']:,} answers are cached, {total['missing']:,} pictures cannot be judged)\n"
             f"about {total['tokens_in']:,} tokens in (one per 28 x 28 pixels, and per 4 letters), "
             f"at most {total['tokens_out']:,} out; retries would come on top",
@@ -197,14 +155,6 @@ class JudgePictures:
             told = "no verdict came twice" if share is None else f"{share:.4f} of the verdicts are the same twice"
             print(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {told}", flush=True)
         return 1 if share is None else 0
-
-
-def form_of(ask: str, wording: Path | None, lists: Mapping[tuple[str, str], Checks]) -> Form:
-    """How the judge is asked: in the words of a file, or in ours. Raises ConfigError for words that will not do."""
-    from triptych.rewards.questions import Checklist, Strict, YesNo, read_wording
-
-    form = {"tiif": Checklist(lists), "yesno": YesNo(), "strict": Strict()}[ask]
-    return form if wording is None else replace(form, wording=read_wording(wording))
 
 
 def listed(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Fault], dict[tuple[str, str], Checks]]:

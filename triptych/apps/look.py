@@ -1,4 +1,4 @@
-"""`triptych judge`: the world's judge on one picture, as a record and in words."""
+"""`triptych judge`: a judge of stickers on one picture, as a record and in words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from triptych.apps.inputs import check_text, understand
 from triptych.data.captions import seen_text
 from triptych.model.config import SKETCH
 from triptych.model.pictures import read_picture
-from triptych.rewards.world import WorldJudge, verdict
+from triptych.rewards.world import StickerJudge, verdict
 from triptych.trace import Prompt, Spec
 
 
-def judge(path: Path, text: str) -> dict[str, Any]:
+def judge(path: Path, text: str, eyes: StickerJudge) -> dict[str, Any]:
     """Score, checks and what was seen. Raises PictureError, PromptError, or JudgeError where it cannot look."""
     prompt = understand(Prompt(check_text(text)), SKETCH)
     image = read_picture(path)
-    eyes = WorldJudge()
     (scene,) = eyes.scenes([image])
     given = verdict(scene, prompt.spec or Spec("free", ()))
     return {

@@ -1,25 +1,32 @@
-"""`triptych eval`: play a benchmark, count on the terminal, print its table."""
+"""`triptych eval`: play a benchmark, have its pictures judged, count on the terminal, print its table.
+
+TIIF counts right answers where the others count right pictures, so it has its own table, that of `triptych score tiif`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych.apps.exhibit import check_writable, free, slug
 from triptych.apps.inputs import check_at_least, sampling_of
+from triptych.apps.judges import STICKERS, Kind, Overheard
 from triptych.apps.terminal import open_console
-from triptych.errors import ConfigError
-from triptych.eval import suites
+from triptych.errors import ConfigError, OutputError
+from triptych.eval import suites, tally
 from triptych.eval.benchmark import Benchmark, manifest, run
+from triptych.eval.ledger import Ledger
 from triptych.eval.report import Row, table
 from triptych.loop import Policy
-from triptych.rewards.world import WorldJudge
+from triptych.rewards.judge import Judge
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from triptych.apps.cli import Evaluate
 
 COLUMNS = (
@@ -37,7 +44,8 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
 
     What can be refused is refused before the model is loaded.
     """
-    benchmark = chosen(choice.benchmark)
+    check_judging(choice)
+    benchmark = chosen(choice)
     if choice.limit is not None:
         check_at_least("limit", choice.limit, 1)
         benchmark = benchmark.thinned(choice.limit)
@@ -48,7 +56,8 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     if not choice.resume:
         check_writable(out)
     policy = load()
-    seeds, sampling, judge = range(choice.seeds), sampling_of(policy.config, choice.steps), WorldJudge()
+    judge = Overheard(judge_of(choice, benchmark, policy.config.world))
+    seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps)
     console = open_console(choice.as_json)
     rows: list[Row] = []
     try:
@@ -58,23 +67,86 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
                 benchmark, policy, judge, choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume
             ):
                 rows.append(row)
-                right = sum(each.score(choice.turns) == 1.0 for each in rows) / len(rows)
-                progress.update(bar, advance=1, right=f"right {right:.3f}")
+                progress.update(bar, advance=1, right=right_so_far(benchmark, rows, choice.turns))
+                kept = f"the others are in {out}: go on with --out {out} --resume"
+                choice.check_missing(sum(judge.asked), len(judge.causes), "".join(judge.causes[-1:]), kept)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; {len(rows)} rows are in {out}: go on with --out {out} --resume", style="yellow")
         return 130
     report = benchmark.report(rows, choice.turns)
-    console.print(table(report))
+    if isinstance(benchmark, suites.Tiif):
+        answers = answered(benchmark, rows, choice.turns, out, console)
+    else:
+        answers = {}
+        console.print(table(report))
     console.print(f"{out}/", style="bold", soft_wrap=True)
+    if report.missing:
+        console.print(f"{report.missing} verdicts are missing; --out {out} --resume asks again", style="yellow")
     if choice.as_json:
         about = manifest(benchmark, policy, judge, choice.turns, seeds, sampling, choice.plan)
-        print(json.dumps({"folder": str(out), "report": report.to_record(), "manifest": about}), flush=True)
-    return 0
+        print(json.dumps({"folder": str(out), "report": report.to_record(), "manifest": about, **answers}), flush=True)
+    return 1 if report.missing else 0
 
 
-def chosen(name: str) -> Benchmark:
-    """A benchmark by its name on the command line."""
-    return {"genevalpp": suites.GENEVAL_PLUS, "geneval": suites.GENEVAL}.get(name) or suites.rehearsal()
+def chosen(choice: Evaluate) -> Benchmark:
+    """The benchmark that was named. Raises ConfigError for TIIF without the user's copy, PromptError if damaged."""
+    if (choice.benchmark == "tiif") != (choice.prompts is not None):
+        raise ConfigError("--prompts goes with tiif, and tiif with --prompts: your own copy of its file or folder")
+    if choice.prompts is not None:
+        return suites.tiif(choice.prompts)
+    return {"genevalpp": suites.GENEVAL_PLUS, "geneval": suites.GENEVAL}.get(choice.benchmark) or suites.rehearsal()
+
+
+def check_judging(choice: Evaluate) -> None:
+    """ConfigError, before anything is loaded, for a judge or a way to ask that does not go with the benchmark."""
+    kind, name = choice.kind("world"), choice.benchmark
+    if choice.judge == "detector" and name != "geneval":
+        raise ConfigError(f"GenEval's detector knows no regions, sizes or questions; expected --judge vlm for {name}")
+    if choice.ask == "yesno":
+        raise ConfigError("--ask yesno gives probabilities; eval counts right and wrong: leave it out, or try judge")
+    if kind == "vlm" and choice.ask not in ("auto", "tiif" if name == "tiif" else "strict"):
+        raise ConfigError(f"--ask {choice.ask} does not go with {name}; leave it out")
+    if choice.record is not None and choice.record.exists() and not choice.resume:
+        raise OutputError(f"{choice.record} exists; expected a new file: choose another --record")
+
+
+def judge_of(choice: Evaluate, benchmark: Benchmark, world: str) -> Judge:
+    """The judge for pictures of `world`, stickers or open. Raises ConfigError for one that only knows the other."""
+    otherwise: Kind = "world" if world == "stickers" else "detector" if choice.benchmark == "geneval" else "vlm"
+    lists = benchmark.checks if isinstance(benchmark, suites.Tiif) else None
+    if world == "stickers" and lists is not None:
+        raise ConfigError(
+            f"TIIF asks for more than stickers, and {choice.model} draws only these; expected another model"
+        )
+    kind = choice.kind(otherwise)
+    if (world == "stickers") != (kind in STICKERS):
+        told = "open pictures, and {} draws stickers; expected world or templates"
+        if kind in STICKERS:
+            told = "stickers, and {} draws open pictures; expected detector or vlm"
+        raise ConfigError(f"--judge {kind} looks at {told.format(choice.model)}")
+    return choice.opened(kind, lists, choice.device)
+
+
+def right_so_far(benchmark: Benchmark, rows: Sequence[Row], turns: int) -> str:
+    """The share of right pictures, or of right answers, among those that have a verdict."""
+    scores = [score for row in rows if (score := row.score(turns)) is not None]
+    whole = isinstance(benchmark, suites.Tiif)
+    right = sum(score if whole else score == 1.0 for score in scores) / max(len(scores), 1)
+    return f"right {right:.3f}" + (f", missing {len(rows) - len(scores)}" if len(scores) < len(rows) else "")
+
+
+def answered(benchmark: Benchmark, rows: Sequence[Row], turns: int, out: Path, console: Console) -> dict[str, Any]:
+    """TIIF's own figures after 0 to `turns` edits, shown, and kept as tiif.json."""
+    from triptych.apps import score
+
+    played = [tally.played(rows, turn, str(out)) for turn in range(turns + 1)]
+    figures = [score.scored("tiif", own) for own in played]
+    for turn, figure in enumerate(figures):
+        overall = "   ".join(f"{length} {score.shown(value)}" for length, value in figure["overall"].items())
+        console.print(f"up to {turn} edits   {overall}")
+    console.print(score.tiif_table(f"{benchmark.name}, up to {turns} edits", figures[-1], played[-1]))
+    Ledger.read(out).replace("tiif.json", json.dumps(figures, indent=1) + "\n")
+    return {"tiif": figures}
 
 
 def folder_of(choice: Evaluate) -> Path:

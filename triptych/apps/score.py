@@ -165,17 +165,16 @@ def show(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[R
     """The table on stdout."""
     from triptych.apps.terminal import open_console
 
-    table = _tiif_table(record, rows) if benchmark == "tiif" else _tag_table(benchmark, record, rows)
-    table.title = f"{table.title}: {_plain(title)}"
+    table = _tag_table(benchmark, title, record, rows) if benchmark != "tiif" else tiif_table(title, record, rows)
     open_console(as_json=False).print(table)
 
 
-def _tag_table(benchmark: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
+def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
     from triptych.eval import suites, tally
 
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
     name = "GenEval" if benchmark == "geneval" else "GenEval++"
-    table = _table(name, "", "right", "asked", "accuracy", "95 %", "missing")
+    table = _table(f"{name}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
     cells = tally.cells(rows)
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
         cell, interval = cells[tag], record["intervals"][tag]
@@ -188,10 +187,12 @@ def _tag_table(benchmark: str, record: Mapping[str, Any], rows: Sequence[Recorde
     return table
 
 
-def _tiif_table(record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
+def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
+    """TIIF's groups, levels and overall, for short and for long prompts."""
     from triptych.eval import tally
 
-    table = _table("TIIF", "", *(f"{length}{head}" for length in tally.LENGTHS for head in ("", " 95 %")))
+    heads = [f"{length}{head}" for length in tally.LENGTHS for head in ("", " 95 %")]
+    table = _table(f"TIIF: {_plain(title)}", "", *heads)
     for name, lengths in record["groups"].items():
         if name in tally.TIIF_LEVELS:
             continue
@@ -225,7 +226,12 @@ def _table(title: str, *heads: str) -> Table:
 
 def _shown(value: float | None, interval: Sequence[float | None] = (None, None)) -> tuple[str, str]:
     ends = "" if interval[0] is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-    return "-" if value is None else f"{value:.4f}", ends
+    return shown(value), ends
+
+
+def shown(value: float | None) -> str:
+    """A share to four places, or a dash where nothing is known."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _plain(text: str) -> str:

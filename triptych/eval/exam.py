@@ -21,7 +21,7 @@ from triptych.data.scene import Scene, check
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.model.words import is_stop, parse_edit
-from triptych.rewards.world import WorldJudge
+from triptych.rewards.world import StickerJudge, WorldJudge
 from triptych.trace import Completion, Prompt, Spec, Trace
 
 
@@ -58,7 +58,7 @@ def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
 
 
 def editing(
-    policy: Student, specs: Sequence[Spec], seeds: Sequence[int], judge: WorldJudge, sampling: Sampling
+    policy: Student, specs: Sequence[Spec], seeds: Sequence[int], judge: StickerJudge, sampling: Sampling
 ) -> list[bool]:
     """Whether an instruction was carried out and nothing else changed; every second one mends a flawed picture."""
     befores, changes = [], []
@@ -121,7 +121,7 @@ def answering(policy: Student, specs: Sequence[Spec], seeds: Sequence[int], samp
     return [reply.text == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
-def mending(traces: Sequence[Trace], judge: WorldJudge) -> dict[str, list[bool]]:
+def mending(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool]]:
     """Of the first edits that played traces attempted on their own flawed pictures: those that `improved` the share of
     checks that hold, and those that made the picture `right`."""
     tried = [trace for trace in traces if len(trace.images) > 1 and trace.prompt.spec is not None]
@@ -139,9 +139,13 @@ def exam(
     turns: int = 4,
     batch: int = 70,
     tell: Callable[[str, Score], None] | None = None,
+    judge: StickerJudge | None = None,
 ) -> dict[str, Score]:
-    """Every skill on prompts with a spec, once per seed; `tell` hears each score as it is known."""
-    judge = WorldJudge()
+    """Every skill on prompts with a spec, once per seed; `tell` hears each score as it is known.
+
+    Pictures are read by `judge`, the world's own where None.
+    """
+    judge = WorldJudge() if judge is None else judge
     scores: dict[str, Score] = {}
 
     def note(name: str, outcomes: Sequence[bool]) -> None:

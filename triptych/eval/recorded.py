@@ -86,7 +86,7 @@ def genevalpp(path: Path) -> Iterator[Recorded]:
 def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Recorded]:
     """Each line as `read` understands it. Raises JudgeError, with file and line, for the first damaged one."""
     count = 0
-    for line, record in _records(path):
+    for line, record in records(path):
         count += 1
         try:
             row = read(record)
@@ -243,8 +243,8 @@ def _start(value: Any) -> str:
 # --- a file ---------------------------------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, JSON object) of each line that is not blank."""
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, JSON object) of each line that is not blank. Raises JudgeError, with file and line, for others."""
     line = 0
     try:
         with path.open("rb") as file:

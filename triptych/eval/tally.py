@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from triptych.eval.recorded import LENGTHS, Recorded
-from triptych.eval.report import OVERALL, RESAMPLES, Estimate
+from triptych.eval.report import OVERALL, RESAMPLES, Estimate, Row
 
 DRAWS_AT_ONCE = 4_000_000  # numbers held while resampling: 32 MB
 Means = Float[np.ndarray, "resample"]  # the mean as it is, then of each resample; NaN where nothing was asked
@@ -60,6 +60,20 @@ def cells(rows: Iterable[Recorded]) -> dict[str, Cell]:
         missing = cell.missing + (row.missing is not None)
         found[row.column] = Cell(cell.right + row.right, cell.asked + row.asked, missing)
     return found
+
+
+def played(rows: Iterable[Row], turn: int, folder: str = "") -> list[Recorded]:
+    """Rows of a run as recorded verdicts: right of asked questions about the picture after `turn` edits at most."""
+    return [_played(row, turn, folder, number) for number, row in enumerate(rows, 1)]
+
+
+def _played(row: Row, turn: int, folder: str, number: int) -> Recorded:
+    verdict = row.verdicts[min(turn, row.edits)] if row.verdicts else None
+    if verdict is None:
+        why = "the judge gave no verdict" if row.verdicts else "nothing was drawn"
+        return Recorded(folder, number, row.column, 0, 0, str(row.prompt), missing=why)
+    right, wrong = len(verdict.passed), len(verdict.failed)
+    return Recorded(folder, number, row.column, right, right + wrong, str(row.prompt), verdict.failed)
 
 
 def totals(counted: Mapping[str, Cell]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +17,14 @@ from torch import Tensor
 from triptych.data.scene import Scene, check
 from triptych.errors import JudgeError, PictureError
 from triptych.rewards.finder import WEIGHTS, find, fingerprint, loaded_finder
+from triptych.rewards.judge import Judge
 from triptych.trace import Spec, Trace, Verdict
+
+
+class StickerJudge(Judge, Protocol):
+    """A judge that also tells what each picture shows, sticker by sticker."""
+
+    def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]: ...
 
 
 @dataclass(frozen=True)
