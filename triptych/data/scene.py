@@ -86,7 +86,7 @@ class Scene:
         for index, (item, cells) in enumerate(zip(spec.include, groups, strict=True)):
             size = item.size or "normal"
             palette = _free_colors(spec, index)
-            own = rng.random() < 0.3  # most items have one colour: less to guess for a model that learns to draw them
+            own = rng.random() < 0.1  # most items have one colour: less to guess for a model that learns to draw them
             shared = rng.choice(palette)
             blanks += [(item.name, rng.choice(palette) if own else shared, cell, size) for cell in cells]
         centres = scatter([(cell, SIZES[size]) for _, _, cell, size in blanks], rng, layout)
