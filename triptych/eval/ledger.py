@@ -79,8 +79,10 @@ class Ledger:
     def read(folder: Path) -> Ledger:
         """The folder of a run, finished or not, to be read. Raises OutputError if it is none."""
         ledger = Ledger(Path(folder))
-        if not isinstance(ledger.manifest.get("benchmark"), str):
-            raise OutputError(f"{folder}/manifest.json names no benchmark; expected the folder of a `triptych eval`")
+        manifest = ledger.manifest
+        for name, kind in (("benchmark", str), ("prompts", int), ("turns", int), ("seeds", list)):
+            if not isinstance(manifest.get(name), kind):
+                raise OutputError(f"{folder}/manifest.json has no {name}; expected the folder of a `triptych eval`")
         return ledger
 
     @property
@@ -103,18 +105,26 @@ class Ledger:
                     found[row.prompt, row.seed] = row
         return list(found.values())
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its table, in order."""
+        return self.manifest.get("columns") or list(dict.fromkeys(row.column for row in self.rows()))
+
     def open_jobs(self, rows: Iterable[Row] | None = None) -> list[Job]:
         """The jobs that have no row yet."""
-        played = {(row.prompt, row.seed) for row in (self.rows() if rows is None else rows)}
-        return [job for job in self.jobs if job not in played]
+        found = {(row.prompt, row.seed) for row in (self.rows() if rows is None else rows)}
+        return [job for job in self.jobs if job not in found]
+
+    def played(self) -> list[Row]:
+        """The rows so far in the order of their jobs, whoever wrote them first."""
+        found = {(row.prompt, row.seed): row for row in self.rows()}
+        return [found[job] for job in self.jobs if job in found]
 
     def report(self) -> Report:
         """What the rows so far show, under the manifest's columns and turns."""
-        manifest = self.manifest
-        found = {(row.prompt, row.seed): row for row in self.rows()}
-        rows = [found[job] for job in self.jobs if job in found]  # one order, whoever wrote first
-        columns = manifest.get("columns") or list(dict.fromkeys(row.column for row in rows))
-        return summarize(manifest["benchmark"], rows, columns, manifest["turns"])
+        manifest, rows = self.manifest, self.played()
+        left = self.open_jobs(rows)
+        return summarize(manifest["benchmark"], rows, self.columns, manifest["turns"], open_jobs=len(left))
 
     def place(self, row: Row, turn: int) -> Path:
         """Where the picture that stands after `turn` edits at most belongs."""
@@ -239,8 +249,9 @@ def recorded(jobs: Sequence[Job], work: Work, ledger: Ledger | None = None, batc
             for row, pictures in work(batch):
                 ledger.append(row, pictures)
                 yield row
-    if not ledger.open_jobs():
-        ledger.finish(ledger.report())
+    report = ledger.report()
+    if not report.open:
+        ledger.finish(report)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -77,11 +77,12 @@ def _verdict(record: Mapping[str, Any]) -> Verdict:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval; all None where there was nothing to count."""
+    """A mean and its 95 % interval, all None where there was nothing to count, and what the mean leaves out."""
 
     value: float | None
     low: float | None
     high: float | None
+    missing: int = 0  # verdicts
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Report:
     stop_recall: float | None  # share stopped among right pictures that it reflected on
     seconds_per_picture: float | None
     missing: int  # pictures without a verdict
+    open: int = 0  # jobs without a row: the run is not at its end
 
     def to_record(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +117,9 @@ class Report:
         return Report(**{**record, "edits": tuple(record["edits"])})
 
 
-def summarize(benchmark: str, rows: Iterable[Row], columns: Sequence[str], turns: int, seed: int = 0) -> Report:
+def summarize(
+    benchmark: str, rows: Iterable[Row], columns: Sequence[str], turns: int, seed: int = 0, open_jobs: int = 0
+) -> Report:
     """The report of `rows`, with `columns` in this order and turns 0 to `turns`; `seed` fixes the bootstrap."""
     rows = list(rows)
     stopped_on, kept_on = _decisions(rows)
@@ -137,6 +141,7 @@ def summarize(benchmark: str, rows: Iterable[Row], columns: Sequence[str], turns
         stop_recall=_share(sum(stopped_on), sum(stopped_on) + sum(kept_on)),
         seconds_per_picture=_share(sum(row.seconds for row in rows), pictures),
         missing=sum(verdict is None for row in rows for verdict in row.verdicts),
+        open=open_jobs,
     )
 
 
@@ -147,7 +152,7 @@ def table(report: Report) -> Table:
     for column in report.accuracy:
         printed.add_column(column, justify="right")
     for turn in range(len(report.edits)):
-        cells = [_cell(turns[turn], with_interval=column == OVERALL) for column, turns in report.accuracy.items()]
+        cells = [cell(turns[turn], with_interval=column == OVERALL) for column, turns in report.accuracy.items()]
         printed.add_row(f"<= {turn}" if turn else "0", *cells)
     return printed
 
@@ -167,25 +172,47 @@ def _decisions(rows: Sequence[Row]) -> tuple[list[bool], list[bool]]:
 def _estimates(
     rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int, strict: bool
 ) -> dict[str, tuple[Estimate, ...]]:
-    """Per column and turn, from the sums over each prompt's seeds: first as they are, then resampled."""
+    means = resampled(rows, columns, turns, seed, strict)
+    lost = {column: _missing(rows, turns, column) for column in columns}
+    lost[OVERALL] = np.sum([lost[column] for column in columns], axis=0)
+    return {
+        column: tuple(estimate(mean[:, turn], int(lost[column][turn])) for turn in range(turns + 1))
+        for column, mean in means.items()
+    }
+
+
+def resampled(
+    rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int = 0, strict: bool = True
+) -> dict[str, np.ndarray]:
+    """Per column and OVERALL, means `[1 + RESAMPLES, turns + 1]`: as they are, then of each draw of the prompts."""
     rng = np.random.default_rng(seed)
     means: dict[str, np.ndarray] = {}
     for column in columns:
-        total, count = _per_prompt([row for row in rows if row.column == column], turns, strict)
-        weights = np.ones((1, len(total)))  # how often each prompt is in
-        if len(total):
-            resampled = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), size=RESAMPLES)
-            weights = np.concatenate([weights, resampled])
-        with np.errstate(invalid="ignore"):
-            means[column] = np.broadcast_to((weights @ total) / (weights @ count), (RESAMPLES + 1, turns + 1))
+        own = [row for row in rows if row.column == column]
+        total, count = sums(own, sorted({row.prompt for row in own}), turns, strict)
+        means[column] = ratio(draws(len(total), rng), total, count)
     if means:
-        means[OVERALL] = _mean_of_known(np.stack(list(means.values())))
-    return {column: tuple(_estimate(mean[:, turn]) for turn in range(turns + 1)) for column, mean in means.items()}
+        means[OVERALL] = mean_of_known(np.stack(list(means.values())))
+    return means
 
 
-def _per_prompt(rows: Sequence[Row], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sum over seeds of what is measured, and number of verdicts: two arrays `[prompt turn]`."""
-    place = {prompt: index for index, prompt in enumerate(sorted({row.prompt for row in rows}))}
+def draws(prompts: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each prompt counts, `[1 + RESAMPLES, prompts]`: first each once, then drawn with replacement."""
+    once = np.ones((1, prompts))
+    if not prompts:
+        return np.ones((RESAMPLES + 1, 0))
+    return np.concatenate([once, rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)])
+
+
+def ratio(weights: np.ndarray, total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Weighted mean over prompts `[draw turn]` from the `sums` of each; NaN where there is nothing to count."""
+    with np.errstate(invalid="ignore"):
+        return (weights @ total) / (weights @ count)
+
+
+def sums(rows: Sequence[Row], prompts: Sequence[int], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over seeds of what is measured, and number of verdicts: two arrays `[prompt turn]`, in order of `prompts`."""
+    place = {prompt: index for index, prompt in enumerate(prompts)}
     total, count = np.zeros((2, len(place), turns + 1))
     for row in rows:
         for turn in range(turns + 1):
@@ -196,30 +223,38 @@ def _per_prompt(rows: Sequence[Row], turns: int, strict: bool) -> tuple[np.ndarr
     return total, count
 
 
-def _mean_of_known(means: np.ndarray) -> np.ndarray:
+def _missing(rows: Sequence[Row], turns: int, column: str) -> np.ndarray:
+    """Rows of the column without a verdict, by turn."""
+    own = [row for row in rows if row.column == column]
+    return np.array([sum(row.score(turn) is None for row in own) for turn in range(turns + 1)], int)
+
+
+def mean_of_known(means: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN; NaN where nothing is known."""
     known = ~np.isnan(means)
     with np.errstate(invalid="ignore"):
         return np.where(known, means, 0).sum(0) / known.sum(0)
 
 
-def _estimate(means: np.ndarray) -> Estimate:
+def estimate(means: np.ndarray, missing: int = 0) -> Estimate:
     """From the mean, followed by the means of the resamples."""
     if np.isnan(means[0]):
-        return Estimate(None, None, None)
+        return Estimate(None, None, None, missing)
     low, high = np.nanpercentile(means[1:], [2.5, 97.5])
-    return Estimate(float(means[0]), float(low), float(high))
+    return Estimate(float(means[0]), float(low), float(high), missing)
 
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _cell(estimate: Estimate, with_interval: bool) -> str:
+def cell(estimate: Estimate, with_interval: bool = True, sign: str = "") -> str:
+    """A mean as it is printed, never without what it leaves out."""
+    missing = f" ({estimate.missing} missing)" if estimate.missing else ""
     if estimate.value is None:
-        return "-"
-    interval = f" [{estimate.low:.3f}, {estimate.high:.3f}]" if with_interval else ""
-    return f"{estimate.value:.3f}{interval}"
+        return f"-{missing}"
+    interval = f" [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]" if with_interval else ""
+    return f"{estimate.value:{sign}.3f}{interval}{missing}"
 
 
 def _caption(report: Report) -> str:
@@ -235,4 +270,6 @@ def _caption(report: Report) -> str:
         parts.append(f"{report.seconds_per_picture:.2f} s a picture")
     if report.missing:
         parts.append(f"verdicts missing: {report.missing}")
+    if report.open:
+        parts.append(f"still to be played: {report.open}")
     return "\n".join(parts)

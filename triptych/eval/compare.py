@@ -1,0 +1,182 @@
+"""Runs beside one another: may they be compared at all, and what is the difference, prompt by prompt?
+
+Two runs share their prompts, so their difference is estimated on pairs: only prompts that both have a verdict on count,
+and each bootstrap draw takes the same prompts from both. This removes the spread between easy and hard prompts, which
+the two separate intervals still hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from triptych.eval.report import OVERALL, Estimate, Row, draws, estimate, mean_of_known, ratio, sums
+
+# Settings that may differ between runs that are compared, and why; any other that differs forbids it
+TELLS = {
+    "model": "usually what is compared",
+    "sampling": "how the pictures were drawn",
+    "plan": "how the pictures were drawn",
+    "seeds": "the means are over other samples of the same prompts",
+    "device": "rounding differs a little",
+    "dtype": "rounding differs a little",
+    "code_sha256": "another state of the code: see its changes",
+    "versions": "other versions of what computes",
+}
+FORBIDS = {
+    "benchmark": "not the same task",
+    "columns": "the overall mean is over other columns",
+    "prompts": "not the same task",
+    "prompts_sha256": "other texts, specs or pictures were asked",
+    "judge": "scores of two judges are not on one scale",
+    "turns": "the tables end after different numbers of edits",
+}
+PAIRS = ("benchmark", "prompts", "prompts_sha256")  # without these there are no pairs at all
+UNRECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting that two manifests do not share; `key` is dotted."""
+
+    key: str
+    here: Any
+    there: Any
+    forbids: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.here} here, {self.there} there ({self.why})"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt in both runs: the shares of right pictures over its seeds, None where no verdict is known."""
+
+    prompt: int
+    text: str
+    column: str
+    first: float | None
+    second: float | None
+
+    @property
+    def outcome(self) -> str:
+        """win, loss or tie of the second run; unpaired where either is unknown."""
+        if self.first is None or self.second is None:
+            return "unpaired"
+        return "tie" if self.first == self.second else "win" if self.second > self.first else "loss"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second run against the first after `turn` edits at most; estimates are of second minus first."""
+
+    turn: int
+    differences: Mapping[str, Estimate]  # per column and OVERALL; `missing` counts prompts that are not in both
+    pairs: tuple[Pair, ...]
+
+    @property
+    def wins(self) -> tuple[Pair, ...]:
+        return self._with("win")
+
+    @property
+    def losses(self) -> tuple[Pair, ...]:
+        return self._with("loss")
+
+    @property
+    def ties(self) -> tuple[Pair, ...]:
+        return self._with("tie")
+
+    @property
+    def unpaired(self) -> tuple[Pair, ...]:
+        return self._with("unpaired")
+
+    @property
+    def sign_p(self) -> float | None:
+        """Two-sided exact sign test of wins against losses (McNemar's with one seed); None without either."""
+        more, total = max(len(self.wins), len(self.losses)), len(self.wins) + len(self.losses)
+        if not total:
+            return None
+        tail = sum(math.comb(total, count) for count in range(more, total + 1))
+        return min(1.0, 2 * tail / 2**total)
+
+    def to_record(self) -> dict[str, Any]:
+        """Whole, as JSON values: every prompt is listed."""
+        kinds = {"wins": self.wins, "losses": self.losses, "ties": self.ties, "unpaired": self.unpaired}
+        return {
+            "turn": self.turn,
+            "differences": {column: asdict(each) for column, each in self.differences.items()},
+            "sign_p": self.sign_p,
+            **{kind: [asdict(pair) for pair in pairs] for kind, pairs in kinds.items()},
+        }
+
+    def _with(self, outcome: str) -> tuple[Pair, ...]:
+        return tuple(pair for pair in self.pairs if pair.outcome == outcome)
+
+
+def compare(
+    first: Sequence[Row], second: Sequence[Row], columns: Sequence[str], turn: int, seed: int = 0
+) -> Comparison:
+    """The second run against the first, both of the same prompts; `seed` fixes the bootstrap."""
+    asked = {row.prompt: row for row in (*second, *first)}
+    prompts = sorted(asked)
+    (right, known), (other_right, other_known) = (_at(rows, prompts, turn) for rows in (first, second))
+    shares, other_shares = _shares(right, known), _shares(other_right, other_known)
+    pairs = [
+        Pair(prompt, asked[prompt].text, asked[prompt].column, one, other)
+        for prompt, one, other in zip(prompts, shares, other_shares, strict=True)
+    ]
+    paired = (known > 0) & (other_known > 0)
+    rng = np.random.default_rng(seed)
+    means: dict[str, np.ndarray] = {}
+    lost: dict[str, int] = {}
+    for column in columns:
+        mine = np.array([pair.column == column for pair in pairs], bool)
+        own = mine & paired
+        weights = draws(int(own.sum()), rng)
+        means[column] = ratio(weights, other_right[own], other_known[own]) - ratio(weights, right[own], known[own])
+        lost[column] = int(mine.sum() - own.sum())
+    if means:
+        means[OVERALL] = mean_of_known(np.stack(list(means.values())))
+        lost[OVERALL] = sum(lost.values())
+    found = {column: estimate(mean, lost[column]) for column, mean in means.items()}
+    return Comparison(turn, found, tuple(pairs))
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Difference]:
+    """Every setting that two manifests do not share, those that forbid a comparison first.
+
+    A setting that is not known to be harmless forbids it, too: a benchmark may record what only it knows.
+    """
+    order = list({**here, **there})
+    flat_here, flat_there = dict(_flat(here)), dict(_flat(there))
+    found = []
+    for key in {**flat_here, **flat_there}:
+        one, other = flat_here.get(key, UNRECORDED), flat_there.get(key, UNRECORDED)
+        if one != other:
+            top = key.split(".")[0]
+            why = TELLS.get(top) or FORBIDS.get(top, "not known to be harmless")
+            found.append(Difference(key, one, other, top not in TELLS, why))
+    return sorted(found, key=lambda each: (not each.forbids, order.index(each.key.split(".")[0])))
+
+
+def _flat(manifest: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in manifest.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _at(rows: Sequence[Row], prompts: Sequence[int], turn: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right pictures and verdicts of each prompt after `turn` edits at most, over its seeds."""
+    total, count = sums(rows, prompts, turn, strict=True)
+    return total[:, turn], count[:, turn]
+
+
+def _shares(right: np.ndarray, known: np.ndarray) -> list[float | None]:
+    return [float(part / whole) if whole else None for part, whole in zip(right, known, strict=True)]

@@ -1,0 +1,141 @@
+"""A run in the layout of lm-evaluation-harness and lmms-eval, for tools that read theirs.
+
+`results_lmms.json` is what they call results_TIMESTAMP.json: a task per column, and a group over them whose accuracy is
+the mean of the columns. `samples_lmms.jsonl` holds a line per sample. The accuracy of a task is that after the last
+turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ... Standard errors are of the bootstrap over
+prompts. `n-samples` tells how many samples there are, and on how many there is a verdict; the difference is told again
+as `missing`. Where nothing is known, there is no `acc`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from triptych.eval.report import OVERALL, RESAMPLES, Row, resampled
+
+VERSION = 1  # of the tasks; raised when a number would change its meaning
+RESULTS, SAMPLES = "results_lmms.json", "samples_lmms.jsonl"
+
+
+def task_of(benchmark: str, column: str) -> str:
+    """A task's name: that of the benchmark and of the column, in lower case, joined by underscores.
+
+    >>> task_of("GenEval++", "Color/Count")
+    'genevalpp_color_count'
+    """
+    return "_".join(_plain(name) for name in (benchmark, column) if name != OVERALL)
+
+
+def results(manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    """The results file, of `rows` so far, as JSON values."""
+    benchmark, turns = manifest["benchmark"], manifest["turns"]
+    means = resampled(rows, columns, turns)
+    tasks = {column: task_of(benchmark, column) for column in columns}
+    group = task_of(benchmark, OVERALL)
+    found = {tasks[column]: _metrics(column, means[column], _of(rows, column), turns) for column in columns}
+    overall = _metrics(benchmark, means[OVERALL], rows, turns) if columns else {"alias": benchmark}
+    metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns))]
+    every = [group, *tasks.values()]
+    return {
+        "results": {group: overall, **found},
+        "groups": {group: overall},
+        "group_subtasks": {group: list(tasks.values())},
+        "configs": {tasks[column]: _config(tasks[column], column, manifest) for column in columns},
+        "versions": dict.fromkeys(every, VERSION),
+        "n-shot": dict.fromkeys(every, 0),
+        "higher_is_better": {name: {**dict.fromkeys(metrics, True), "missing": False} for name in every},
+        "n-samples": {tasks[column]: _counts(_of(rows, column), turns) for column in columns},
+        "config": {
+            "model": "triptych",
+            "model_args": f"model={manifest.get('model')},dtype={manifest.get('dtype')}",
+            "batch_size": None,
+            "device": manifest.get("device"),
+            "limit": None,
+            "bootstrap_iters": RESAMPLES,
+            "gen_kwargs": manifest.get("sampling"),
+            "random_seed": manifest["seeds"][0],
+            "triptych": dict(manifest),
+        },
+        "model_name": manifest.get("model"),
+        "model_name_sanitized": _plain(str(manifest.get("model"))),
+        "git_hash": manifest.get("code_sha256"),
+        "task_hashes": {},
+        "total_evaluation_time_seconds": f"{sum(row.seconds for row in rows):.1f}",
+    }
+
+
+def samples(manifest: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """A line of the samples file per row. `acc` is null where the verdict is missing."""
+    benchmark, turns = manifest["benchmark"], manifest["turns"]
+    for row in rows:
+        score = row.score(turns)
+        last = row.verdicts[-1] if row.verdicts else None
+        said = [text for text in row.said if text is not None]
+        yield {
+            "task_name": task_of(benchmark, row.column),
+            "doc_id": row.prompt,
+            "doc": {"prompt": row.text, "column": row.column, "seed": row.seed},
+            "target": "every check holds",
+            "arguments": [[row.text, {"seed": row.seed, **manifest.get("sampling", {})}]],
+            "resps": [said],
+            "filtered_resps": list(row.pictures[-1:]),
+            "filter": "none",
+            "metrics": ["acc"],
+            "acc": None if score is None else float(score == 1),
+            "score": score,
+            "failed": None if last is None else list(last.failed),
+            "doc_hash": _sha256([row.prompt, row.text, row.column]),
+            "prompt_hash": _sha256(row.text),
+            "target_hash": _sha256("every check holds"),
+        }
+
+
+def _metrics(alias: str, means: np.ndarray, rows: Sequence[Row], turns: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": alias}
+    for turn in range(turns, -1, -1):
+        name = "acc" if turn == turns else f"acc_turn{turn}"
+        if not np.isnan(means[0, turn]):
+            found[f"{name},none"] = float(means[0, turn])
+            found[f"{name}_stderr,none"] = float(np.nanstd(means[1:, turn], ddof=1))
+    counts = _counts(rows, turns)
+    return {**found, "missing,none": counts["original"] - counts["effective"]}
+
+
+def _counts(rows: Sequence[Row], turns: int) -> dict[str, int]:
+    return {"original": len(rows), "effective": sum(row.score(turns) is not None for row in rows)}
+
+
+def _config(task: str, column: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "task": task,
+        "task_alias": column,
+        "group": task_of(manifest["benchmark"], OVERALL),
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "repeats": len(manifest["seeds"]),
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {
+            "version": VERSION,
+            "judge": manifest.get("judge"),
+            "turns": manifest["turns"],
+            "prompts_sha256": manifest.get("prompts_sha256"),
+        },
+    }
+
+
+def _of(rows: Sequence[Row], column: str) -> list[Row]:
+    return [row for row in rows if row.column == column]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
