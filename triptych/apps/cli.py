@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from triptych.apps.judges import JudgeChoice
 from triptych.apps.judging import JudgePictures
+from triptych.apps.report import ReportRuns
 from triptych.apps.score import Score
 from triptych.errors import TriptychError
 
@@ -159,9 +160,13 @@ class Evaluate(ModelChoice, JudgeChoice):
     batch: int = 16
     """Traces drawn at once."""
     out: Folder = None
-    """Folder of manifest.json, results.jsonl and report.json; runs/BENCHMARK-MODEL if not given."""
+    """Folder of the run: manifest, results, pictures, report; runs/BENCHMARK-MODEL if not given."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on with the run in --out."""
+    shard: Annotated[str | None, arg(metavar="I/N")] = None
+    """Play part I of N beside the processes that play the others into the same --out; `triptych report` merges."""
+    keep_pictures: bool = True
+    """Keep every judged picture in the folder, lossless."""
     as_json: Json = False
     """Print report and manifest as JSON on stdout."""
 
@@ -259,6 +264,7 @@ COMMANDS = {
     "eval": Evaluate,
     "exam": Exam,
     "score": Score,
+    "report": ReportRuns,
     "lessons": Lessons,
     "train": Train,
     "info": Info,

@@ -15,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from triptych.apps.exhibit import check_writable, free, slug
 from triptych.apps.inputs import check_at_least, sampling_of
 from triptych.apps.judges import STICKERS, Kind, Overheard
+from triptych.apps.report import publish
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tally
 from triptych.eval.benchmark import Benchmark, manifest, run
-from triptych.eval.ledger import Ledger
+from triptych.eval.ledger import WHOLE, Ledger, Shard
 from triptych.eval.report import Row, table
 from triptych.loop import Policy
 from triptych.rewards.judge import Judge
@@ -52,34 +53,39 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     check_at_least("seeds", choice.seeds, 1)
     check_at_least("turns", choice.turns, 0)
     check_at_least("batch", choice.batch, 1)
-    out = folder_of(choice)
-    if not choice.resume:
+    out, shard = folder_of(choice), shard_of(choice.shard)
+    if not choice.resume and not (shard != WHOLE and out.exists()):
         check_writable(out)
     policy = load()
     judge = Overheard(judge_of(choice, benchmark, policy.config.world))
     seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps)
     console = open_console(choice.as_json)
     rows: list[Row] = []
+    judged = 0
     try:
         with Progress(*COLUMNS, console=console) as progress:
-            bar = progress.add_task(benchmark.name, total=len(benchmark.prompts) * len(seeds), right="")
-            for row in run(
-                benchmark, policy, judge, choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume
-            ):
+            total = len(range(shard[0] - 1, len(benchmark.prompts) * len(seeds), shard[1]))
+            bar = progress.add_task(benchmark.name, total=total, right="")
+            settings = (choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume)
+            for row in run(benchmark, policy, judge, *settings, shard=shard, keep=choice.keep_pictures):
                 rows.append(row)
                 progress.update(bar, advance=1, right=right_so_far(benchmark, rows, choice.turns))
-                kept = f"the others are in {out}: go on with --out {out} --resume"
-                choice.check_missing(sum(judge.asked), len(judge.causes), "".join(judge.causes[-1:]), kept)
+                judged += len(row.verdicts) if judge.asked else 0  # rows of an earlier run come first
+                if judged == sum(judge.asked):  # the whole batch is in the folder
+                    kept = f"the others are in {out}: go on with --out {out} --resume"
+                    choice.check_missing(judged, len(judge.causes), "".join(judge.causes[-1:]), kept)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; {len(rows)} rows are in {out}: go on with --out {out} --resume", style="yellow")
         return 130
-    report = benchmark.report(rows, choice.turns)
+    ledger = Ledger.read(out)
+    rows, report = ledger.played(), ledger.report()  # of every shard
     if isinstance(benchmark, suites.Tiif):
         answers = answered(benchmark, rows, choice.turns, out, console)
     else:
         answers = {}
         console.print(table(report))
-    console.print(f"{out}/", style="bold", soft_wrap=True)
+    publish(ledger, report)
+    console.print(f"{out}/report.html", style="bold", soft_wrap=True)
     if report.missing:
         console.print(f"{report.missing} verdicts are missing; --out {out} --resume asks again", style="yellow")
     if choice.as_json:
@@ -155,4 +161,16 @@ def folder_of(choice: Evaluate) -> Path:
         return choice.out
     if choice.resume:
         raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+    if choice.shard is not None:
+        raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
     return free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+
+
+def shard_of(text: str | None) -> Shard:
+    """(1, 2) of "1/2". Raises ConfigError for what names no part."""
+    if text is None:
+        return WHOLE
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/2")
+    return int(index), int(count)

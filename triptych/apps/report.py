@@ -1,0 +1,190 @@
+"""`triptych report`: the folder of a run made into its table, files and page; or several runs beside one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from triptych.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from triptych.eval.compare import Comparison
+    from triptych.eval.ledger import Ledger
+    from triptych.eval.report import Report
+
+LISTED = 12  # wins and losses told one by one; --json lists all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRuns:
+    """Merge a run's folder into its table and page, or compare runs prompt by prompt."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")] = ()
+    """One folder of `triptych eval`, or several: the first is what the others are compared with."""
+    check: Annotated[Path | None, arg(metavar="MANIFEST")] = None
+    """Say what differs from another run's manifest.json, and whether it forbids a comparison (exit code 1)."""
+    turn: int | None = None
+    """Compare the pictures after so many edits at most; the last turn that all runs have if not given."""
+    anyway: FlagCreatePairsOff[bool] = False
+    """Compare runs of the same prompts although another setting forbids it."""
+    as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False
+    """Print JSON on stdout, and the rest on stderr."""
+
+    def run(self, open_model: object) -> int:
+        from triptych.eval.ledger import Ledger
+
+        if not self.folders:
+            raise ConfigError("no folder was given; expected one or more folders of `triptych eval`")
+        ledgers = [Ledger.read(folder) for folder in self.folders]
+        if self.check is not None:
+            return check(ledgers, self.check, self.as_json)
+        if len(ledgers) == 1:
+            return show(ledgers[0], self.as_json)
+        return contrast(ledgers, self.turn, self.anyway, self.as_json)
+
+
+def show(ledger: Ledger, as_json: bool) -> int:
+    """Print one run's table, and write what `publish` writes."""
+    from triptych.apps.terminal import open_console
+    from triptych.eval.report import table
+
+    report, console = ledger.report(), open_console(as_json)
+    console.print(table(report))
+    page = publish(ledger, report)
+    console.print(str(page), style="bold", soft_wrap=True)
+    if as_json:
+        _print({"folder": str(ledger.folder), "report": report.to_record(), "manifest": ledger.manifest})
+    return 0
+
+
+def publish(ledger: Ledger, report: Report | None = None) -> Path:
+    """Write report.json, report.html, results_lmms.json and samples_lmms.jsonl anew from the rows so far; the page.
+
+    Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
+    """
+    from triptych.apps.report_page import page
+    from triptych.eval import exports
+
+    manifest, rows = ledger.manifest, ledger.played()
+    report = ledger.report() if report is None else report
+    ledger.finish(report)
+    samples = exports.samples(manifest, rows)
+    ledger.replace(exports.SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    results = exports.results(manifest, rows, ledger.columns)
+    ledger.replace(exports.RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return ledger.replace("report.html", page(ledger, report))
+
+
+def check(ledgers: Sequence[Ledger], other: Path, as_json: bool) -> int:
+    """Print each difference between a run's manifest and another; 1 if one forbids to compare the runs, else 0."""
+    from triptych.eval.compare import differences
+    from triptych.eval.ledger import read_manifest
+
+    if len(ledgers) > 1:
+        raise ConfigError(f"--check with {len(ledgers)} folders; expected one folder and the manifest of another run")
+    found = differences(ledgers[0].manifest, read_manifest(other / "manifest.json" if other.is_dir() else other))
+    forbidden = any(each.forbids for each in found)
+    if as_json:
+        told = [{**vars(each)} for each in found]
+        _print({"comparable": not forbidden, "differences": told})
+        return int(forbidden)
+    for each in found:
+        print(f"{'forbids' if each.forbids else 'tells  '}  {each}")
+    print("not comparable" if forbidden else "comparable" if found else "comparable: the manifests are the same")
+    return int(forbidden)
+
+
+def contrast(ledgers: Sequence[Ledger], turn: int | None, anyway: bool, as_json: bool) -> int:
+    """Print the runs side by side, and each against the first: paired differences, and prompts won and lost."""
+    from triptych.apps.terminal import open_console
+    from triptych.eval.compare import compare
+
+    console = open_console(as_json)
+    for warning in barred(ledgers, anyway):
+        console.print(f"compared anyway: {warning}", style="yellow", soft_wrap=True, markup=False)
+    last = min(ledger.manifest["turns"] for ledger in ledgers)
+    turn = last if turn is None else turn
+    if not 0 <= turn <= last:
+        raise ConfigError(f"--turn {turn}: expected 0 to {last}, the last turn that all these runs have")
+    columns, (first, *others) = ledgers[0].columns, [ledger.played() for ledger in ledgers]
+    comparisons = [compare(first, rows, columns, turn) for rows in others]
+    reports = [ledger.report() for ledger in ledgers]
+    console.print(beside(ledgers, reports, comparisons, turn))
+    for ledger, report in zip(ledgers, reports, strict=True):
+        if report.open:
+            console.print(f"{ledger.folder}: {report.open} jobs still to be played", style="yellow", soft_wrap=True)
+    for ledger, comparison in zip(ledgers[1:], comparisons, strict=True):
+        for line in told(ledger, comparison):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if as_json:
+        runs = [
+            {"folder": str(ledger.folder), "report": report.to_record(), "manifest": ledger.manifest}
+            for ledger, report in zip(ledgers, reports, strict=True)
+        ]
+        records = [
+            {"first": str(ledgers[0].folder), "second": str(ledger.folder), **comparison.to_record()}
+            for ledger, comparison in zip(ledgers[1:], comparisons, strict=True)
+        ]
+        _print({"runs": runs, "comparisons": records})
+    return 0
+
+
+def barred(ledgers: Sequence[Ledger], anyway: bool) -> list[str]:
+    """What forbids to compare the runs with the first, in lines. Raises ConfigError unless that is overruled."""
+    from triptych.eval.compare import PAIRS, differences
+
+    found = []
+    for ledger in ledgers[1:]:
+        forbidding = [each for each in differences(ledgers[0].manifest, ledger.manifest) if each.forbids]
+        firm = [each for each in forbidding if each.key in PAIRS or not anyway]
+        if firm:
+            told = "; ".join(str(each) for each in firm)
+            what = (
+                "expected runs of the same prompts" if anyway else "compare other runs, or look all the same: --anyway"
+            )
+            raise ConfigError(f"{ledgers[0].folder} and {ledger.folder} are not comparable: {told}; {what}")
+        found += [f"{ledger.folder}: {each}" for each in forbidding]
+    return found
+
+
+def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence[Comparison], turn: int) -> Table:
+    """A line per column: each run's mean, then each later run's difference to the first."""
+    from rich.table import Table
+
+    from triptych.eval.report import cell
+
+    printed = Table(title=f"{reports[0].benchmark}, after {turn} edits at most: share of right pictures [95 %]")
+    printed.add_column("column")
+    names = [ledger.folder.name for ledger in ledgers]
+    for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
+        printed.add_column(name, justify="right", overflow="fold")
+    for column in reports[0].accuracy:
+        means = [cell(report.accuracy[column][turn]) for report in reports]
+        changes = [cell(comparison.differences[column], sign="+") for comparison in found]
+        printed.add_row(column, *means, *changes)
+    return printed
+
+
+def told(ledger: Ledger, found: Comparison) -> list[str]:
+    """How many prompts are won, lost, tied and unpaired, and the first of those won and lost."""
+    sign = "" if found.sign_p is None else f", sign test p = {found.sign_p:.3g}"
+    lines = [
+        f"{ledger.folder.name}: {len(found.wins)} prompts won, {len(found.losses)} lost, {len(found.ties)} tied, "
+        f"{len(found.unpaired)} not in both{sign}"
+    ]
+    for word, pairs in (("won", found.wins), ("lost", found.losses)):
+        lines += [f"  {word:4} {pair.first:.2f} > {pair.second:.2f}  {pair.text}" for pair in pairs[:LISTED]]
+        if len(pairs) > LISTED:
+            lines.append(f"  {word:4} and {len(pairs) - LISTED} more: --json lists all")
+    return lines
+
+
+def _print(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
