@@ -181,7 +181,9 @@ class Checks:
         if record["length"] not in LENGTHS:
             raise ValueError(f"length is {record['length']!r}; expected short or long")
         attribute, index = record["type" if theirs else "attribute"], record.get("index", "")
-        return Checks(questions, tuple(map(bool, truths)), str(attribute), record["length"], str(index))
+        if not isinstance(attribute, str) or not attribute:
+            raise TypeError("the attribute is no text")
+        return Checks(questions, tuple(map(bool, truths)), attribute, record["length"], str(index))
 
 
 @dataclass(frozen=True, eq=False)
