@@ -1,5 +1,6 @@
 """Laws of training: it resumes exactly, learns, counts what fails, and every baseline is a switch."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from triptych.errors import ConfigError, JudgeError, TrainingError
 from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
 from triptych.rl import checkpoint, replay
-from triptych.rl.config import Limits, Replay, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.config import Limits, Lora, Replay, Stage, TextPart, TrainConfig, Tree
 from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, text_only, tiny, without_kl
 from triptych.rl.stream import StickerPrompts
 from triptych.rl.teach import ModelLessons
@@ -57,11 +58,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         DEBUG,
         replace(DEBUG, tree=Tree(depth=2, resample=1), reference="average", seed=3),
         replace(DEBUG, tree=Tree(kind="trajectory", depth=1)),
+        replace(DEBUG, lora=Lora(rank=2), reference="adapter"),
     ],
-    ids=["debug", "deeper, resampled, average as reference", "trajectory"],
+    ids=["debug", "deeper, resampled, average as reference", "trajectory", "adapters"],
 )
 def test_a_cut_run_resumes_exactly(tmp_path, config):
     """Weights, averages, optimiser and waiting parents, wherever it was cut."""
+    if config.lora.rank:
+        pytest.importorskip("peft")
     config = replace(config, steps=4)
     whole = run(config, tmp_path / "whole")
     for count, after in enumerate((2, 2, 1)):
@@ -191,6 +195,50 @@ def test_missing_verdicts_are_counted_and_too_many_stop_the_run():
     assert sum(len(group.siblings) for group in steps[0].groups) == 4
     with pytest.raises(JudgeError, match="nobody at home"):
         run(DEBUG, judge=Absent())
+
+
+class Tired(BrightnessJudge):
+    """Sees the first so many pictures, and none after them."""
+
+    def __init__(self, seen: int):
+        object.__setattr__(self, "left", seen)
+
+    def __call__(self, traces):
+        object.__setattr__(self, "left", self.left - len(traces))
+        if self.left < 0:
+            raise JudgeError("too tired")
+        return super().__call__(traces)
+
+
+@pytest.mark.parametrize(("window", "taken"), [(1, 3), (3, 4), (9, 5)])
+def test_missing_verdicts_are_counted_in_a_window(window, taken):
+    """Two steps of six verdicts, then none: a run stops as soon as more than half of its window are missing."""
+    config = replace(DEBUG, steps=6, tree=Tree(depth=0), limits=Limits(missing=0.5, window=window))
+    steps = train(tiny(), PROMPTS, Tired(12), config)
+    seen = 0
+    try:
+        for _ in steps:
+            seen += 1
+    except JudgeError as error:
+        assert "too tired" in str(error)
+    assert seen == taken
+
+
+def test_the_newest_checkpoints_stay_and_others_go(tmp_path):
+    run(replace(DEBUG, steps=4, keep=3), tmp_path)
+    assert [path.name[-1] for path in checkpoint.steps(tmp_path / "checkpoints")] == ["2", "3", "4"]
+    run(replace(DEBUG, steps=5, keep=1), tmp_path, again=True)  # a resumed run may keep another number
+    assert [path.name[-1] for path in checkpoint.steps(tmp_path / "checkpoints")] == ["5"]
+
+
+def test_a_setting_that_is_newer_than_a_run_does_not_stop_it(tmp_path):
+    run(replace(DEBUG, steps=1), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["lora"], record["keep"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert len(run(DEBUG, tmp_path, again=True)) == 1
+    with pytest.raises(ConfigError, match="lora"):
+        run(replace(DEBUG, lora=Lora(rank=2)), tmp_path, again=True)
 
 
 def test_groups_under_two_rows_are_dropped():

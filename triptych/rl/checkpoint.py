@@ -20,11 +20,11 @@ from torch import Tensor
 
 from triptych.errors import ModelError, OutputError
 
-KEEP = 2  # checkpoints kept in a folder: the last, and the one before it
+KEEP = 2  # checkpoints kept in a folder where nothing else is asked: the last, and the one before it
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
-    """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `KEEP`."""
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int = KEEP) -> Path:
+    """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`."""
     final = Path(folder) / f"step-{step:08d}"
     aside = final.with_suffix(".partial")
     try:
@@ -41,7 +41,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
         raise OutputError(
             f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is untouched"
         ) from error
-    for old in steps(folder)[:-KEEP]:
+    for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 

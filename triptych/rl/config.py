@@ -17,6 +17,7 @@ from triptych.rewards.shaping import Grain, RewardRule
 from triptych.rl.teach import ModelLessons
 
 Experts = Literal["und", "gen", "both"]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,19 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on the projections of the layers instead of all weights (adapters.py); needs peft.
+
+    There is no dropout: a score must repeat what the sampler did.
+    """
+
+    rank: int = 0  # 0 trains all weights
+    alpha: int = 32  # the adapters count alpha / rank times
+    experts: Experts = "both"  # which layers get one
+    projections: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
 class Limits:
     """When a run refuses to start or to go on."""
 
@@ -123,6 +137,7 @@ class TrainConfig:
     device: str = "auto"
     compute: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
     every: int = 20  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay
     micro: int = 32  # rows of one forward with gradient: less memory, the same result
     tags: tuple[str, ...] = ()  # train on prompts of these tags alone
     tree: Tree = field(default_factory=Tree)
@@ -131,7 +146,9 @@ class TrainConfig:
     refine: Stage = field(default_factory=lambda: Stage(sampling=SKETCH_FINE))
     replay: Replay = field(default_factory=Replay)
     limits: Limits = field(default_factory=Limits)
-    reference: Literal["frozen", "average"] = "frozen"  # what the KL is measured from
+    lora: Lora = field(default_factory=Lora)
+    reference: Literal["frozen", "average", "adapter"] = "frozen"  # what the KL is measured from
+    # frozen: the first weights; average: the running average; adapter: the model without its adapters, no copy at all
     average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
     warmup: int = 10
     betas: tuple[float, float] = (0.9, 0.95)
@@ -149,15 +166,39 @@ class TrainConfig:
                 f"tree: depth={self.tree.depth}, right={self.tree.right}, resample={self.tree.resample}; "
                 "expected a depth and a number of resamples of 0 or more, and a share in 0..1"
             )
-        if self.steps < 1 or self.every < 1 or self.micro < 1 or self.samples < 0:
-            raise ConfigError(
-                f"steps={self.steps}, every={self.every}, micro={self.micro}, samples={self.samples}: "
-                "expected 1 or more of each, and 0 or more samples"
-            )
+        counts = {name: getattr(self, name) for name in ("steps", "every", "keep", "micro")}
+        if min(counts.values()) < 1 or self.samples < 0:
+            told = ", ".join(f"{name}={count}" for name, count in (counts | {"samples": self.samples}).items())
+            raise ConfigError(f"{told}: expected 1 or more of each, and 0 or more samples")
+        _check_lora(self)
         if self.reference == "average" and not self.average:
             raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average={self.average}: expected a share of 0 or more, below 1")
+
+
+def _check_lora(config: TrainConfig) -> None:
+    lora = config.lora
+    if lora.rank < 0 or lora.alpha <= 0 or not lora.projections:
+        raise ConfigError(
+            f"lora: rank={lora.rank}, alpha={lora.alpha}, projections={lora.projections}; expected a rank of 0 (train "
+            "all weights) or more, an alpha above 0 and one projection or more"
+        )
+    if config.reference == "adapter" and not lora.rank:
+        raise ConfigError("reference=adapter is the model without its adapters, and it has none; set --lora.rank")
+    if config.reference == "adapter" and config.vision:
+        raise ConfigError("reference=adapter needs all else frozen, and vision trains the tower; set --no-vision")
+    if not lora.rank or lora.experts == "both":
+        return
+    for name, stage in (("reason", config.reason), ("refine", config.refine)):
+        for kind, part, on in (("text", stage.text, stage.speaks), ("picture", stage.picture, stage.picture.on)):
+            if on and part.experts not in (lora.experts, "both"):
+                raise ConfigError(
+                    f"{name}.{kind} moves the {part.experts} experts, and only the {lora.experts} ones have adapters; "
+                    f"set --lora.experts both, or --{name}.{kind}.no-on"
+                )
+    if config.replay.weight and lora.experts == "gen":
+        raise ConfigError("replayed lessons teach words too, and lora.experts=gen has none to move; set it to both")
 
 
 def _check_stage(name: str, stage: Stage) -> None:

@@ -23,7 +23,7 @@ from triptych.model.config import (
 )
 from triptych.model.words import CLOSE
 from triptych.rewards.shaping import RewardRule
-from triptych.rl.config import Limits, PicturePart, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.config import Limits, Lora, PicturePart, Stage, TextPart, TrainConfig, Tree
 
 # Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
 # sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
@@ -130,6 +130,23 @@ RELEASE_7B = TrainConfig(
     ),
 )
 
+# Adapters instead of all weights, and the KL from the model without them: no optimiser state and no copy of the rest.
+LORA_7B = replace(
+    RELEASE_7B,
+    lora=Lora(rank=64, alpha=128),
+    reference="adapter",
+    reason=replace(
+        RELEASE_7B.reason,
+        text=replace(_RELEASE_TEXT, rate=5e-5),  # ten times that of all weights, as is usual for adapters
+        picture=replace(_RELEASE_PICTURE, rate=5e-5),
+    ),
+    refine=replace(
+        RELEASE_7B.refine,
+        text=replace(_RELEASE_TEXT, rate=5e-5),
+        picture=replace(RELEASE_7B.refine.picture, rate=5e-5),
+    ),
+)
+
 
 def text_only(config: TrainConfig) -> TrainConfig:
     """Pictures do not learn: they are drawn without noise, and equal plans once."""
@@ -177,5 +194,6 @@ RECIPES: dict[str, tuple[TrainConfig, str]] = {
     "no-kl": (without_kl(SKETCH_RL), "Baseline: no pull towards the first weights."),
     "sft-only": (lessons_only(SKETCH_RL), "Baseline: lessons on the same rollouts instead of rewards."),
     "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
+    "lora-7b": (LORA_7B, "The same with adapters, whose absence is the KL's reference; rates are not tried yet."),
     "debug": (DEBUG, "Two steps of a tiny random model, to see that it runs."),
 }

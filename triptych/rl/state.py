@@ -24,7 +24,7 @@ from triptych.rl.tree import Node
 from triptych.rl.update import Learner
 from triptych.trace import Completion, Drawing, Prompt, Spec, Trace, Turn, Verdict
 
-FREE = ("steps", "samples", "device", "every", "micro")  # settings that a resumed run may change
+FREE = ("steps", "samples", "device", "every", "keep", "micro")  # settings that a resumed run may change
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def claim(out: Path, config: TrainConfig, start: nn.Module, resume: bool) -> Non
         raise OutputError(f"cannot use {out}: {error.strerror or error}; choose another --out") from error
     if not resume:
         raise ConfigError(f"{out} holds a run already; go on with it by --resume, or choose another --out")
-    changed = [key for key in mine if key not in FREE and mine[key] != theirs.get(key)]
+    known = json.loads(json.dumps(asdict(TrainConfig()))) | theirs  # a setting that is newer than the run: its default
+    changed = [key for key in mine if key not in FREE and mine[key] != known.get(key)]
     if changed:
         raise ConfigError(
             f"{path} was written with other {', '.join(changed)}; expected the same settings and first weights: "
@@ -74,13 +75,12 @@ def save(out: Path, standing: Standing, learner: Learner) -> None:
     """Write a checkpoint aside and rename it; the last good one survives a kill at any moment."""
     tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in learner.learning.items()}
     if learner.average is not None:
-        average = dict(learner.average.named_parameters())
-        tensors |= {f"average/{name}": average[name] for name in learner.learning}
+        tensors |= {f"average/{name}": tensor for name, tensor in learner.average.items()}
     tensors |= checkpoint.pack_optimizer("adamw", learner.optimizer)
     nodes, pictures = write_nodes(standing.waiting)
     counts = {**asdict(replace(standing, waiting=())), "waiting": nodes}
     counts.pop("step")
-    checkpoint.save(out / "checkpoints", standing.step, tensors | pictures, counts)
+    checkpoint.save(out / "checkpoints", standing.step, tensors | pictures, counts, learner.config.keep)
 
 
 def resume(out: Path, learner: Learner) -> Standing:
@@ -89,12 +89,11 @@ def resume(out: Path, learner: Learner) -> Standing:
     if found is None:
         return Standing()
     tensors, record = found
-    average = {} if learner.average is None else dict(learner.average.named_parameters())
     with torch.no_grad():
         for name, parameter in learner.learning.items():
             parameter.copy_(tensors[f"model/{name}"])
-            if average:
-                average[name].copy_(tensors[f"average/{name}"])
+            if learner.average is not None:
+                learner.average[name].copy_(tensors[f"average/{name}"])
     checkpoint.unpack_optimizer("adamw", learner.optimizer, tensors)
     record["waiting"] = tuple(read_nodes(record["waiting"], tensors))
     record["judged"] = tuple((missing, asked) for missing, asked in record["judged"])

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,10 +63,12 @@ def train(
     again: bool = False,
     grow: Grow = expand,
     find: Find | None = None,
+    watch: Callable[[], Clock] = Clock,
 ) -> Iterator[Step]:
     """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and `again` an exact resume.
 
-    After the last step it holds the averaged weights, where an average is kept.
+    After the last step it holds the averaged weights, where an average is kept; adapters are merged into it, and are in
+    `out/adapter` on their own. `watch` makes the clock of a step.
 
     Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if scores do not agree
     with the sampler before the first update, or steps are not finite again and again; JudgeError if too many verdicts
@@ -85,7 +87,7 @@ def train(
             probes = [prompts(standing.place + number).text for number in range(PROBE)]
             gate.check(gate.gaps(bagel, probes, config, seed), config.limits)
     while not ended(standing, config):
-        clock = Clock()
+        clock = watch()
         stage, growths = _growths(config, standing)
         with clock.part("rollout"), learner.precision():
             rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
@@ -99,7 +101,7 @@ def train(
         _stop_if_hopeless(standing, rollout, config)
         if out is not None and (standing.step % config.every == 0 or ended(standing, config)):
             save(out, standing, learner)
-    learner.graduate()
+    learner.graduate(None if out is None else out / "adapter")
 
 
 Growths = list[tuple[Growth, slice | None]]  # how to grow, and which turns of a trace it teaches (None: the newest)

@@ -1,17 +1,19 @@
 """One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
 
 Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. One
-AdamW holds both, with a learning rate each. The vision tower and the autoencoder are frozen by default.
+AdamW holds both, with a learning rate each. The vision tower and the autoencoder are frozen by default; with adapters
+(adapters.py) everything but them is. Copies are of what learns alone: a frozen weight is in memory once.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +23,16 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
 from triptych.model.flow import gaussian_kl
 from triptych.model.scoring import Painting, Utterance
+from triptych.rl import adapters
 from triptych.rl.batch import Batch
 from triptych.rl.clock import Clock
 from triptych.rl.config import Experts, Part, Stage, TrainConfig
 from triptych.rl.losses import flow_grpo, grpo, token_kl
 from triptych.rl.teach import Sheet, teach
+from triptych.rl.tree import seed_of
 
 GEN = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.")  # marks of the names that draw
+FRESH = 4  # the seed of new adapters among those of a run
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ class Learner:
 
     def __init__(self, bagel: Bagel, config: TrainConfig):
         self.bagel, self.config = bagel, config
-        bagel.requires_grad_(True)
+        if config.lora.rank:
+            adapters.inject(bagel, config.lora, seed_of(config.seed, FRESH))
+        else:
+            bagel.requires_grad_(True)
         bagel.autoencoder.requires_grad_(False)
         bagel.vit_model.requires_grad_(config.vision)
         self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
@@ -80,9 +88,8 @@ class Learner:
         )
         parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
         with_kl = any(part.kl for part in parts if part.on)
-        self.average = _frozen(bagel) if config.average else None
-        first = _frozen(bagel) if with_kl and config.reference == "frozen" else None
-        self.reference = first if config.reference == "frozen" else self.average
+        self.average = _copies(self.learning) if config.average else None
+        self.first = _copies(self.learning) if with_kl and config.reference == "frozen" else None
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -121,12 +128,26 @@ class Learner:
         return tally.read(), True
 
     @torch.no_grad()
-    def graduate(self) -> None:
-        """Put the averaged weights into the policy, where an average is kept."""
+    def graduate(self, folder: Path | None = None) -> None:
+        """Put the averaged weights into the policy, where an average is kept, and merge its adapters, if it has any.
+
+        Adapters are written to `folder` first.
+        """
         if self.average is not None:
-            theirs = dict(self.average.named_parameters())
             for name, parameter in self.learning.items():
-                parameter.copy_(theirs[name])
+                parameter.copy_(self.average[name])
+        if self.config.lora.rank:
+            if folder is not None:
+                adapters.save(self.bagel, folder)
+            adapters.merge(self.bagel)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The policy, for a while and without gradients, as what the KL is measured from."""
+        copies = self.first if self.config.reference == "frozen" else self.average
+        wearing = adapters.switched_off(self.bagel) if copies is None else _wearing(self.learning, copies)
+        with torch.no_grad(), self.precision(), wearing:
+            yield
 
     def _set_rates(self, stage: Stage, share: float) -> None:
         for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
@@ -172,16 +193,17 @@ class Learner:
         self, rows: Sequence[Utterance], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
     ) -> Tensor:
         part, count = teaching.stage.text, teaching.batch.tokens
+        score = partial(self.bagel.score_text, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl else None
         with self.precision():
-            scores = self.bagel.score_text(rows, teaching.sampling)
+            scores = score()
         old = torch.zeros_like(scores.logprob)
         for row, one in enumerate(rows):
             old[row, : len(one.said.logprobs)] = torch.from_numpy(one.said.logprobs)
         loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip, count)
         _observe(tally, "text", (scores.logprob.detach() - old)[scores.mask], part)
         tally.add("text_entropy", scores.entropy[scores.mask])
-        if part.kl and self.reference is not None:
-            reference = self._known(known, key, lambda model: model.score_text(rows, teaching.sampling))
+        if reference is not None:
             divergence = token_kl(scores.logprob, reference.logprob, scores.mask, count)
             tally.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
             loss = loss + part.kl * divergence
@@ -191,15 +213,16 @@ class Learner:
         self, rows: Sequence[Painting], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
     ) -> Tensor:
         part, count = teaching.stage.picture, teaching.batch.strokes
+        score = partial(self.bagel.score_strokes, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl else None
         with self.precision():
-            scores = self.bagel.score_strokes(rows, teaching.sampling)
+            scores = score()
         new = torch.cat([one.logprob for one in scores])
         old = torch.cat([torch.from_numpy(one.strokes.logprob) for one in rows]).to(new.device)
         spread = torch.repeat_interleave(gains, torch.tensor([len(one.strokes.time) for one in rows])).to(new.device)
         loss = flow_grpo(new, old, spread, part.clip, count)
         _observe(tally, "stroke", new.detach() - old, part)
-        if part.kl and self.reference is not None:
-            reference = self._known(known, key, lambda model: model.score_strokes(rows, teaching.sampling))
+        if reference is not None:
             divergences = torch.cat(
                 [gaussian_kl(a.mean, b.mean, a.std) for a, b in zip(scores, reference, strict=True)]
             )
@@ -207,12 +230,11 @@ class Learner:
             loss = loss + part.kl * divergences.sum() / count
         return loss
 
-    def _known(self, known: dict, key: tuple, score: Callable[[Bagel], Any]) -> Any:
+    def _known(self, known: dict, key: tuple, score: Callable[[], Any]) -> Any:
         """The reference's scores, computed once per rollout."""
         if key not in known:
-            with torch.no_grad(), self.precision():
-                assert self.reference is not None
-                known[key] = score(self.reference)
+            with self.as_reference():
+                known[key] = score()
         return known[key]
 
     @contextmanager
@@ -230,13 +252,25 @@ class Learner:
     @torch.no_grad()
     def _blend(self) -> None:
         if self.average is not None:
-            theirs = dict(self.average.named_parameters())
             for name, parameter in self.learning.items():
-                theirs[name].lerp_(parameter, 1 - self.config.average)
+                self.average[name].lerp_(parameter, 1 - self.config.average)
 
 
-def _frozen(bagel: Bagel) -> Bagel:
-    return copy.deepcopy(bagel).requires_grad_(False).eval()
+def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learning.items()}
+
+
+@contextmanager
+def _wearing(learning: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let parameters hold other numbers for a while; nothing is copied."""
+    own = {name: parameter.data for name, parameter in learning.items()}
+    try:
+        for name, parameter in learning.items():
+            parameter.data = others[name]
+        yield
+    finally:
+        for name, parameter in learning.items():
+            parameter.data = own[name]
 
 
 def _observe(tally: Tally, name: str, gap: Tensor, part: Part) -> None:
