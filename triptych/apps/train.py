@@ -23,6 +23,7 @@ from tyro.conf import FlagCreatePairsOff, arg, subcommand
 from triptych.apps.inputs import device_of
 from triptych.apps.rollouts import Album, Pages
 from triptych.apps.terminal import open_console
+from triptych.apps.trackers import Kind, tracking
 from triptych.errors import ConfigError
 from triptych.eval.fixed import Known, fixed
 from triptych.eval.suites import rehearsal
@@ -59,6 +60,8 @@ class Training:
     """Go on exactly where the run in --out was left."""
     evaluate: Watch = field(default_factory=Watch)
     pages: Pages = field(default_factory=Pages)
+    tracker: Kind = "none"
+    """Where the numbers of steps.jsonl go too."""
 
     def run(self, open_model: Any = weights.load) -> int:
         """Train to the end; returns the exit code."""
@@ -77,9 +80,10 @@ class Training:
         judge = _judge(config)
         find = judge.scenes if isinstance(judge, WorldJudge) else None
         journal, album = log.StepLog(self.out / "steps.jsonl"), Album(self.out / "rollouts", self.pages, config)
+        tracker = tracking(self.tracker, self.out, config)
         claim(self.out, config, bagel, self.resume)  # before anything is measured or written
         try:
-            with Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
+            with tracker as track, Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
                 bar = progress.add_task("train", total=config.steps, v=0.0)
 
                 def tell(text: str) -> None:
@@ -91,6 +95,7 @@ class Training:
                     watching.look(0, 0.0)
                 for step in train(bagel, prompts, judge, config, self.out, True, find=find):
                     journal.add(step)
+                    track(step)
                     tell(log.line(step))
                     album.add(step)
                     if watching is not None and watching.due(step):
@@ -186,7 +191,9 @@ def _model(config: TrainConfig, open_model: Any) -> Bagel:
     device = device_of(config.device)
     if config.model == "tiny":
         return tiny(config.seed).to(device)
-    return open_model(config.model, device, torch.float32)  # master weights; --compute is the precision of the work
+    # What learns is held in float32, and --compute is the precision of the work; weights under adapters only work.
+    frozen = config.lora.rank and config.compute == "bfloat16" and not config.vision
+    return open_model(config.model, device, torch.bfloat16 if frozen else torch.float32)
 
 
 def _judge(config: TrainConfig) -> Judge:

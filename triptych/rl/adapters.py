@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from triptych.errors import ConfigError, OutputError
 from triptych.model.bagel import Bagel
 from triptych.rl.config import Lora
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
 
 NAME = "default"  # peft's name of the only adapter
 
@@ -60,7 +57,7 @@ def targets(lora: Lora) -> str:
     return rf"language_model\.model\.layers\.\d+\.({'|'.join(chosen)})"
 
 
-def layers(bagel: Bagel) -> dict[str, LoraLayer]:
+def layers(bagel: Bagel) -> dict[str, Any]:
     """The projections of a model that have an adapter, by name; none in a plain model."""
     if not hasattr(bagel, "peft_config"):
         return {}
@@ -134,14 +131,14 @@ def save(bagel: Bagel, folder: Path) -> None:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 
 
-def _sum(layer: LoraLayer) -> Tensor:
+def _sum(layer: Any) -> Tensor:
     """W + alpha/rank * B A, added in float32 and rounded once."""
     weight = layer.get_base_layer().weight
-    return (weight.float() + layer.get_delta_weight(NAME).float()).to(weight.dtype)  # pyright: ignore
+    return (weight.float() + layer.get_delta_weight(NAME).float()).to(weight.dtype)
 
 
-def _parameters(layer: LoraLayer) -> list[nn.Parameter]:
-    return [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]  # pyright: ignore
+def _parameters(layer: Any) -> list[nn.Parameter]:
+    return [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
 
 
 def _peft() -> Any:

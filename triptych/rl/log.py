@@ -1,4 +1,4 @@
-"""A step to one printed line, and to one line of steps.jsonl.
+"""A step to one printed line, to one line of steps.jsonl, and to numbers for a tracker (apps/trackers.py).
 
 Steps that are done again after a resume replace what was logged of them, so the log of a run that was killed is that of
 one that was not.
@@ -43,6 +43,11 @@ def line(step: Step) -> str:
 def row(step: Step) -> dict[str, object]:
     """A step as JSON values."""
     return {"index": step.index, "stage": step.stage, **step.metrics}
+
+
+def numbers(step: Step) -> dict[str, float]:
+    """Every number of a step as `stage/name`, since what Reason and Refine measure are curves of their own."""
+    return {f"{step.stage}/{name}": float(value) for name, value in step.metrics.items()}
 
 
 class StepLog:
