@@ -6,6 +6,7 @@ The numbers go to stdout; what is missing, or disputed between a file and the ru
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def read(benchmark: str, files: Sequence[Path]) -> list[list[Recorded]]:
 
     if not files:
         raise ConfigError("no file was given; expected one or more files of JSON lines")
-    if len({path.resolve() for path in files}) < len(files):
+    if len({os.path.realpath(path) for path in files}) < len(files):
         raise ConfigError("a file was named twice; expected each once, or its pictures would count double")
     readers = {"geneval": recorded.geneval, "tiif": recorded.tiif, "genevalpp": recorded.genevalpp}
     return [list(readers[benchmark](path)) for path in files]

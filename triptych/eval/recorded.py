@@ -246,6 +246,8 @@ def _start(value: Any) -> str:
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, JSON object) of each line that is not blank. Raises JudgeError, with file and line, for others."""
     line = 0
+    if path.exists() and not path.is_file():  # a pipe or a device might never end
+        raise JudgeError(f"cannot read {path}: it is no file; expected a file of JSON lines")
     try:
         with path.open("rb") as file:
             packed = file.read(2) == GZIP
