@@ -65,20 +65,21 @@ def show(ledger: Ledger, as_json: bool) -> int:
 
 
 def publish(ledger: Ledger, report: Report | None = None) -> Path:
-    """Write report.json, report.html, results_lmms.json and samples_lmms.jsonl anew from the rows so far; the page.
+    """Write report.html anew from the rows so far and, once no job is open, report.json and lm-eval's two files.
 
-    Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
+    Returns the page. Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
     """
     from triptych.apps.report_page import page
     from triptych.eval import exports
 
     manifest, rows = ledger.manifest, ledger.played()
     report = ledger.report() if report is None else report
-    ledger.finish(report)
-    samples = exports.samples(manifest, rows)
-    ledger.replace(exports.SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
-    results = exports.results(manifest, rows, ledger.columns)
-    ledger.replace(exports.RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if not report.open:
+        samples = exports.samples(manifest, rows)
+        ledger.replace(exports.SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+        results = exports.results(manifest, rows, ledger.columns)
+        ledger.replace(exports.RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        ledger.finish(report)
     return ledger.replace("report.html", page(ledger, report))
 
 
@@ -120,8 +121,8 @@ def contrast(ledgers: Sequence[Ledger], turn: int | None, anyway: bool, as_json:
     for ledger, report in zip(ledgers, reports, strict=True):
         if report.open:
             console.print(f"{ledger.folder}: {report.open} jobs still to be played", style="yellow", soft_wrap=True)
-    for ledger, comparison in zip(ledgers[1:], comparisons, strict=True):
-        for line in told(ledger, comparison):
+    for name, comparison in zip(named(ledgers)[1:], comparisons, strict=True):
+        for line in told(name, comparison):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
     if as_json:
         runs = [
@@ -162,7 +163,7 @@ def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
 
     printed = Table(title=f"{reports[0].benchmark}, after {turn} edits at most: share of right pictures [95 %]")
     printed.add_column("column")
-    names = [ledger.folder.name for ledger in ledgers]
+    names = named(ledgers)
     for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
         printed.add_column(name, justify="right", overflow="fold")
     for column in reports[0].accuracy:
@@ -172,15 +173,21 @@ def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
     return printed
 
 
-def told(ledger: Ledger, found: Comparison) -> list[str]:
+def named(ledgers: Sequence[Ledger]) -> list[str]:
+    """A short name for each run: that of its folder, or the whole path where two folders share theirs."""
+    short = [ledger.folder.resolve().name for ledger in ledgers]
+    return short if len({*short}) == len(short) else [str(ledger.folder) for ledger in ledgers]
+
+
+def told(name: str, found: Comparison) -> list[str]:
     """How many prompts are won, lost, tied and unpaired, and the first of those won and lost."""
     sign = "" if found.sign_p is None else f", sign test p = {found.sign_p:.3g}"
     lines = [
-        f"{ledger.folder.name}: {len(found.wins)} prompts won, {len(found.losses)} lost, {len(found.ties)} tied, "
+        f"{name}: {len(found.wins)} prompts won, {len(found.losses)} lost, {len(found.ties)} tied, "
         f"{len(found.unpaired)} not in both{sign}"
     ]
     for word, pairs in (("won", found.wins), ("lost", found.losses)):
-        lines += [f"  {word:4} {pair.first:.2f} > {pair.second:.2f}  {pair.text}" for pair in pairs[:LISTED]]
+        lines += [f"  {word:4} {pair.first:.2f} to {pair.second:.2f}  {pair.text}" for pair in pairs[:LISTED]]
         if len(pairs) > LISTED:
             lines.append(f"  {word:4} and {len(pairs) - LISTED} more: --json lists all")
     return lines

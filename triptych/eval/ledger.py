@@ -44,6 +44,13 @@ Result = tuple[Row, Sequence[np.ndarray]]  # a row, and the pictures `[height wi
 Work = Callable[[Sequence[Job]], Iterable[Result]]  # one Result per job, in order
 
 WHOLE: Shard = (1, 1)
+_NEEDED: dict[str, Callable[[Any], bool]] = {  # of a manifest, and what a reader can work with
+    "benchmark": lambda name: isinstance(name, str),
+    "columns": lambda titles: titles is None or _all(titles, str),
+    "prompts": lambda count: type(count) is int and 0 <= count <= 10_000_000,
+    "turns": lambda count: type(count) is int and 0 <= count <= 1_000,
+    "seeds": lambda seeds: _all(seeds, int) and 0 < len(seeds) <= 10_000,
+}
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,10 @@ class Ledger:
         """The folder of a run, finished or not, to be read. Raises OutputError if it is none."""
         ledger = Ledger(Path(folder))
         manifest = ledger.manifest
-        for name, kind in (("benchmark", str), ("prompts", int), ("turns", int), ("seeds", list)):
-            if not isinstance(manifest.get(name), kind):
-                raise OutputError(f"{folder}/manifest.json has no {name}; expected the folder of a `triptych eval`")
+        for name, holds in _NEEDED.items():
+            if not holds(manifest.get(name)):
+                told = f"{folder}/manifest.json: {name} is {str(manifest.get(name))[:40]!r}"
+                raise OutputError(f"{told}; expected the folder of a `triptych eval`: name another")
         return ledger
 
     @property
@@ -108,7 +116,7 @@ class Ledger:
     @property
     def columns(self) -> list[str]:
         """The columns of its table, in order."""
-        return self.manifest.get("columns") or list(dict.fromkeys(row.column for row in self.rows()))
+        return list(dict.fromkeys([*(self.manifest.get("columns") or ()), *(row.column for row in self.played())]))
 
     def open_jobs(self, rows: Iterable[Row] | None = None) -> list[Job]:
         """The jobs that have no row yet."""
@@ -258,7 +266,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run. Raises OutputError if the file is none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read; expected the manifest of a run: name the folder of one") from error
     if not isinstance(found, dict):
         raise OutputError(f"{path} holds no settings; expected the manifest of a run: name the folder of one")
@@ -311,6 +319,10 @@ def versions() -> dict[str, str]:
     return {"triptych": triptych, "torch": torch.__version__, "python": platform.python_version()}
 
 
+def _all(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
 def _batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
     return (jobs[start : start + size] for start in range(0, len(jobs), size))
 
@@ -320,7 +332,7 @@ def _rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             yield Row.from_record(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             told = f"got {line[:60].decode(errors='replace')!r}: remove that line"
             raise OutputError(f"{path}:{number}: expected a row of results, {told}") from error
 
