@@ -421,8 +421,8 @@ def test_a_killed_quiz_goes_on_where_it_was(ita, tmp_path):
     assert report.accuracy[OVERALL][0] == standings(ita, rows)[OVERALL].accuracy
     written = [json.loads(line) for line in (tmp_path / "ita/questions.jsonl").read_text().splitlines()]
     assert [each["answer"] for each in written] == [one.answer for one in ita.questions]
-    assert Ledger.read(tmp_path / "ita").manifest["truth"] == "known"
-    with pytest.raises(ConfigError, match="questions_sha256"):
+    assert Ledger.read(tmp_path / "ita").manifest["judge"] == "known"
+    with pytest.raises(ConfigError, match="prompts_sha256"):
         list(run(alignment(Drawn.read(folder_of(ita)), "open"), player, out=tmp_path / "ita", resume=True))
 
 
@@ -442,7 +442,7 @@ def test_what_is_no_picture_set_is_named(tmp_path, judge, ita):
     with pytest.raises(OutputError, match="not finished, 1 prompts are left"):
         Drawn.read(tmp_path / "half")
     list(run(ita, Player(ita, lambda one: YES), out=tmp_path / "quiz"))
-    with pytest.raises(OutputError, match="kept its pictures"):
+    with pytest.raises(OutputError, match="answers about another run's pictures"):
         Drawn.read(tmp_path / "quiz")
 
 

@@ -22,6 +22,7 @@ from triptych.apps.judges import JudgeChoice
 from triptych.apps.judging import JudgePictures
 from triptych.apps.report import ReportRuns
 from triptych.apps.score import Score
+from triptych.apps.study import Study
 from triptych.errors import TriptychError
 
 if TYPE_CHECKING:
@@ -143,8 +144,9 @@ class Ask(ModelChoice):
 class Evaluate(ModelChoice, JudgeChoice):
     """Play a benchmark: the paper's table, for every number of turns."""
 
-    benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "rehearsal"]]
-    """GenEval++ (280 prompts), GenEval (553), TIIF, or 70 prompts that are in neither, to choose settings on."""
+    benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "rehearsal", "ita", "vqa"]]
+    """GenEval++ (280 prompts), GenEval (553), TIIF, or 70 prompts that are in neither, to choose settings on; or ITA
+    (does a picture fit its prompt?) and VQA (what does it show?), which ask about pictures of a finished run."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """Of TIIF: your own copy of its prompts and questions, a jsonl or a folder of them."""
     turns: int = 4
@@ -152,7 +154,13 @@ class Evaluate(ModelChoice, JudgeChoice):
     seeds: int = 1
     """Traces per prompt: seeds 0 to N-1."""
     limit: int | None = None
-    """Play so many of the prompts, evenly spread."""
+    """Play so many of the prompts, evenly spread; of ita and vqa, ask so many questions a column at most (480)."""
+    understanding: FlagCreatePairsOff[bool] = False
+    """Then ask ITA and VQA about the pictures, into the folders ita and vqa of --out."""
+    drawn: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Of ita and vqa: the folder of the run whose pictures are asked about."""
+    by: Literal["question", "reflection"] = "question"
+    """Of ita: the model is asked whether the picture fits, or reflects and thereby stops."""
     steps: int | None = None
     """Flow steps per picture; the model's own number if not given."""
     plan: bool = True
@@ -171,9 +179,10 @@ class Evaluate(ModelChoice, JudgeChoice):
     """Print report and manifest as JSON on stdout."""
 
     def run(self, open_model: Open) -> int:
-        from triptych.apps import measure
+        from triptych.apps import measure, understand
 
-        return measure.evaluate(self, lambda: self.load(open_model))
+        door = understand if self.benchmark in understand.QUIZZES else measure
+        return door.evaluate(self, lambda: self.load(open_model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,15 +237,15 @@ class Info:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure a draw beat by beat, the early stop, and packed guidance, as ratios within one run."""
+class Bench(ModelChoice):
+    """Measure a draw beat by beat, the early stop, packed guidance and steps of training, as ratios within one run."""
 
-    model: str = "sketch"
-    """A packaged name or a checkpoint folder."""
     draws: int = 7
     """Single draws to take the median of."""
     batch: int = 64
     """Traces in the comparison of stops."""
+    train_steps: int = 2
+    """Steps of training to measure, Reason and Refine in turn; they change nothing. 0 leaves them out."""
     as_json: Json = False
     """Print JSON."""
 
@@ -267,6 +276,7 @@ COMMANDS = {
     "report": ReportRuns,
     "lessons": Lessons,
     "train": Train,
+    "study": Study,
     "info": Info,
     "bench": Bench,
 }
@@ -301,14 +311,10 @@ def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> i
 
 
 def _parse(arguments: list[str]) -> Any:
-    if arguments[0] == "lessons":  # its options are the fields of a recipe, which live in a heavy room
-        from triptych.apps.school import parse
+    if arguments[0] in ("lessons", "train"):  # their options are the fields of recipes, which live in a heavy room
+        from triptych.apps import school, train
 
-        return parse(arguments[1:])
-    if arguments[0] == "train":
-        from triptych.apps.train import parse
-
-        return parse(arguments[1:])
+        return (school if arguments[0] == "lessons" else train).parse(arguments[1:])
     choices = tuple(Annotated[command, subcommand(name)] for name, command in COMMANDS.items())
     union = Union[choices]  # noqa: UP007  (built from a table)
     return tyro.cli(union, args=arguments, prog="triptych", description=EPILOG)  # pyright: ignore

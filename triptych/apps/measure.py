@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from triptych.apps import understand
 from triptych.apps.exhibit import check_writable, free, slug
 from triptych.apps.inputs import check_at_least, sampling_of
 from triptych.apps.judges import STICKERS, Kind, Overheard
@@ -46,6 +47,7 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     What can be refused is refused before the model is loaded.
     """
     check_judging(choice)
+    understand.check_drawing(choice)
     benchmark = chosen(choice)
     if choice.limit is not None:
         check_at_least("limit", choice.limit, 1)
@@ -88,6 +90,7 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     console.print(f"{out}/report.html", style="bold", soft_wrap=True)
     if report.missing:
         console.print(f"{report.missing} verdicts are missing; --out {out} --resume asks again", style="yellow")
+    answers |= understand.after(choice, policy, out, console) if choice.understanding else {}
     if choice.as_json:
         about = manifest(benchmark, policy, judge, choice.turns, seeds, sampling, choice.plan)
         print(json.dumps({"folder": str(out), "report": report.to_record(), "manifest": about, **answers}), flush=True)

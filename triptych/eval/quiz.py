@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +128,10 @@ def run(
         replies = _replies(policy, quiz.by, asked, sampling, [seed for _, seed in jobs])
         seconds = (time.perf_counter() - start) / len(jobs)
         for (index, seed), one, reply in zip(jobs, asked, replies, strict=True):
-            yield _row(one, quiz.by, index, seed, reply, seconds), ()
+            row = _row(one, quiz.by, index, seed, reply, seconds)
+            if ledger is not None:
+                _link(one.picture.path, ledger.place(row, 0))
+            yield row, ()
 
     yield from recorded([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
     if ledger is not None and not ledger.open_jobs():
@@ -135,13 +140,15 @@ def run(
 
 def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
     """What would have to be the same for the same numbers, as JSON values."""
+    device, dtype = getattr(policy, "device", None), getattr(policy, "dtype", None)
     return {
         "benchmark": quiz.name,
         "columns": list(quiz.columns),
         "prompts": len(quiz.questions),
-        "questions_sha256": quiz.sha256(),
+        "prompts_sha256": quiz.sha256(),
         "model": ledgers.fingerprint(policy),
-        "device": getattr(getattr(policy, "device", None), "type", "cpu"),
+        "device": getattr(device, "type", "cpu"),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "turns": 0,
         "seeds": [0],
         "sampling": asdict(sampling),
@@ -157,6 +164,13 @@ def _replies(policy: Student, by: By, asked: Sequence[Question], sampling: Sampl
     if by == "reflection":
         return [each.text for each in policy.reflect(texts, pictures, sampling, seeds)]
     return [each.text for each in policy.answer(pictures, texts, sampling, seeds)]
+
+
+def _link(picture: Path, place: Path) -> None:
+    """The picture under the row's own name, for the page: the same file, no copy. Where that cannot be, none."""
+    place.parent.mkdir(exist_ok=True)
+    with suppress(OSError):
+        os.link(picture, place)
 
 
 def _row(one: Question, by: By, index: int, seed: int, reply: str, seconds: float) -> Row:
@@ -253,7 +267,8 @@ def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
     """The report of a run's folder, with the intervals of `standings`."""
     rows = sorted(rows, key=lambda row: row.prompt)
     told = {column: (each.accuracy,) for column, each in standings(quiz, rows).items()}
-    return replace(summarize(quiz.name, rows, quiz.columns, turns=0), accuracy=told, score=told)
+    plain = summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
+    return replace(plain, accuracy=told, score=told)
 
 
 def _unreadable(quiz: Quiz, row: Row) -> bool:

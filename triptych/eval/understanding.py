@@ -28,6 +28,7 @@ Find = Callable[[list[np.ndarray]], list[list[Thing]]]  # pictures `[height widt
 LIMIT = 480  # questions a column: what the paper's printed cells of ITA are multiples of
 NEAR = 0.5  # of the pairs that do not fit: those that miss by one check, as far as there are any
 LOOKED_AT = 64  # pictures in memory at once while their things are found
+ABOUT = ("benchmark", "prompts", "prompts_sha256", "model", "judge", "turns", "seeds", "plan", "sampling")
 FITS = (
     "Does the picture match this description exactly, in its objects and their number, colors, places and sizes? "
     '"{text}" Answer with one word: yes or no.'
@@ -45,6 +46,8 @@ class Drawn:
     def read(folder: Path) -> Drawn:
         """The set in a folder of `triptych eval`. OutputError if it is none, not finished, or kept no pictures."""
         ledger = Ledger.read(folder)
+        if "drawn" in ledger.manifest:
+            raise OutputError(f"{folder} holds answers about another run's pictures; expected the folder of that run")
         rows = sorted(ledger.rows(), key=lambda row: (row.prompt, row.seed))
         left = len(ledger.open_jobs(rows))
         if left:
@@ -53,6 +56,11 @@ class Drawn:
         if not shown:
             raise OutputError(f"{folder} holds no pictures; expected a run of `triptych eval` that drew some")
         return Drawn(ledger.manifest, shown)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a quiz tells of the run."""
+        return {key: self.manifest.get(key) for key in ABOUT}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def alignment(drawn: Drawn, world: World, limit: int = LIMIT, seed: int = 0, by:
         missing = rng.sample(near, closely) + rng.sample(far, share - closely)
         for answer, chosen in ((YES, rng.sample(fitting, share)), (NO, missing)):
             asked += [Question(each, column, _fits(each.text, world, by), (YES, NO), answer) for each in chosen]
-    about = {"drawn": dict(drawn.manifest), "truth": drawn.manifest.get("judge"), "seed": seed, "limit": limit}
+    about = {"drawn": drawn.about, "judge": drawn.manifest.get("judge"), "seed": seed, "limit": limit}
     return Quiz(
         "ITA" if by == "question" else "ITA by reflection",
         drawn.columns,
@@ -134,7 +142,7 @@ def composition(drawn: Drawn, find: Find, eyes: str, world: World, limit: int = 
         for one in questions(sight, world, f"{seed} {each.sha256}"):
             found[one.kind].append(Question(each, one.kind, one.text, one.options, one.answer))
     asked = [one for kind, all_of in found.items() for one in _balanced(all_of, limit, Random(f"VQA {seed} {kind}"))]
-    about = {"drawn": dict(drawn.manifest), "truth": eyes, "seed": seed, "limit": limit, "world": world}
+    about = {"drawn": drawn.about, "judge": eyes, "seed": seed, "limit": limit, "world": world}
     return Quiz("VQA", tuple(KINDS), _ordered(asked), about)
 
 

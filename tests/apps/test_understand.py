@@ -1,0 +1,85 @@
+"""The doors of ITA and VQA: one command for drawing and looking, pictures of another run, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from scripted import ScriptedPolicy
+
+from triptych.apps.cli import main
+from triptych.eval.ledger import Ledger
+from triptych.eval.report import OVERALL
+from triptych.trace import Completion
+
+
+class Agreeing(ScriptedPolicy):
+    """Draws and reflects by the script, and says yes to everything."""
+
+    def answer(self, images, questions, sampling, seeds, tell=None):
+        return [Completion("yes") for _ in images]
+
+
+@pytest.fixture(autouse=True)
+def inside_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def triptych(*words: object) -> int:
+    return main([str(word) for word in words], lambda *arguments: Agreeing())  # pyright: ignore
+
+
+def printed(capsys: pytest.CaptureFixture) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
+    before = sorted(Path().rglob("*"))
+    assert triptych(*words) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+    return told.err
+
+
+def test_one_command_draws_and_looks(capsys: pytest.CaptureFixture):
+    command = ("eval", "genevalpp", "--limit", 7, "--turns", 2, "--understanding", "--out", "run", "--json")
+    assert triptych(*command) == 0
+    told = printed(capsys)
+    assert told["ita"]["standings"][OVERALL]["accuracy"]["value"] == 0.5  # half of the pairs fit
+    vqa = told["vqa"]["standings"]
+    assert vqa["Presence"]["accuracy"]["value"] == 0.5 and vqa["Count"]["accuracy"]["value"] == 0.0
+    assert vqa["Count"]["unreadable"] == vqa["Count"]["asked"] > 0
+    for name in ("ita", "vqa"):
+        page = Path("run", name, "report.html").read_text()
+        assert "data:image/png" in page and told[name]["manifest"] == Ledger.read(Path("run", name)).manifest
+
+    assert triptych(*command, "--resume") == 0
+    again = printed(capsys)
+    assert [again[name]["standings"] for name in ("ita", "vqa")] == [told[name]["standings"] for name in ("ita", "vqa")]
+
+    assert triptych("eval", "ita", "--drawn", "run", "--by", "reflection", "--out", "stops", "--json") == 0
+    stops = printed(capsys)
+    assert stops["standings"][OVERALL]["accuracy"]["value"] == 1.0  # the script sees exactly
+    assert triptych("eval", "vqa", "--drawn", "run", "--limit", 2) == 0
+    assert "Presence" in capsys.readouterr().out and Path("runs/vqa-sketch/report.json").exists()
+
+
+def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
+    assert "--drawn" in refused(capsys, "eval", "ita")
+    assert "manifest.json" in refused(capsys, "eval", "ita", "--drawn", "nowhere")
+    assert "draws its own" in refused(capsys, "eval", "genevalpp", "--drawn", "run")
+    assert "--by" in refused(capsys, "eval", "genevalpp", "--by", "reflection")
+    assert "--turns" in refused(capsys, "eval", "vqa", "--drawn", "run", "--turns", 2)
+    assert "--judge" in refused(capsys, "eval", "ita", "--drawn", "run", "--judge", "world")
+    assert "kept" in refused(capsys, "eval", "genevalpp", "--understanding", "--no-keep-pictures")
+    assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "bare", "--no-keep-pictures") == 0
+    capsys.readouterr()
+    assert "kept its pictures" in refused(capsys, "eval", "ita", "--drawn", "bare")
+
+
+def test_nothing_fits_and_nothing_is_claimed(capsys: pytest.CaptureFixture):
+    assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "run") == 0
+    capsys.readouterr()
+    assert triptych("eval", "ita", "--drawn", "run", "--out", "ita", "--json") == 0
+    told = printed(capsys)["standings"]
+    assert {each["accuracy"]["value"] for each in told.values()} == {None} and told[OVERALL]["asked"] == 0

@@ -1,0 +1,203 @@
+"""`triptych eval ita` and `vqa`, and `--understanding`: ask a model about pictures, and print what it knows.
+
+The pictures are those of a finished run, `--drawn DIR`; with `--understanding` those of the run that was just played,
+so that one command measures what a unified model draws and what it sees in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from triptych.apps.exhibit import check_writable, free, slug
+from triptych.apps.inputs import check_at_least, device_of
+from triptych.apps.judges import STICKERS, sticker_judge
+from triptych.apps.report import publish
+from triptych.apps.terminal import open_console
+from triptych.errors import ConfigError
+from triptych.eval.composition import World, detected_things, scene_things
+from triptych.eval.exam import Student
+from triptych.eval.ledger import Ledger
+from triptych.eval.quiz import Quiz, Standing, quiz_report, run, standings
+from triptych.eval.report import OVERALL, Row
+from triptych.eval.understanding import LIMIT, Drawn, Find, alignment, composition
+from triptych.loop import Policy
+
+if TYPE_CHECKING:
+    from triptych.apps.cli import Evaluate
+
+QUIZZES = ("ita", "vqa")
+DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
+BAR = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[right]}"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
+    """Ask the quiz `choice.benchmark` about `--drawn`, print, and return the exit code.
+
+    What can be refused is refused before the model is loaded.
+    """
+    check(choice)
+    assert choice.drawn is not None
+    drawn = Drawn.read(choice.drawn)
+    out = choice.out or free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    if not choice.resume:
+        check_writable(out)
+    policy = load()
+    console = open_console(choice.as_json)
+    try:
+        told = asked(choice, choice.benchmark, drawn, student(choice, policy), out, console)
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
+        return 130
+    if choice.as_json:
+        print(json.dumps(told), flush=True)
+    return 0
+
+
+def check(choice: Evaluate) -> None:
+    """ConfigError for options that do not go with a quiz."""
+    if choice.drawn is None:
+        raise ConfigError(
+            f"{choice.benchmark} asks about pictures: expected --drawn DIR, a finished run of triptych eval"
+        )
+    if choice.resume and choice.out is None:
+        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+    usual = {field.name: field.default for field in fields(choice)}
+    moot = [name for name in DRAWING if getattr(choice, name) != usual[name]]
+    moot += ["judge"] if choice.benchmark == "ita" and choice.judge != "auto" else []
+    moot += ["by"] if choice.benchmark == "vqa" and choice.by != usual["by"] else []
+    if moot:
+        told = ", ".join(f"--{name}" for name in moot)
+        raise ConfigError(f"{told}: of no use with {choice.benchmark}, whose pictures are drawn; leave it out")
+    check_at_least("batch", choice.batch, 1)
+    check_at_least("limit", LIMIT if choice.limit is None else choice.limit, 2)
+
+
+def check_drawing(choice: Evaluate) -> None:
+    """ConfigError for options of the quizzes that do not go with a benchmark that is drawn."""
+    if choice.drawn is not None:
+        raise ConfigError(f"--drawn: {choice.benchmark} draws its own pictures; expected ita or vqa, or no --drawn")
+    if choice.by != "question":
+        raise ConfigError(f"--by {choice.by}: of use only with ita, whose pictures are drawn; leave it out")
+    if choice.understanding and not choice.keep_pictures:
+        raise ConfigError("--understanding asks about the pictures; expected them to be kept: leave --no-keep-pictures")
+
+
+def after(choice: Evaluate, policy: Policy, out: Path, console: Console) -> dict[str, Any]:
+    """What `--understanding` adds to a run that was played into `out`: both quizzes on its own pictures, as records.
+
+    They are run folders, `out/ita` and `out/vqa`. Nothing is asked while other shards still draw.
+    """
+    left = len(Ledger.read(out).open_jobs())
+    if left:
+        told = f"{left} prompts are left to other shards; with --resume the last one asks about the pictures"
+        console.print(told, style="yellow")
+        return {}
+    drawn, player = Drawn.read(out), student(choice, policy)
+    found = {name: asked(choice, name, drawn, player, out / name, console) for name in QUIZZES}
+    shown = "   ".join(f"{name.upper()} {overall(told)}" for name, told in found.items())
+    console.print(f"understanding of its own pictures: {shown}", style="bold", soft_wrap=True)
+    return found
+
+
+def student(choice: Evaluate, policy: Policy) -> Student:
+    """The model, if it answers questions. Raises ConfigError."""
+    if not isinstance(policy, Student):
+        raise ConfigError(f"{choice.model} has no verb `answer`; expected a model that can be asked about pictures")
+    return policy
+
+
+def asked(choice: Evaluate, name: str, drawn: Drawn, policy: Student, out: Path, console: Console) -> dict[str, Any]:
+    """Ask one quiz into the folder `out`, print its table, and return all of it as JSON values."""
+    quiz = quiz_of(choice, name, drawn, policy.config.world)
+    rows: list[Row] = []
+    with Progress(*BAR, console=console) as progress:
+        bar = progress.add_task(quiz.name, total=len(quiz.questions), right="")
+        for row in run(quiz, policy, batch_size=choice.batch, out=out, resume=choice.resume):
+            rows.append(row)
+            right = sum(each.score(0) == 1.0 for each in rows) / len(rows)
+            progress.update(bar, advance=1, right=f"right {right:.3f}")
+    found = standings(quiz, rows)
+    report, ledger = quiz_report(quiz, rows), Ledger.read(out)
+    console.print(table(quiz, found))
+    console.print(str(publish(ledger, report)), style="bold", soft_wrap=True)
+    return {
+        "folder": str(out),
+        "standings": {column: asdict(each) for column, each in found.items()},
+        "report": report.to_record(),
+        "manifest": ledger.manifest,
+    }
+
+
+def quiz_of(choice: Evaluate, name: str, drawn: Drawn, world: World) -> Quiz:
+    """The questions about a set, worded for a model of `world`. ConfigError where the model cannot know its things."""
+    judge = str(drawn.manifest.get("judge"))
+    sticker = next((kind for kind in STICKERS if judge.startswith(f"{kind}-")), None)
+    if world == "stickers" and sticker is None:
+        raise ConfigError(
+            f"{choice.model} knows stickers, and these pictures were judged by {judge}; expected a set of stickers"
+        )
+    limit = choice.limit if choice.limit is not None and choice.benchmark in QUIZZES else LIMIT
+    if name == "ita":
+        return alignment(drawn, world, limit, by=choice.by)
+    kind = choice.judge if choice.judge in (*STICKERS, "detector") else sticker or "detector"
+    return composition(drawn, *eyes(kind, choice.device), world, limit)
+
+
+def eyes(kind: str, device: str) -> tuple[Find, str]:
+    """What finds the things in pictures, and its name for manifests."""
+    if kind in STICKERS:
+        judge = sticker_judge(kind)
+        return lambda pictures: [scene_things(scene) for scene in judge.scenes(pictures)], judge.name
+    from triptych.rewards.detector import GenEvalJudge
+
+    detector = GenEvalJudge(device=device_of(device))
+    return lambda pictures: detected_things(detector.eyes, pictures), detector.name
+
+
+def table(quiz: Quiz, found: Mapping[str, Standing]) -> Table:
+    """Accuracy by column, beside what needs no eyes."""
+    printed = Table(title=f"{quiz.name}: {found[OVERALL].asked} questions", caption=caption(quiz, found))
+    printed.add_column("column")
+    for title in ("right", "95 %", "coin", "one answer", "asked", "unread"):
+        printed.add_column(title, justify="right", no_wrap=True)
+    for column, each in found.items():
+        low, high = each.accuracy.low, each.accuracy.high
+        interval = "-" if low is None else f"{share(low)} to {share(high)}"
+        blind = (share(each.coin), share(each.constant))
+        printed.add_row(column, share(each.accuracy.value), interval, *blind, str(each.asked), str(each.unreadable))
+    return printed
+
+
+def caption(quiz: Quiz, found: Mapping[str, Standing]) -> str:
+    """Who drew, whose word is the truth, and what is missing."""
+    parts = [f"drawn by {quiz.about['drawn'].get('model')}, judged by {quiz.about['judge']}"]
+    missing = [column for column, each in found.items() if column != OVERALL and each.coin is None]
+    if missing:
+        why = "no picture fits, or every one does" if quiz.name.startswith("ITA") else "nothing can be asked"
+        parts.append(f"missing, and not in Overall: {', '.join(missing)} ({why})")
+    return "\n".join(parts)
+
+
+def overall(told: Mapping[str, Any]) -> str:
+    """A quiz in a few words."""
+    each = told["standings"][OVERALL]
+    return f"{share(each['accuracy']['value'])} (coin {share(each['coin'])}, {each['asked']} questions)"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
