@@ -17,10 +17,11 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run
-from triptych.eval.ledger import fingerprint
+from triptych.eval.ledger import Ledger, code_sha256, fingerprint, pixels_sha256, recorded
 from triptych.eval.report import OVERALL, Report, Row, summarize, table
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
 from triptych.model.config import SKETCH, Sampling
+from triptych.model.pictures import read_picture
 from triptych.rewards.finder import WEIGHTS
 from triptych.rewards.world import WorldJudge, verdict
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
@@ -259,6 +260,132 @@ def test_a_spoiled_line_is_named(tmp_path):
     results.write_text("nonsense\n" + results.read_text())
     with pytest.raises(OutputError, match=r"results.jsonl:1"):
         list(run(small(2), None, Scripted(), **settings, resume=True))
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def kept_run(folder, script=((50, 100, None), (100,), (0, 20, 40)), **settings):
+    settings = {"turns": 2, "sampling": Sampling(), "play": scripted_play(list(map(list, script))), **settings}
+    return run(small(), None, Scripted(), out=folder, **settings)
+
+
+def test_a_run_keeps_every_pixel_it_judged(tmp_path):
+    for row in kept_run(tmp_path / "run"):
+        ledger = Ledger.read(tmp_path / "run")  # a reader beside the running process
+        assert row in ledger.rows()
+        for turn, judged in enumerate(row.verdicts):
+            picture = read_picture(ledger.picture(row, turn))
+            assert picture[0, 0, 0] == round(judged.score * 100) and pixels_sha256(picture) == row.pictures[turn]
+    assert (tmp_path / "run/pictures/00002-0-2.png").exists()
+    assert ledger.picture(row, 9) == ledger.picture(row, row.edits)  # the picture that stands
+    bare = list(kept_run(tmp_path / "bare", keep=False))
+    assert not (tmp_path / "bare/pictures").exists() and bare[0].pictures
+    with pytest.raises(OutputError, match=r"00000-0-0\.png is missing; expected"):
+        Ledger.read(tmp_path / "bare").picture(bare[0], 0)
+
+
+def test_pixels_sha256_knows_shape_and_pixels():
+    picture = np.zeros((2, 3, 3), np.uint8)
+    assert (
+        pixels_sha256(picture) == pixels_sha256(np.asfortranarray(picture)) != pixels_sha256(picture.reshape(3, 2, 3))
+    )
+    assert len(code_sha256()) == 16 and code_sha256() == code_sha256()
+
+
+def test_shards_together_are_the_run(tmp_path):
+    straight = list(kept_run(tmp_path / "straight", seeds=(0, 1)))
+    shards = [kept_run(tmp_path / "run", seeds=(0, 1), shard=(index, 3)) for index in (1, 2, 3)]
+    found = []
+    for _ in range(3):  # in turns, as processes would
+        found += [row for shard in shards for row in islice(shard, 1)]
+        assert not (tmp_path / "run/report.json").exists()
+    found += [row for shard in shards for row in shard]
+    key = lambda row: (row.seed, row.prompt)  # noqa: E731
+    assert sorted(found, key=key) == straight == Ledger.read(tmp_path / "run").played()
+    written = [(tmp_path / name / "report.json").read_text() for name in ("run", "straight")]
+    assert written[0] == written[1]
+    assert sorted(path.name for path in (tmp_path / "run").glob("results*")) == [
+        f"results-{index}-of-3.jsonl" for index in (1, 2, 3)
+    ]
+
+
+def test_a_killed_run_may_go_on_in_other_shards(tmp_path):
+    first = kept_run(tmp_path / "run", seeds=(0, 1))
+    done = list(islice(first, 3))
+    first.close()
+    again = [kept_run(tmp_path / "run", seeds=(0, 1), shard=(index, 2), resume=True) for index in (1, 2)]
+    rows = [row for shard in again for row in shard]
+    assert len(rows) == 10 and all(row in rows for row in done)
+    lines = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "run").glob("results*"))]
+    assert sorted(lines) == [3, 3, 4]
+    assert Report.load(tmp_path / "run/report.json") == Ledger.read(tmp_path / "run").report()
+
+
+def test_two_writers_never_share_a_file(tmp_path):
+    first = kept_run(tmp_path / "run", shard=(1, 2))
+    next(first)
+    with pytest.raises(OutputError, match="being written by another process"):
+        next(kept_run(tmp_path / "run", shard=(1, 2), resume=True))
+    with pytest.raises(OutputError, match=r"results-1-of-2.jsonl exists"):
+        next(kept_run(tmp_path / "run", shard=(1, 2)))
+    with pytest.raises(ConfigError, match="turns was 2, is 1"):
+        next(kept_run(tmp_path / "run", shard=(2, 2), turns=1))
+    first.close()
+    assert len(list(kept_run(tmp_path / "run", shard=(1, 2), resume=True))) == 3
+    with pytest.raises(ConfigError, match="shard 3/2: expected"):
+        next(kept_run(tmp_path / "other", shard=(3, 2)))
+    with pytest.raises(ConfigError, match="without a folder"):
+        next(kept_run(None, shard=(1, 2)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_kill_anywhere_in_a_line_loses_that_line_only(tmp_path):
+    """Also within a letter of two bytes: the other rows are read, and one is played again."""
+    whole = list(kept_run(tmp_path / "run"))
+    results = tmp_path / "run/results.jsonl"
+    *others, last = results.read_bytes().replace(b"turn ", "t\u00fcrn ".encode()).splitlines(keepends=True)
+    for cut in range(len(last)):
+        results.write_bytes(b"".join(others) + last[:cut])
+        assert len(Ledger.read(tmp_path / "run").rows()) == len(whole) - 1
+    results.write_bytes(b"".join(others) + last[: last.index(b"\xc3") + 1])
+    calls = []
+    list(kept_run(tmp_path / "run", resume=True, play=scripted_play([[50, 100, None], [100], [0, 20, 40]], calls)))
+    assert calls == [[("prompt 4", 0)]] and len(results.read_bytes().splitlines()) == len(whole)
+
+
+def test_of_rows_of_one_job_the_last_whole_one_counts(tmp_path):
+    list(kept_run(tmp_path / "run"))
+    ledger = Ledger.read(tmp_path / "run")
+    for scores in ([0.3], [0.6], [None]):
+        ledger.append(row(0, scores))
+    assert ledger.played()[0] == row(0, [0.6]) and len(ledger.played()) == 5 and ledger.open_jobs() == []
+
+
+def test_rows_of_older_runs_are_read(tmp_path):
+    record = row(0, [1.0]).to_record()
+    del record["pictures"]
+    assert Row.from_record(json.loads(json.dumps(record))) == row(0, [1.0])
+
+
+def test_recorded_gives_each_job_to_work_once_and_in_batches():
+    batches = []
+
+    def work(jobs):
+        batches.append(list(jobs))
+        return [(row(prompt, [1.0], seed=seed), ()) for prompt, seed in jobs]
+
+    jobs = [(prompt, seed) for seed in (0, 1) for prompt in range(3)]
+    assert [(each.prompt, each.seed) for each in recorded(jobs, work, batch_size=4)] == jobs
+    assert batches == [jobs[:4], jobs[4:]]
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        next(recorded(jobs, work, batch_size=0))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(OutputError, match="expected the manifest of a run"):
+            Ledger.read(folder)
 
 
 def test_settings_out_of_range_are_refused():
