@@ -1,8 +1,9 @@
 """`triptych bench`: where the time of a draw goes, and what batching saves, as ratios within one run.
 
-Three measurements: single draws by beat, and from process start to the written trace; a batch that stops when the model
-says so against the same batch made to use every turn; and a guided flow step with its branches in one forward against
-branch after branch. Numbers depend on the machine, so its cores and threads are part of the result.
+Four measurements: single draws by beat, and from process start to the written trace; a batch that stops when the model
+says so against the same batch made to use every turn; a guided flow step with its branches in one forward against
+branch after branch; and steps of training, by part. Numbers depend on the machine, so its cores and threads are part of
+the result.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from triptych.apps import bench_training
 from triptych.apps.terminal import open_console
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.scene import random_spec
@@ -31,6 +33,7 @@ from triptych.loop import Policy, play
 from triptych.model import words
 from triptych.model.bagel import Bagel
 from triptych.model.context import Context
+from triptych.rewards.world import WorldJudge
 from triptych.trace import Completion, Prompt, Trace
 
 if TYPE_CHECKING:
@@ -43,13 +46,17 @@ TURNS = 4
 
 def run(choice: Bench, open_model: Open) -> int:
     """Measure, print, return the exit code."""
-    model = open_model(choice.model, "cpu", None)
+    model = choice.load(open_model)
     result = {
         "machine": machine(),
         "draw": {**draws(model, choice.draws), "process_seconds": process_seconds(choice.model, starts=3)},
         "stops": stops(model, choice.batch),
         "guidance": {f"batch {batch}": guidance(model, batch) for batch in (1, 16)},
     }
+    if choice.train_steps:
+        config = bench_training.course(model, choice.train_steps)
+        trained = model if config.lora.rank else model.float()  # what learns is held in float32
+        result["training"] = bench_training.measure(trained, WorldJudge(str(model.device)), config)
     if choice.as_json:
         print(json.dumps(result), flush=True)
     else:
@@ -195,4 +202,8 @@ def table(result: dict[str, Any]) -> Table:
         printed.add_row(f"guided step, {name}: packed", f"{step['packed_seconds'] * 1000:.1f} ms")
         printed.add_row("  branch by branch", f"{step['separate_seconds'] * 1000:.1f} ms")
         printed.add_row("  packing is faster by", f"{step['speedup']:.2f} x")
+    if "training" in result:
+        printed.add_section()
+        for title, told in bench_training.rows(result["training"]):
+            printed.add_row(title, told)
     return printed

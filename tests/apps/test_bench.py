@@ -1,0 +1,78 @@
+"""Laws of the training bench: parts add up, shares are shares, counts are known answers, and nothing is learnt."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from triptych.apps import bench_training
+from triptych.apps.bench_training import PARTS
+from triptych.rewards.brightness import BrightnessJudge
+from triptych.rl.config import Lora
+from triptych.rl.recipes import DEBUG, LORA_7B, SKETCH_RL, tiny
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_training_step_by_part(rank):
+    if rank:
+        pytest.importorskip("peft")
+    model, first = tiny(), tiny().state_dict()
+    reference = "adapter" if rank else "frozen"
+    config = replace(DEBUG, average=0.0, lora=Lora(rank=rank), reference=reference)
+    found = bench_training.measure(model, BrightnessJudge(), bench_training.narrow(config, 2, 1, 2), side=256)
+    assert json.loads(json.dumps(found)) == found
+    assert found["stages"] == ["reason", "refine"]
+    for sums in (found["seconds_per_step"], found["flops_per_step"]):
+        assert set(sums) == {*PARTS, "total"} and all(value >= 0 for value in sums.values())
+        assert sum(sums[part] for part in PARTS) == pytest.approx(sums["total"])
+    assert set(found["share_of_matmul"]) == {*PARTS, "total"}
+    assert all(0 <= share <= 1 for share in found["share_of_matmul"].values())
+    assert set(found["peak_bytes"]) == set(PARTS)
+    flops = found["flops_per_step"]
+    assert flops["rollout"] > flops["score"] > 0 and flops["update"] > 0 and flops["judge"] == 0
+    assert 6 <= found["samples"] <= 8  # two plans, pictures and reflections, and edits of those that did not stop
+    assert found["samples_per_second"] == pytest.approx(found["samples"] / (2 * found["seconds_per_step"]["total"]))
+    assert len(bench_training.rows(found)) == 2 + len(PARTS)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
+
+
+def test_counting_twice_gives_the_same():
+    config = bench_training.narrow(replace(DEBUG, average=0.0), 2, 1, 2)
+    model, counts = tiny(), []
+    for _ in range(2):
+        with FlopCounterMode(display=False, custom_mapping=bench_training.ATTENTION) as counter:
+            clocks, _ = bench_training.clocked(
+                model, BrightnessJudge(), config, lambda: bench_training.Clock(read=counter.get_total_flops)
+            )
+        counts.append(bench_training.by_part(clocks))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_attention_is_counted_however_it_is_computed(heads):
+    query, key = torch.randn(2, 4, 5, 16), torch.randn(2, heads, 7, 16)
+    mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+    with FlopCounterMode(display=False, custom_mapping=bench_training.ATTENTION) as counter, torch.no_grad():
+        F.scaled_dot_product_attention(query, key, key, attn_mask=mask, enable_gqa=heads < 4)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 5 * 7 * 16) * 2
+
+
+def test_a_peak_is_of_what_was_in_use_since_the_last_time():
+    peak = bench_training.peak_of(torch.device("cpu"))
+    if peak is None:
+        pytest.skip("this machine does not tell a process its peak")
+    before = peak()
+    torch.ones(30_000_000)  # 120 MB, at once given back
+    assert peak() - before > 100e6
+    assert peak() - before < 60e6
+
+
+@pytest.mark.parametrize("config", [SKETCH_RL, LORA_7B])
+def test_what_is_measured_is_sound(config):
+    narrowed = bench_training.narrow(config, 2, 1, 2)
+    narrowed.check()
+    stages = (narrowed.reason, narrowed.refine)
+    assert all(part.rate == 0 for stage in stages for part in (stage.text, stage.picture))
