@@ -2,9 +2,10 @@
 
 `results_lmms.json` is what they call results_TIMESTAMP.json: a task per column, and a group over them whose accuracy is
 the mean of the columns. `samples_lmms.jsonl` holds a line per sample. The accuracy of a task is that after the last
-turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ... Standard errors are of the bootstrap over
-prompts. `n-samples` tells how many samples there are, and on how many there is a verdict; the difference is told again
-as `missing`. Where nothing is known, there is no `acc`.
+turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ..., and the mean score, in which a picture
+that is partly right counts in part, as `score`. Standard errors are of the bootstrap over prompts. `n-samples` tells
+how many samples there are, and on how many there is a verdict; the difference is told again as `missing`. Where nothing
+is known, there is no `acc`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,21 @@ def task_of(benchmark: str, column: str) -> str:
 def results(manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
     """The results file, of `rows` so far, as JSON values."""
     benchmark, turns = manifest["benchmark"], manifest["turns"]
-    means = resampled(rows, columns, turns)
+    means, scores = (resampled(rows, columns, turns, strict=strict) for strict in (True, False))
     tasks = {column: task_of(benchmark, column) for column in columns}
     group = task_of(benchmark, OVERALL)
-    found = {tasks[column]: _metrics(column, means[column], _of(rows, column), turns) for column in columns}
-    overall = _metrics(benchmark, means[OVERALL], rows, turns) if columns else {"alias": benchmark}
-    metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns))]
+    found = {
+        tasks[column]: {
+            "alias": column,
+            **_metrics(means[column], scores[column]),
+            **_missing(_of(rows, column), turns),
+        }
+        for column in columns
+    }
+    overall = {"alias": benchmark, **_missing(rows, turns)}
+    if columns:
+        overall |= _metrics(means[OVERALL], scores[OVERALL])
+    metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns)), "score"]
     every = [group, *tasks.values()]
     return {
         "results": {group: overall, **found},
@@ -96,15 +106,25 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[dict[s
         }
 
 
-def _metrics(alias: str, means: np.ndarray, rows: Sequence[Row], turns: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": alias}
-    for turn in range(turns, -1, -1):
-        name = "acc" if turn == turns else f"acc_turn{turn}"
-        if not np.isnan(means[0, turn]):
-            found[f"{name},none"] = float(means[0, turn])
-            found[f"{name}_stderr,none"] = float(np.nanstd(means[1:, turn], ddof=1))
+def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Means and standard errors from `resampled` means `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
+    last = right.shape[1] - 1
+    named = {
+        "acc": right[:, last],
+        **{f"acc_turn{turn}": right[:, turn] for turn in range(last)},
+        "score": scores[:, last],
+    }
+    found: dict[str, float] = {}
+    for name, means in named.items():
+        if not np.isnan(means[0]):
+            found[f"{name},none"] = float(means[0])
+            found[f"{name}_stderr,none"] = float(np.nanstd(means[1:], ddof=1))
+    return found
+
+
+def _missing(rows: Sequence[Row], turns: int) -> dict[str, int]:
     counts = _counts(rows, turns)
-    return {**found, "missing,none": counts["original"] - counts["effective"]}
+    return {"missing,none": counts["original"] - counts["effective"]}
 
 
 def _counts(rows: Sequence[Row], turns: int) -> dict[str, int]:
