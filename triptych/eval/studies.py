@@ -1,0 +1,268 @@
+"""Studies of training from the folders of its runs: curves over samples, several seeds as one.
+
+Runs of `triptych train` that differ in nothing but their seed are one curve: the mean over seeds, and a band from the
+lowest to the highest. Curves go over samples (texts and pictures), since a step of one recipe is not a step of another.
+What was not measured is said, and never drawn as a number. The paper's table is in paper.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from triptych.errors import ConfigError, OutputError
+from triptych.eval.watch import Evaluations
+from triptych.rl.config import TrainConfig
+from triptych.rl.recipes import RECIPES
+from triptych.rl.state import FREE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {"sketch": "Tree-RL", "trajectory": "full trajectory", "reason-only": "Reason only"}
+COLORS = ("#1e7f78", "#b0701a", "#4b53b5", "#b23b2a", "#5b6b2f", "#7a4b8c")
+SMOOTH = 10  # most points that a training reward is averaged over, at both ends fewer
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A run of training, as its folder tells it."""
+
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]  # run.json
+    steps: tuple[Mapping[str, Any], ...]  # steps.jsonl
+    evaluations: tuple[Mapping[str, Any], ...]  # those with the settings of the newest one
+    others: int = 0  # evaluations with other settings, which are left out
+
+    @staticmethod
+    def read(folder: Path, label: str | None = None) -> Course:
+        """Raises OutputError if it is no folder of `triptych train`."""
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{folder}/run.json cannot be read; expected a folder of `triptych train`") from error
+        every = Evaluations(folder / "evaluations.jsonl").rows()
+        kept = [row for row in every if row["watch"] == every[-1]["watch"]]
+        name = label or name_of(settings)
+        return Course(folder, name, settings, _lines(folder / "steps.jsonl"), tuple(kept), len(every) - len(kept))
+
+    def of_steps(self, name: str) -> np.ndarray:
+        """`[point 2]`, samples and value, from the steps that begin at a prompt: Reason, or whole chains."""
+        rows = [row for row in self.steps if row["stage"] != "refine" and name in row]
+        return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
+
+    def of_evaluations(self, name: str) -> np.ndarray:
+        """`[point 2]`, samples and value."""
+        rows = [row for row in self.evaluations if name in row]
+        return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
+
+    @property
+    def turns(self) -> int | None:
+        """Most turns of its evaluations."""
+        return self.evaluations[-1]["watch"]["turns"] if self.evaluations else None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Mean, lowest and highest of some runs `[point]`, over the samples that all of them have."""
+
+    samples: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: int
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """The recipe that a run.json holds, whatever its seed and budget, by the title of its curve; or its kind."""
+    known = _fixed(settings)
+    for recipe, (config, _) in RECIPES.items():
+        if known == _fixed(json.loads(json.dumps(asdict(config)))):
+            return TITLES.get(recipe, recipe)
+    tree = settings["tree"]
+    kind = "trajectory" if tree["kind"] == "trajectory" else "reason-only" if not tree["depth"] else "sketch"
+    return f"{TITLES[kind]}, own settings"
+
+
+def grouped(courses: Iterable[Course]) -> dict[str, list[Course]]:
+    """Runs by their name. Raises ConfigError where runs of one name differ in more than their seed and budget."""
+    groups: dict[str, list[Course]] = {}
+    for course in courses:
+        first = groups.setdefault(course.name, [course])[0]
+        if first is course:
+            continue
+        one, other = _fixed(first.settings), _fixed(course.settings)
+        changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if changed:
+            raise ConfigError(
+                f"{course.folder} and {first.folder} are both {course.name!r} and differ in {', '.join(changed)}; "
+                "expected runs that differ in their seed alone: name one of them, as NAME=DIR"
+            )
+        if any(course.settings["seed"] == known.settings["seed"] for known in groups[course.name]):
+            raise ConfigError(
+                f"{course.folder} has seed {course.settings['seed']}, as another run of {course.name!r}; expected "
+                "different seeds: leave one out, or name it, as NAME=DIR"
+            )
+        groups[course.name].append(course)
+    return groups
+
+
+def curve(series: Sequence[np.ndarray]) -> Curve | None:
+    """One curve of several runs `[point 2]`; between its points each is taken as straight. None without a point in
+    common: a run that has none is not left out in silence."""
+    if not series or any(not len(points) for points in series):
+        return None
+    series = [points[np.argsort(points[:, 0], kind="stable")] for points in series]
+    start, end = max(points[0, 0] for points in series), min(points[-1, 0] for points in series)
+    samples = np.unique(np.concatenate([points[:, 0] for points in series]))
+    samples = samples[(samples >= start) & (samples <= end)]
+    if not len(samples):
+        return None
+    values = np.stack([np.interp(samples, points[:, 0], points[:, 1]) for points in series])
+    return Curve(samples, values.mean(0), values.min(0), values.max(0), len(series))
+
+
+def smooth(points: np.ndarray, width: int = SMOOTH) -> np.ndarray:
+    """`[point 2]` with each value the mean of itself and its neighbours, `width` in all where there are so many."""
+    width = max(1, min(width, len(points) // 5))
+    before = (width - 1) // 2
+    value = [points[max(0, i - before) : i - before + width, 1].mean() for i in range(len(points))]
+    return np.column_stack([points[:, 0], value]) if len(points) else points
+
+
+def panels(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """What the figure shows: a title, and (source, metric, what a dashed line stands for) of each line in it."""
+    turns = max((course.turns or 0 for course in courses), default=0)
+    after = [("evaluation", "planned_{}_0", "first picture")]
+    if turns:
+        after.append(("evaluation", f"planned_{{}}_{turns}", f"after {turns} turns"))
+    return [
+        ("V in training", [("step", "v", "")]),
+        ("right, held out", [(kind, name.format("right"), told) for kind, name, told in after]),
+        ("checks that hold, held out", [(kind, name.format("score"), told) for kind, name, told in after]),
+        ("ITA, own pictures", [("evaluation", "ita", "all"), ("evaluation", "ita_balanced", "right and wrong alike")]),
+        ("VQA, own pictures", [("evaluation", "vqa", "")]),
+        (
+            "mistakes on fixed pictures",
+            [("evaluation", "fixed_false_stop", "false stops"), ("evaluation", "fixed_false_edit", "false edits")],
+        ),
+    ]
+
+
+def curves(courses: Sequence[Course]) -> dict[str, dict[str, Curve | None]]:
+    """Every curve of the figure, by its metric and the name of its runs; None where it was not measured."""
+    groups, found = grouped(courses), {}
+    for _, lines in panels(courses):
+        for source, name, _ in lines:
+            found[name] = {title: curve(_series(runs, source, name)) for title, runs in groups.items()}
+    return found
+
+
+def figure(courses: Sequence[Course]) -> Figure:
+    """Six panels of curves over samples."""
+    from matplotlib.figure import Figure
+
+    groups, found = grouped(courses), curves(courses)
+    drawn = Figure((13, 7.2), layout="constrained")
+    for axes, (title, lines) in zip(drawn.subplots(2, 3).flat, panels(courses), strict=True):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e2ddd2", linewidth=0.8)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("samples", fontsize=9)
+        axes.tick_params(labelsize=9)
+        shown = 0
+        for dash, (_, name, told) in zip(("--" if len(lines) > 1 else "-", "-"), lines, strict=False):
+            for color, group in zip(_colors(len(groups)), groups, strict=True):
+                one = found[name][group]
+                if one is None:
+                    continue
+                shown += 1
+                mark = "o" if len(one.samples) < 12 else None
+                axes.plot(one.samples, one.mean, dash, color=color, marker=mark, markersize=3.5, linewidth=1.6)
+                if one.runs > 1:
+                    axes.fill_between(one.samples, one.low, one.high, color=color, alpha=0.16, linewidth=0)
+            if told:
+                axes.plot([], [], dash, color="#6a665d", label=told)
+        if not shown:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#6a665d")
+        elif lines[0][2]:
+            axes.legend(frameon=False, fontsize=8.5)
+    handles = [
+        _handle(color, f"{group} ({_runs(runs)})")
+        for color, (group, runs) in zip(_colors(len(groups)), groups.items(), strict=True)
+    ]
+    drawn.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    drawn.supxlabel(
+        f"lines: mean over seeds; bands: lowest to highest; V in training: mean of up to {SMOOTH} steps",
+        fontsize=9,
+        color="#6a665d",
+    )
+    return drawn
+
+
+def notes(courses: Sequence[Course]) -> list[str]:
+    """What a reader of the figure has to know: what was not measured, differs or is left out."""
+    told = []
+    for course in courses:
+        if not course.steps:
+            told.append(f"{course.folder}: no step was logged")
+        if not course.evaluations:
+            told.append(f"{course.folder}: no evaluation; train with --evaluate.every")
+        if course.others:
+            told.append(
+                f"{course.folder}: {course.others} evaluations with other settings than the newest are left out"
+            )
+    kinds = {json.dumps(course.evaluations[-1]["watch"]) for course in courses if course.evaluations}
+    if len(kinds) > 1:
+        told.append(f"evaluations differ in their settings and cannot be compared: {'; '.join(sorted(kinds))}")
+    starts = {(course.settings["model"], course.settings.get("start")) for course in courses}
+    if len(starts) > 1 and all(model != "tiny" for model, _ in starts):  # tiny models are drawn by the seed
+        told.append("runs start from different weights: " + ", ".join(sorted({model for model, _ in starts})))
+    for name, runs in grouped(courses).items():
+        if len(runs) == 1:
+            told.append(f"{name}: one seed, so there is no band")
+    return told
+
+
+def _series(runs: Sequence[Course], source: str, name: str) -> list[np.ndarray]:
+    if source == "step":
+        return [smooth(run.of_steps(name)) for run in runs]
+    return [run.of_evaluations(name) for run in runs]
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What fixes a run beside its seed and its first weights; a setting newer than the run has its default."""
+    known = json.loads(json.dumps(asdict(TrainConfig()))) | dict(settings)
+    return {key: value for key, value in known.items() if key not in (*FREE, "seed", "start")}
+
+
+def _lines(path: Path) -> tuple[dict[str, Any], ...]:
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:  # torn by a kill
+            continue
+    return tuple(found)
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[place % len(COLORS)] for place in range(count)]
+
+
+def _runs(runs: Sequence[Course]) -> str:
+    return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+
+
+def _handle(color: str, label: str):
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, linewidth=2, label=label)
