@@ -81,6 +81,16 @@ def test_a_folder_of_sticker_pictures(capsys: pytest.CaptureFixture):
     assert "0.7500" in capsys.readouterr().out
 
 
+def test_the_second_judge_sees_the_same(capsys: pytest.CaptureFixture):
+    folder(0, metadata(CLOCKS), sticker_picture(CLOCKS), sticker_picture(CATS))
+    (_, first, _), (code, second, _) = (judged(capsys, "drawn", "--judge", name) for name in ("world", "templates"))
+    assert code == 0 and second["judge"] == "templates-1" != first["judge"]
+    assert second["results"] == first["results"] and second["overall"] == 0.5
+    picture = "drawn/00000/samples/0000.png"
+    told = [judged(capsys, picture, "three clocks", "--judge", name)[1] for name in ("world", "templates")]
+    assert told[0]["score"] == told[1]["score"] < 1 and told[0]["seen"] == told[1]["seen"]
+
+
 def test_a_list_of_sticker_pictures_with_plain_prompts(capsys: pytest.CaptureFixture):
     Image.fromarray(sticker_picture(CLOCKS)).save("ein Bild\u00e4.png")
     lines = [

@@ -115,7 +115,8 @@ def check_judging(choice: Evaluate) -> None:
         raise ConfigError("--ask yesno gives probabilities; eval counts right and wrong: leave it out, or try judge")
     if kind == "vlm" and choice.ask not in ("auto", "tiif" if name == "tiif" else "strict"):
         raise ConfigError(f"--ask {choice.ask} does not go with {name}; leave it out")
-    if choice.record is not None and choice.record.exists() and not choice.resume:
+    alone = not (choice.resume or choice.shard)  # else the file is that of this run
+    if choice.record is not None and choice.record.exists() and alone:
         raise OutputError(f"{choice.record} exists; expected a new file: choose another --record")
 
 
