@@ -153,6 +153,7 @@ def test_a_coin_gets_what_chance_says(quiz):
     coin = Random(0)
     rows = list(run(quiz, Player(quiz, lambda one: said(quiz, coin.choice(one.options))), batch_size=64))
     for column, each in standings(quiz, rows).items():
+        assert each.coin is not None and each.accuracy.value is not None
         if column != OVERALL:
             spread = (each.coin * (1 - each.coin) / each.asked) ** 0.5
             assert abs(each.accuracy.value - each.coin) < 4 * spread, column
@@ -411,7 +412,7 @@ def test_a_killed_quiz_goes_on_where_it_was(ita, tmp_path):
     straight = list(run(ita, player, batch_size=4))
     first = run(ita, player, batch_size=4, out=tmp_path / "ita")
     list(islice(first, 6))
-    first.close()
+    del first
     assert not (tmp_path / "ita/report.json").exists()
     player.asked = 0
     rows = list(run(ita, player, batch_size=4, out=tmp_path / "ita", resume=True))
@@ -438,7 +439,7 @@ def test_what_is_no_picture_set_is_named(tmp_path, judge, ita):
         Drawn.read(tmp_path / "bare")
     half = benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "half", batch_size=1)
     next(half)
-    half.close()
+    del half
     with pytest.raises(OutputError, match="not finished, 1 prompts are left"):
         Drawn.read(tmp_path / "half")
     list(run(ita, Player(ita, lambda one: YES), out=tmp_path / "quiz"))
