@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"sketch": "Tree-RL", "trajectory": "full trajectory", "reason-only": "Reason only"}
+SOFT = "#6a665d"
 COLORS = ("#1e7f78", "#b0701a", "#4b53b5", "#b23b2a", "#5b6b2f", "#7a4b8c")
 SMOOTH = 10  # most points that a training reward is averaged over, at both ends fewer
 
@@ -142,7 +143,7 @@ def panels(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str, st
     turns = max((course.turns or 0 for course in courses), default=0)
     after = [("evaluation", "planned_{}_0", "first picture")]
     if turns:
-        after.append(("evaluation", f"planned_{{}}_{turns}", f"after {turns} turns"))
+        after.append(("evaluation", f"planned_{{}}_{turns}", f"after up to {turns} turn{'' if turns == 1 else 's'}"))
     return [
         ("V in training", [("step", "v", "")]),
         ("right, held out", [(kind, name.format("right"), told) for kind, name, told in after]),
@@ -168,44 +169,47 @@ def curves(courses: Sequence[Course]) -> dict[str, dict[str, Curve | None]]:
 def figure(courses: Sequence[Course]) -> Figure:
     """Six panels of curves over samples."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups, found = grouped(courses), curves(courses)
+    colors = {group: COLORS[place % len(COLORS)] for place, group in enumerate(groups)}
     drawn = Figure((13, 7.2), layout="constrained")
     for axes, (title, lines) in zip(drawn.subplots(2, 3).flat, panels(courses), strict=True):
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e2ddd2", linewidth=0.8)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("samples", fontsize=9)
-        axes.tick_params(labelsize=9)
-        shown = 0
-        for dash, (_, name, told) in zip(("--" if len(lines) > 1 else "-", "-"), lines, strict=False):
-            for color, group in zip(_colors(len(groups)), groups, strict=True):
-                one = found[name][group]
-                if one is None:
-                    continue
-                shown += 1
-                mark = "o" if len(one.samples) < 12 else None
-                axes.plot(one.samples, one.mean, dash, color=color, marker=mark, markersize=3.5, linewidth=1.6)
-                if one.runs > 1:
-                    axes.fill_between(one.samples, one.low, one.high, color=color, alpha=0.16, linewidth=0)
-            if told:
-                axes.plot([], [], dash, color="#6a665d", label=told)
-        if not shown:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#6a665d")
-        elif lines[0][2]:
-            axes.legend(frameon=False, fontsize=8.5)
-    handles = [
-        _handle(color, f"{group} ({_runs(runs)})")
-        for color, (group, runs) in zip(_colors(len(groups)), groups.items(), strict=True)
-    ]
+        _panel(axes, title, [(told, found[name]) for _, name, told in lines], colors)
+    seeds = {group: "1 seed" if len(runs) == 1 else f"{len(runs)} seeds" for group, runs in groups.items()}
+    handles = [Line2D([], [], color=colors[group], linewidth=2, label=f"{group} ({seeds[group]})") for group in groups]
     drawn.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
-    drawn.supxlabel(
-        f"lines: mean over seeds; bands: lowest to highest; V in training: mean of up to {SMOOTH} steps",
-        fontsize=9,
-        color="#6a665d",
-    )
+    told = f"lines: mean over seeds; bands: lowest to highest; V in training: mean of up to {SMOOTH} steps"
+    drawn.supxlabel(told, fontsize=9, color=SOFT)
     return drawn
+
+
+def _panel(axes: Any, title: str, lines: Sequence[tuple[str, Mapping[str, Curve | None]]], colors: Mapping[str, str]):
+    """One panel; of two lines of a colour the first is dashed. It begins at 0 and is as high as there is to see."""
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e2ddd2", linewidth=0.8)
+    axes.set_xlabel("samples", fontsize=9)
+    axes.tick_params(labelsize=9)
+    measured = [one for _, groups in lines for one in groups.values() if one is not None]
+    top = min(1.0, 1.2 * max((float(one.high.max()) for one in measured), default=1.0) + 0.02)
+    axes.set_ylim(-0.02 * top, 1.02 * top)
+    if not measured:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=SOFT)
+        return
+    for dash, (told, groups) in zip(("--", "-")[-len(lines) :], lines, strict=True):
+        for group, one in groups.items():
+            if one is None:
+                continue
+            mark = "o" if len(one.samples) < 12 else None
+            axes.plot(one.samples, one.mean, dash, color=colors[group], marker=mark, markersize=3.5, linewidth=1.6)
+            if one.runs > 1:
+                axes.fill_between(one.samples, one.low, one.high, color=colors[group], alpha=0.16, linewidth=0)
+        if told:
+            known = any(one is not None for one in groups.values())
+            axes.plot([], [], dash, color=SOFT, label=told if known else f"{told}: not measured")
+    if any(told for told, _ in lines):
+        axes.legend(frameon=False, fontsize=8.5)
 
 
 def notes(courses: Sequence[Course]) -> list[str]:
@@ -227,6 +231,12 @@ def notes(courses: Sequence[Course]) -> list[str]:
     if len(starts) > 1 and all(model != "tiny" for model, _ in starts):  # tiny models are drawn by the seed
         told.append("runs start from different weights: " + ", ".join(sorted({model for model, _ in starts})))
     for name, runs in grouped(courses).items():
+        told += [
+            f"{name}: {metric} is in some of its runs only, and has no curve"
+            for _, lines in panels(courses)
+            for source, metric, _ in lines
+            if 0 < sum(len(points) > 0 for points in _series(runs, source, metric)) < len(runs)
+        ]
         if len(runs) == 1:
             told.append(f"{name}: one seed, so there is no band")
     return told
@@ -252,17 +262,3 @@ def _lines(path: Path) -> tuple[dict[str, Any], ...]:
         except ValueError:  # torn by a kill
             continue
     return tuple(found)
-
-
-def _colors(count: int) -> list[str]:
-    return [COLORS[place % len(COLORS)] for place in range(count)]
-
-
-def _runs(runs: Sequence[Course]) -> str:
-    return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
-
-
-def _handle(color: str, label: str):
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=color, linewidth=2, label=label)
