@@ -14,7 +14,7 @@ import pytest
 from triptych.apps.cli import main
 from triptych.apps.measure import shard_of
 from triptych.apps.report_page import MOST_BYTES, spread
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, JudgeError
 from triptych.eval.benchmark import Benchmark, run
 from triptych.eval.ledger import Ledger
 from triptych.eval.report import Report
@@ -35,7 +35,8 @@ class FirstPixel:
 
     def verdicts(self, traces):
         values = [int(each.image[0, 0, 0]) for each in traces]
-        return [None if value == 255 else self([each])[0] for value, each in zip(values, traces, strict=True)]
+        blind = JudgeError("expected a pixel below 255")
+        return [blind if value == 255 else self([each])[0] for value, each in zip(values, traces, strict=True)]
 
 
 def play(scores):

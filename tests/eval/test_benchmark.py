@@ -456,6 +456,16 @@ def test_records_survive_writing():
 def test_the_table_names_columns_and_turns():
     report = summarize("shown", [row(0, [0.5, 1.0], stopped=True), row(1, [None])], ("Color",), turns=1)
     sheet = StringIO()
-    Console(file=sheet, width=160).print(table(report))
-    for part in ("shown", "Color", OVERALL, "0.000", "1.000 [1.000, 1.000]", "<= 1", "fixed 1", "missing: 1"):
+    Console(file=sheet, width=80).print(table(report))
+    for part in ("shown", "Color", OVERALL, "0.000", "1.000", "[1.000, 1.000]", "<= 1", "fixed 1", "missing: 1"):
         assert part in sheet.getvalue()
+    assert sheet.getvalue().count("(1 missing)") == 4  # beside each mean that leaves one out
+
+
+def test_the_paper_s_table_fits_a_terminal():
+    rows = [row(index, [0.5] * 4 + [None], column=title) for index, title in enumerate(GENEVAL_PLUS.titles)]
+    sheet = StringIO()
+    Console(file=sheet, width=80).print(table(summarize("GenEval++", rows, GENEVAL_PLUS.titles, turns=4)))
+    assert (
+        "…" not in sheet.getvalue() and "Color/Count" in sheet.getvalue() and "[0.000, 0.000]" not in sheet.getvalue()
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +93,7 @@ def check(ledgers: Sequence[Ledger], other: Path, as_json: bool) -> int:
     found = differences(ledgers[0].manifest, read_manifest(other / "manifest.json" if other.is_dir() else other))
     forbidden = any(each.forbids for each in found)
     if as_json:
-        told = [{**vars(each)} for each in found]
+        told = [asdict(each) for each in found]
         _print({"comparable": not forbidden, "differences": told})
         return int(forbidden)
     for each in found:
@@ -108,33 +108,49 @@ def contrast(ledgers: Sequence[Ledger], turn: int | None, anyway: bool, as_json:
     from triptych.eval.compare import compare
 
     console = open_console(as_json)
-    for warning in barred(ledgers, anyway):
-        console.print(f"compared anyway: {warning}", style="yellow", soft_wrap=True, markup=False)
-    last = min(ledger.manifest["turns"] for ledger in ledgers)
-    turn = last if turn is None else turn
-    if not 0 <= turn <= last:
-        raise ConfigError(f"--turn {turn}: expected 0 to {last}, the last turn that all these runs have")
+    warnings = barred(ledgers, anyway)
+    turn = common_turn(ledgers, turn)
     columns, (first, *others) = ledgers[0].columns, [ledger.played() for ledger in ledgers]
     comparisons = [compare(first, rows, columns, turn) for rows in others]
     reports = [ledger.report() for ledger in ledgers]
     console.print(beside(ledgers, reports, comparisons, turn))
-    for ledger, report in zip(ledgers, reports, strict=True):
-        if report.open:
-            console.print(f"{ledger.folder}: {report.open} jobs still to be played", style="yellow", soft_wrap=True)
-    for name, comparison in zip(named(ledgers)[1:], comparisons, strict=True):
-        for line in told(name, comparison):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    lines = [line for name, found in zip(named(ledgers)[1:], comparisons, strict=True) for line in told(name, found)]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    warnings += [
+        f"{ledger.folder}: {report.open} samples still to be played"
+        for ledger, report in zip(ledgers, reports, strict=True)
+        if report.open
+    ]
+    for line in warnings:
+        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
     if as_json:
-        runs = [
+        _print(record(ledgers, reports, comparisons))
+    return 0
+
+
+def common_turn(ledgers: Sequence[Ledger], turn: int | None) -> int:
+    """`turn`, or the last one that all runs have. Raises ConfigError for one that they do not."""
+    last = min(ledger.manifest["turns"] for ledger in ledgers)
+    if turn is None:
+        return last
+    if not 0 <= turn <= last:
+        raise ConfigError(f"--turn {turn}: expected 0 to {last}, the last turn that all these runs have")
+    return turn
+
+
+def record(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence[Comparison]) -> dict[str, Any]:
+    """Runs and comparisons as JSON values, with every prompt that is won, lost, tied or not in both."""
+    return {
+        "runs": [
             {"folder": str(ledger.folder), "report": report.to_record(), "manifest": ledger.manifest}
             for ledger, report in zip(ledgers, reports, strict=True)
-        ]
-        records = [
+        ],
+        "comparisons": [
             {"first": str(ledgers[0].folder), "second": str(ledger.folder), **comparison.to_record()}
-            for ledger, comparison in zip(ledgers[1:], comparisons, strict=True)
-        ]
-        _print({"runs": runs, "comparisons": records})
-    return 0
+            for ledger, comparison in zip(ledgers[1:], found, strict=True)
+        ],
+    }
 
 
 def barred(ledgers: Sequence[Ledger], anyway: bool) -> list[str]:
@@ -151,7 +167,7 @@ def barred(ledgers: Sequence[Ledger], anyway: bool) -> list[str]:
                 "expected runs of the same prompts" if anyway else "compare other runs, or look all the same: --anyway"
             )
             raise ConfigError(f"{ledgers[0].folder} and {ledger.folder} are not comparable: {told}; {what}")
-        found += [f"{ledger.folder}: {each}" for each in forbidding]
+        found += [f"compared anyway: {ledger.folder}: {each}" for each in forbidding]
     return found
 
 
@@ -167,7 +183,7 @@ def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
     for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
         printed.add_column(name, justify="right", overflow="fold")
     for column in reports[0].accuracy:
-        means = [cell(report.accuracy[column][turn]) for report in reports]
+        means = [cell(report.accuracy[column][turn]) if column in report.accuracy else "-" for report in reports]
         changes = [cell(comparison.differences[column], sign="+") for comparison in found]
         printed.add_row(column, *means, *changes)
     return printed

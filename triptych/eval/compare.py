@@ -35,7 +35,7 @@ FORBIDS = {
     "judge": "scores of two judges are not on one scale",
     "turns": "the tables end after different numbers of edits",
 }
-PAIRS = ("benchmark", "prompts", "prompts_sha256")  # without these there are no pairs at all
+PAIRS = ("benchmark", "columns", "prompts", "prompts_sha256")  # without these there are no pairs at all
 UNRECORDED = "not recorded"
 
 

@@ -146,14 +146,18 @@ def summarize(
 
 
 def table(report: Report) -> Table:
-    """The report as the paper prints it: a line per turn, a column per kind of prompt."""
+    """A line per column, a number for the first picture and after each edit, and the last one's 95 % interval."""
     printed = Table(title=f"{report.benchmark}: {report.rows} rows, {report.prompts} prompts", caption=_caption(report))
-    printed.add_column("edits", justify="right")
-    for column in report.accuracy:
-        printed.add_column(column, justify="right")
-    for turn in range(len(report.edits)):
-        cells = [cell(turns[turn], with_interval=column == OVERALL) for column, turns in report.accuracy.items()]
-        printed.add_row(f"<= {turn}" if turn else "0", *cells)
+    turns = len(report.edits)
+    printed.add_column("column", overflow="fold")
+    for title in ["no edit", *(f"<= {turn}" for turn in range(1, turns))] if turns > 1 else ["right"]:
+        printed.add_column(title, justify="right")
+    printed.add_column("95 %", justify="right")
+    for column, estimates in report.accuracy.items():
+        if column == OVERALL:
+            printed.add_section()
+        means = [cell(each, with_interval=False).replace(" (", "\n(") for each in estimates]
+        printed.add_row(column, *means, _ends(estimates[-1]))
     return printed
 
 
@@ -253,8 +257,12 @@ def cell(estimate: Estimate, with_interval: bool = True, sign: str = "") -> str:
     missing = f" ({estimate.missing} missing)" if estimate.missing else ""
     if estimate.value is None:
         return f"-{missing}"
-    interval = f" [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]" if with_interval else ""
+    interval = f" {_ends(estimate, sign)}" if with_interval else ""
     return f"{estimate.value:{sign}.3f}{interval}{missing}"
+
+
+def _ends(estimate: Estimate, sign: str = "") -> str:
+    return "-" if estimate.value is None else f"[{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
 def _caption(report: Report) -> str:
