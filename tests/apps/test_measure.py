@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from http_judge import Answer, Request, Server, refusing, right, says, status, wrong
+from PIL import Image
 from scripted import ScriptedPolicy
 
 from triptych.apps.cli import main
@@ -197,14 +198,37 @@ def test_a_judge_that_is_down_ends_the_run_with_its_cause(capsys: pytest.Capture
 
 
 def test_a_result_can_be_shown_under_the_swapped_judge(capsys: pytest.CaptureFixture):
-    reports = {}
-    for judge in ("auto", "templates"):
-        words = ["rehearsal", "--limit", 2, "--turns", 1, "--judge", judge, "--out", judge, "--json"]
-        assert scripted(*words) == 0
-        reports[judge] = json.loads(capsys.readouterr().out)
-    assert reports["auto"]["manifest"]["judge"].startswith("world-")
-    assert reports["templates"]["manifest"]["judge"] == "templates-1"
-    assert reports["auto"]["report"]["score"] == reports["templates"]["report"]["score"]
+    words = ["rehearsal", "--limit", 2, "--json"]
+    assert scripted(*words, "--turns", 1, "--out", "first") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert scripted(*words, "--drawn", "first", "--judge", "templates", "--out", "second") == 0  # nothing is drawn
+    second = json.loads(capsys.readouterr().out)
+    assert first["manifest"]["judge"].startswith("world-") and second["manifest"]["judge"] == "templates-1"
+    assert {**second["manifest"], "judge": first["manifest"]["judge"]} == first["manifest"]
+    assert first["report"]["score"] == second["report"]["score"]
+    drawn = [sorted((Path(folder) / "pictures").iterdir()) for folder in ("first", "second")]
+    assert [one.read_bytes() for one in drawn[0]] == [other.read_bytes() for other in drawn[1]]
+    assert main(["report", "first", "second", "--anyway", "--json"]) == 0
+    (compared,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert compared["wins"] == compared["losses"] == []
+
+
+def test_only_the_pictures_that_were_drawn_are_judged_again(capsys: pytest.CaptureFixture):
+    assert scripted("rehearsal", "--limit", 2, "--turns", 0, "--out", "run") == 0
+    capsys.readouterr()
+    again = ["sticker-model", "rehearsal", "--drawn", "run", "--out", "again"]
+    refused(capsys, "other prompts", *again, "--limit", 3)
+    refused(capsys, "--seeds: of no use", *again, "--limit", 2, "--seeds", 2)
+    refused(capsys, "manifest", *again[:-3], "nowhere", "--limit", 2)
+    picture = sorted(Path("run/pictures").iterdir())[0]
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    assert scripted(*again[1:], "--limit", 2) == 2
+    assert "not the picture that was drawn" in capsys.readouterr().err
+    picture.unlink()
+    refused(capsys, "is missing", *again[:-1], "other", "--limit", 2)
+    rows = Path("run/results.jsonl").read_text().splitlines(keepends=True)
+    Path("run/results.jsonl").write_text(rows[0])
+    refused(capsys, "not finished", *again[:-1], "other", "--limit", 2)
 
 
 def test_an_exam_may_be_read_by_the_second_judge(capsys: pytest.CaptureFixture):

@@ -65,10 +65,12 @@ def test_one_command_draws_and_looks(capsys: pytest.CaptureFixture):
 def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
     assert "--drawn" in refused(capsys, "eval", "ita")
     assert "manifest.json" in refused(capsys, "eval", "ita", "--drawn", "nowhere")
-    assert "draws its own" in refused(capsys, "eval", "genevalpp", "--drawn", "run")
+    assert "manifest.json" in refused(capsys, "eval", "genevalpp", "--drawn", "nowhere")
     assert "--by" in refused(capsys, "eval", "genevalpp", "--by", "reflection")
     assert "--turns" in refused(capsys, "eval", "vqa", "--drawn", "run", "--turns", 2)
     assert "--judge" in refused(capsys, "eval", "ita", "--drawn", "run", "--judge", "world")
+    assert "--address" in refused(capsys, "eval", "vqa", "--drawn", "run", "--address", "http://127.0.0.1:9")
+    assert "--keep-pictures" in refused(capsys, "eval", "vqa", "--drawn", "run", "--no-keep-pictures")
     assert "kept" in refused(capsys, "eval", "genevalpp", "--understanding", "--no-keep-pictures")
     assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "bare", "--no-keep-pictures") == 0
     capsys.readouterr()

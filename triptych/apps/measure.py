@@ -6,7 +6,8 @@ TIIF counts right answers where the others count right pictures, so it has its o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from triptych.apps.report import publish
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tally
-from triptych.eval.benchmark import Benchmark, manifest, run
+from triptych.eval.benchmark import Benchmark, run
 from triptych.eval.ledger import WHOLE, Ledger, Shard
+from triptych.eval.rejudge import check_source, rejudge
 from triptych.eval.report import Row, table
 from triptych.loop import Policy
 from triptych.rewards.judge import Judge
@@ -58,31 +60,22 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     out, shard = folder_of(choice), shard_of(choice.shard)
     if not choice.resume and not (shard != WHOLE and out.exists()):
         check_writable(out)
-    policy = load()
-    judge = Overheard(judge_of(choice, benchmark, policy.config.world))
-    seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps)
+    play = drawn(choice, benchmark, out, shard, load) if choice.drawn is None else kept(choice, benchmark, out, shard)
     console = open_console(choice.as_json)
     rows: list[Row] = []
-    judged = 0
     try:
         with Progress(*COLUMNS, console=console) as progress:
-            total = len(range(shard[0] - 1, len(benchmark.prompts) * len(seeds), shard[1]))
-            bar = progress.add_task(benchmark.name, total=total, right="")
-            settings = (choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume)
-            for row in run(benchmark, policy, judge, *settings, shard=shard, keep=choice.keep_pictures):
+            bar = progress.add_task(benchmark.name, total=len(range(shard[0] - 1, play.jobs, shard[1])), right="")
+            for row in watched(choice, play, out):
                 rows.append(row)
-                progress.update(bar, advance=1, right=right_so_far(benchmark, rows, choice.turns))
-                judged += len(row.verdicts) if judge.asked else 0  # rows of an earlier run come first
-                if judged == sum(judge.asked):  # the whole batch is in the folder
-                    kept = f"the others are in {out}: go on with --out {out} --resume"
-                    choice.check_missing(judged, len(judge.causes), "".join(judge.causes[-1:]), kept)
+                progress.update(bar, advance=1, right=right_so_far(benchmark, rows, play.turns))
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; {len(rows)} rows are in {out}: go on with --out {out} --resume", style="yellow")
         return 130
     ledger = Ledger.read(out)
     rows, report = ledger.played(), ledger.report()  # of every shard
     if isinstance(benchmark, suites.Tiif):
-        answers = answered(benchmark, rows, choice.turns, out, console)
+        answers = answered(benchmark, rows, play.turns, out, console)
     else:
         answers = {}
         console.print(table(report))
@@ -90,11 +83,59 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     console.print(f"{out}/report.html", style="bold", soft_wrap=True)
     if report.missing:
         console.print(f"{report.missing} verdicts are missing; --out {out} --resume asks again", style="yellow")
-    answers |= understand.after(choice, policy, out, console) if choice.understanding else {}
+    if choice.understanding and play.policy is not None:
+        answers |= understand.after(choice, play.policy, out, console)
     if choice.as_json:
-        about = manifest(benchmark, policy, judge, choice.turns, seeds, sampling, choice.plan)
-        print(json.dumps({"folder": str(out), "report": report.to_record(), "manifest": about, **answers}), flush=True)
+        about = {"folder": str(out), "report": report.to_record(), "manifest": ledger.manifest}
+        print(json.dumps({**about, **answers}), flush=True)
     return 1 if report.missing else 0
+
+
+@dataclass(frozen=True)
+class Play:
+    """A run about to be played: its rows are drawn and judged as they are asked for."""
+
+    judge: Overheard
+    turns: int
+    jobs: int  # of all shards
+    rows: Iterator[Row]
+    policy: Policy | None  # None where the pictures are those of an earlier run
+
+
+def drawn(choice: Evaluate, benchmark: Benchmark, out: Path, shard: Shard, load: Callable[[], Policy]) -> Play:
+    """The run of a model that draws."""
+    policy = load()
+    judge = Overheard(judge_of(choice, benchmark, policy.config.world, choice.model))
+    seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps)
+    settings = (choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume)
+    rows = run(benchmark, policy, judge, *settings, shard=shard, keep=choice.keep_pictures)
+    return Play(judge, choice.turns, len(benchmark.prompts) * len(seeds), rows, policy)
+
+
+def kept(choice: Evaluate, benchmark: Benchmark, out: Path, shard: Shard) -> Play:
+    """The run of a judge that looks at the pictures of an earlier run. Raises ConfigError for options of a drawing."""
+    assert choice.drawn is not None
+    usual = {each.name: each.default for each in fields(choice)}
+    moot = [f"--{name}" for name in understand.DRAWING if getattr(choice, name) != usual[name]]
+    if moot:
+        raise ConfigError(f"{', '.join(moot)}: of no use with --drawn, whose pictures are there; leave it out")
+    source = Ledger.read(choice.drawn)
+    check_source(benchmark, source)
+    world = "stickers" if source.manifest.get("judge", "").startswith(STICKERS) else "open"
+    judge = Overheard(judge_of(choice, benchmark, world, str(choice.drawn)))
+    rows = rejudge(benchmark, source, judge, choice.batch, out, choice.resume, shard, choice.keep_pictures)
+    return Play(judge, source.manifest["turns"], len(source.jobs), rows, None)
+
+
+def watched(choice: Evaluate, play: Play, out: Path) -> Iterator[Row]:
+    """The rows as they come. Raises JudgeError, with the cause, once too many verdicts are missing."""
+    judge, judged = play.judge, 0
+    for row in play.rows:
+        yield row
+        judged += len(row.verdicts) if judge.asked else 0  # rows of an earlier run come first
+        if judged == sum(judge.asked):  # the whole batch is in the folder
+            where = f"the others are in {out}: go on with --out {out} --resume"
+            choice.check_missing(judged, len(judge.causes), "".join(judge.causes[-1:]), where)
 
 
 def chosen(choice: Evaluate) -> Benchmark:
@@ -120,20 +161,21 @@ def check_judging(choice: Evaluate) -> None:
         raise OutputError(f"{choice.record} exists; expected a new file: choose another --record")
 
 
-def judge_of(choice: Evaluate, benchmark: Benchmark, world: str) -> Judge:
-    """The judge for pictures of `world`, stickers or open. Raises ConfigError for one that only knows the other."""
+def judge_of(choice: Evaluate, benchmark: Benchmark, world: str, who: str) -> Judge:
+    """The judge for pictures of `world`, stickers or open, which `who` draws.
+
+    Raises ConfigError for a judge that only knows the other world.
+    """
     otherwise: Kind = "world" if world == "stickers" else "detector" if choice.benchmark == "geneval" else "vlm"
     lists = benchmark.checks if isinstance(benchmark, suites.Tiif) else None
     if world == "stickers" and lists is not None:
-        raise ConfigError(
-            f"TIIF asks for more than stickers, and {choice.model} draws only these; expected another model"
-        )
+        raise ConfigError(f"TIIF asks for more than stickers, and {who} draws only these; expected another model")
     kind = choice.kind(otherwise)
     if (world == "stickers") != (kind in STICKERS):
         told = "open pictures, and {} draws stickers; expected world or templates"
         if kind in STICKERS:
             told = "stickers, and {} draws open pictures; expected detector or vlm"
-        raise ConfigError(f"--judge {kind} looks at {told.format(choice.model)}")
+        raise ConfigError(f"--judge {kind} looks at {told.format(who)}")
     return choice.opened(kind, lists, choice.device)
 
 

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from triptych.apps.cli import Evaluate
 
 QUIZZES = ("ita", "vqa")
-DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
+DRAWING = (
+    "turns",
+    "seeds",
+    "steps",
+    "plan",
+    "prompts",
+    "shard",
+    "keep_pictures",
+    "understanding",
+)  # of a run that draws
 BAR = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -78,10 +87,11 @@ def check(choice: Evaluate) -> None:
         raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
     usual = {field.name: field.default for field in fields(choice)}
     moot = [name for name in DRAWING if getattr(choice, name) != usual[name]]
-    moot += ["judge"] if choice.benchmark == "ita" and choice.judge != "auto" else []
+    moot += [name for name, given in choice.only_vlm().items() if given]
+    moot += ["judge"] if choice.judge == "vlm" or (choice.benchmark == "ita" and choice.judge != "auto") else []
     moot += ["by"] if choice.benchmark == "vqa" and choice.by != usual["by"] else []
     if moot:
-        told = ", ".join(f"--{name}" for name in moot)
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in moot)
         raise ConfigError(f"{told}: of no use with {choice.benchmark}, whose pictures are drawn; leave it out")
     check_at_least("batch", choice.batch, 1)
     check_at_least("limit", LIMIT if choice.limit is None else choice.limit, 2)
@@ -89,8 +99,6 @@ def check(choice: Evaluate) -> None:
 
 def check_drawing(choice: Evaluate) -> None:
     """ConfigError for options of the quizzes that do not go with a benchmark that is drawn."""
-    if choice.drawn is not None:
-        raise ConfigError(f"--drawn: {choice.benchmark} draws its own pictures; expected ita or vqa, or no --drawn")
     if choice.by != "question":
         raise ConfigError(f"--by {choice.by}: of use only with ita, whose pictures are drawn; leave it out")
     if choice.understanding and not choice.keep_pictures:

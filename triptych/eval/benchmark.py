@@ -108,7 +108,7 @@ def run(
         untouched = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, own_seeds, strict=True)]
         beats = play(policy, prompts, seeds=own_seeds, turns=turns, plan=plan, sampling=sampling)
         *_, traces = untouched, *beats  # no beat at all where pictures are given and turns is 0
-        for (index, seed), trace, given in zip(jobs, traces, _judged(judge, traces), strict=True):
+        for (index, seed), trace, given in zip(jobs, traces, judged(judge, traces), strict=True):
             yield _row(benchmark, index, seed, trace, given), trace.images
 
     jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
@@ -139,7 +139,7 @@ def manifest(
     }
 
 
-def _judged(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
+def judged(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
     """A verdict for each picture of each trace, None where it is missing: all pictures in one call."""
     looks = [_looks(trace) for trace in traces]
     found = iter(verdicts_of(judge, [look for trace_looks in looks for look in trace_looks]))
