@@ -168,8 +168,8 @@ def _replies(policy: Student, by: By, asked: Sequence[Question], sampling: Sampl
 
 def _link(picture: Path, place: Path) -> None:
     """The picture under the row's own name, for the page: the same file, no copy. Where that cannot be, none."""
-    place.parent.mkdir(exist_ok=True)
     with suppress(OSError):
+        place.parent.mkdir(exist_ok=True)
         os.link(picture, place)
 
 
