@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,19 +44,20 @@ def narrow(config: TrainConfig, steps: int, parents: int, width: int) -> TrainCo
 def measure(model: Bagel, judge: Judge, config: TrainConfig, side: int = 0) -> dict[str, Any]:
     """Seconds, peak memory and FLOPs of a training step by part, and how near it comes to bare matrix products.
 
-    The steps are taken twice, which gives the same since rates are 0: once to count (this warms up too), once to
-    measure. FLOPs are those of matrix products, convolutions and attention, forward and backward, with two for a
-    multiplication and its addition. The rate that they are a share of is that of a bfloat16 product of two matrices of
-    `side`. Memory is what CUDA has allocated, or else what the process has resident; null where neither is known.
+    The steps are taken twice, which gives the same since rates are 0: once to count FLOPs and bytes (which warms up),
+    once to take the time. FLOPs are those of matrix products, convolutions and attention, forward and backward, with
+    two for a multiplication and its addition. The rate that they are a share of is that of a bfloat16 product of two
+    matrices of `side`. Memory is what CUDA has allocated, or else what the process has resident; null where neither is
+    known.
     """
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        counted, _ = clocked(model, judge, config, lambda: Clock(read=counter.get_total_flops))
     memory = peak_of(model.device)
-    clocks, steps = clocked(model, judge, config, lambda: Clock(read=settled, memory=memory))
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        counted, _ = clocked(model, judge, config, lambda: Clock(read=counter.get_total_flops, memory=memory))
+    clocks, steps = clocked(model, judge, config, lambda: Clock(read=settled))
     seconds, flops = by_part(clocks), by_part(counted)
     rate = matmul_rate(model.device, side)
     samples = int(steps[-1].metrics["samples"])
-    peaks = {part: max((clock.peaks.get(part, 0) for clock in clocks), default=0) or None for part in PARTS}
+    peaks = {part: max((clock.peaks.get(part, 0) for clock in counted), default=0) or None for part in PARTS}
     return {
         "parents": config.reason.parents,
         "width": config.reason.width,
@@ -124,9 +126,11 @@ def peak_of(device: torch.device) -> Callable[[], int] | None:
 
         return allocated
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
     def resident() -> int:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        give_back(0)  # what was freed is no longer resident, so that it is not booked on the next part
         reset.write_text("5")  # start a new high-water mark
         return int(line.split()[1]) * 1024
 
