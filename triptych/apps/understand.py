@@ -34,16 +34,8 @@ if TYPE_CHECKING:
     from triptych.apps.cli import Evaluate
 
 QUIZZES = ("ita", "vqa")
-DRAWING = (
-    "turns",
-    "seeds",
-    "steps",
-    "plan",
-    "prompts",
-    "shard",
-    "keep_pictures",
-    "understanding",
-)  # of a run that draws
+DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
+OTHERS = ("prompts", "shard", "keep_pictures")  # options of other benchmarks
 BAR = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -86,7 +78,7 @@ def check(choice: Evaluate) -> None:
     if choice.resume and choice.out is None:
         raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
     usual = {field.name: field.default for field in fields(choice)}
-    moot = [name for name in DRAWING if getattr(choice, name) != usual[name]]
+    moot = [name for name in (*DRAWING, *OTHERS) if getattr(choice, name) != usual[name]]
     moot += [name for name, given in choice.only_vlm().items() if given]
     moot += ["judge"] if choice.judge == "vlm" or (choice.benchmark == "ita" and choice.judge != "auto") else []
     moot += ["by"] if choice.benchmark == "vqa" and choice.by != usual["by"] else []
