@@ -112,6 +112,16 @@ def test_seeds_of_a_prompt_are_one_pair():
     assert (pair.first, pair.second, pair.outcome) == (0.5, 1.0, "win")
 
 
+def test_questions_about_one_prompt_are_drawn_together():
+    """A hundred copies of two questions know no more than the two."""
+    two = [row(index, float(index % 2), column="Color") for index in range(2)]
+    many = [replace(two[index % 2], prompt=index, group=index % 2) for index in range(200)]
+    other = [replace(each, verdicts=(Verdict(0.0),)) for each in many]
+    assert summarize("x", many, ("Color",), 0).accuracy == summarize("x", two, ("Color",), 0).accuracy
+    estimate = compare(other, many, ("Color",), 0).differences["Color"]
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
+
+
 # --- may they be compared? --------------------------------------------------------------------------------------------
 
 

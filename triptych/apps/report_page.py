@@ -78,6 +78,7 @@ def page(ledger: Ledger, report: Report) -> str:
     played, manifest = ledger.played(), ledger.manifest
     shelves = list(gallery(ledger, played, list(report.accuracy)))
     shots = [shot for shelf in shelves for card in shelf.cards for shot in card.shots]
+    inlined = sum(shot.picture is not None for shot in shots)
     return template("report.html").render(
         report=report,
         manifest=manifest,
@@ -89,7 +90,7 @@ def page(ledger: Ledger, report: Report) -> str:
         by_column=by_column(report),
         shelves=shelves,
         shown=sum(len(shelf.cards) for shelf in shelves),
-        inlined=sum(shot.picture is not None for shot in shots),
+        inlined=inlined,
         pictures=sum(len(row.verdicts) for row in played),
         kept=(ledger.folder / "pictures").is_dir(),
         pixelated=False,

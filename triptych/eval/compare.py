@@ -123,28 +123,31 @@ def compare(
 ) -> Comparison:
     """The second run against the first, both of the same prompts; `seed` fixes the bootstrap."""
     asked = {row.prompt: row for row in (*second, *first)}
-    prompts = sorted(asked)
-    (right, known), (other_right, other_known) = (_at(rows, prompts, turn) for rows in (first, second))
-    shares, other_shares = _shares(right, known), _shares(other_right, other_known)
-    pairs = [
-        Pair(prompt, asked[prompt].text, asked[prompt].column, one, other)
-        for prompt, one, other in zip(prompts, shares, other_shares, strict=True)
-    ]
-    paired = (known > 0) & (other_known > 0)
+    ours, theirs = _by_prompt(first, turn), _by_prompt(second, turn)
+    pairs = tuple(
+        Pair(prompt, row.text, row.column, _share(ours.get(prompt), turn), _share(theirs.get(prompt), turn))
+        for prompt, row in sorted(asked.items())
+    )
+    paired = {pair.prompt for pair in pairs if pair.outcome != "unpaired"}
     rng = np.random.default_rng(seed)
     means: dict[str, np.ndarray] = {}
     lost: dict[str, int] = {}
     for column in columns:
-        mine = np.array([pair.column == column for pair in pairs], bool)
-        own = mine & paired
-        weights = draws(int(own.sum()), rng)
-        means[column] = ratio(weights, other_right[own], other_known[own]) - ratio(weights, right[own], known[own])
-        lost[column] = int(mine.sum() - own.sum())
+        own = [pair.prompt for pair in pairs if pair.column == column]
+        known = [prompt for prompt in own if prompt in paired]
+        units = sorted({asked[prompt].unit for prompt in known})
+        weights = draws(len(units), rng)
+        (mean, other_mean) = (
+            ratio(weights, *sums([row for prompt in known for row in rows[prompt]], units, turn, strict=True))[:, turn]
+            for rows in (ours, theirs)
+        )
+        means[column] = other_mean - mean
+        lost[column] = len(own) - len(known)
     if means:
         means[OVERALL] = mean_of_known(np.stack(list(means.values())))
         lost[OVERALL] = sum(lost.values())
     found = {column: estimate(mean, lost[column]) for column, mean in means.items()}
-    return Comparison(turn, found, tuple(pairs))
+    return Comparison(turn, found, pairs)
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Difference]:
@@ -172,11 +175,14 @@ def _flat(manifest: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield f"{above}{key}", value
 
 
-def _at(rows: Sequence[Row], prompts: Sequence[int], turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right pictures and verdicts of each prompt after `turn` edits at most, over its seeds."""
-    total, count = sums(rows, prompts, turn, strict=True)
-    return total[:, turn], count[:, turn]
+def _by_prompt(rows: Sequence[Row], turn: int) -> dict[int, list[Row]]:
+    """The rows of each prompt that have a verdict after `turn` edits at most."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.score(turn) is not None:
+            found.setdefault(row.prompt, []).append(row)
+    return found
 
 
-def _shares(right: np.ndarray, known: np.ndarray) -> list[float | None]:
-    return [float(part / whole) if whole else None for part, whole in zip(right, known, strict=True)]
+def _share(rows: Sequence[Row] | None, turn: int) -> float | None:
+    return sum(row.score(turn) == 1 for row in rows) / len(rows) if rows else None

@@ -179,7 +179,7 @@ def _row(one: Question, by: By, index: int, seed: int, reply: str, seconds: floa
     told = f"{one.answer}: answered {read}" if read is not None else f"{one.answer}: the reply is no answer"
     verdict = Verdict(1.0, (one.answer,)) if right else Verdict(0.0, (), (told,))
     sha256 = (one.picture.sha256,)
-    return Row(index, one.text, one.column, seed, (verdict,), False, (reply,), seconds, sha256)
+    return Row(index, one.text, one.column, seed, (verdict,), False, (reply,), seconds, sha256, one.picture.prompt)
 
 
 _LEAD = re.compile(r"(?:(?:the|an?|its?|it s|is|are|there|answer|has) )*")

@@ -5,7 +5,7 @@ stopped keeps its last picture for later turns, as a user would. A picture is ri
 missing verdict counts neither as right nor as wrong; how many are missing is reported.
 Overall is the mean of the columns, as GenEval defines it (the columns of GenEval++ are equally long). Intervals are
 95 % percentile bootstraps over prompts within columns: all seeds of a prompt are drawn together, since they share its
-difficulty.
+difficulty, and so are all questions about the pictures of one prompt.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Row:
     said: tuple[str | None, ...]  # plan, then reflections
     seconds: float  # this trace's share of its batch's wall clock, judging left out
     pictures: tuple[str, ...] = ()  # `pixels_sha256` of each judged picture, in the order of `verdicts`
+    group: int | None = None  # of a quiz, the prompt whose picture it asks about
+
+    @property
+    def unit(self) -> int:
+        """What a bootstrap draws: rows that share their luck, those of one prompt or of one group, go together."""
+        return self.prompt if self.group is None else self.group
 
     @property
     def edits(self) -> int:
@@ -193,37 +199,37 @@ def resampled(
     means: dict[str, np.ndarray] = {}
     for column in columns:
         own = [row for row in rows if row.column == column]
-        total, count = sums(own, sorted({row.prompt for row in own}), turns, strict)
+        total, count = sums(own, sorted({row.unit for row in own}), turns, strict)
         means[column] = ratio(draws(len(total), rng), total, count)
     if means:
         means[OVERALL] = mean_of_known(np.stack(list(means.values())))
     return means
 
 
-def draws(prompts: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each prompt counts, `[1 + RESAMPLES, prompts]`: first each once, then drawn with replacement."""
-    once = np.ones((1, prompts))
-    if not prompts:
+def draws(units: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each unit counts, `[1 + RESAMPLES, units]`: first each once, then drawn with replacement."""
+    once = np.ones((1, units))
+    if not units:
         return np.ones((RESAMPLES + 1, 0))
-    return np.concatenate([once, rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)])
+    return np.concatenate([once, rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)])
 
 
 def ratio(weights: np.ndarray, total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Weighted mean over prompts `[draw turn]` from the `sums` of each; NaN where there is nothing to count."""
+    """Weighted mean over units `[draw turn]` from the `sums` of each; NaN where there is nothing to count."""
     with np.errstate(invalid="ignore"):
         return (weights @ total) / (weights @ count)
 
 
-def sums(rows: Sequence[Row], prompts: Sequence[int], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sum over seeds of what is measured, and number of verdicts: two arrays `[prompt turn]`, in order of `prompts`."""
-    place = {prompt: index for index, prompt in enumerate(prompts)}
+def sums(rows: Sequence[Row], units: Sequence[int], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of what is measured, and number of verdicts: two arrays `[unit turn]`, in the order of `units`."""
+    place = {unit: index for index, unit in enumerate(units)}
     total, count = np.zeros((2, len(place), turns + 1))
     for row in rows:
         for turn in range(turns + 1):
             score = row.score(turn)
             if score is not None:
-                total[place[row.prompt], turn] += float(score == 1) if strict else score
-                count[place[row.prompt], turn] += 1
+                total[place[row.unit], turn] += float(score == 1) if strict else score
+                count[place[row.unit], turn] += 1
     return total, count
 
 
