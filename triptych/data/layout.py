@@ -22,18 +22,20 @@ CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left
 SIDES = {"left": (0, 3, 6), "right": (2, 5, 8), "above": (0, 1, 2), "below": (6, 7, 8)}  # cells of each region
 TRIES = 500  # arrangements drawn before a spec is said not to fit
 
-# Canonical subsets of the cells for n stickers. Few of them: each is a whole layout to be learned.
+# Canonical subsets of the cells for n stickers, the usual one first. Few of them: each is a whole layout to be learned.
 TEMPLATES: dict[int, tuple[tuple[int, ...], ...]] = {
-    1: tuple((cell,) for cell in range(9)),
-    2: ((0, 2), (3, 5), (6, 8), (0, 6), (1, 7), (2, 8), (0, 8), (2, 6)),
-    3: ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)),
-    4: ((0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8), (0, 2, 6, 8), (1, 3, 5, 7)),
+    1: ((4,), *((cell,) for cell in (0, 1, 2, 3, 5, 6, 7, 8))),
+    2: ((3, 5), (0, 2), (6, 8), (0, 6), (1, 7), (2, 8), (0, 8), (2, 6)),
+    3: ((3, 4, 5), (0, 1, 2), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)),
+    4: ((0, 2, 6, 8), (0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8), (1, 3, 5, 7)),
     5: ((0, 2, 4, 6, 8), (1, 3, 4, 5, 7), (0, 1, 2, 3, 5), (3, 5, 6, 7, 8)),
-    6: ((0, 1, 2, 3, 4, 5), (3, 4, 5, 6, 7, 8), (0, 1, 2, 6, 7, 8), (0, 2, 3, 5, 6, 8)),
+    6: ((0, 1, 2, 6, 7, 8), (0, 1, 2, 3, 4, 5), (3, 4, 5, 6, 7, 8), (0, 2, 3, 5, 6, 8)),
     7: ((0, 1, 2, 4, 6, 7, 8), (0, 2, 3, 4, 5, 6, 8), (0, 1, 2, 3, 4, 5, 7)),
     8: ((0, 1, 2, 3, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 8)),
     9: ((0, 1, 2, 3, 4, 5, 6, 7, 8),),
 }
+USUAL = 0.6  # share of the usual template among canonical layouts
+ORDERLY = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}  # which of the three cells of a side so many stickers take
 
 _ALL_CELLS = range(len(CELLS))
 
@@ -109,11 +111,8 @@ def arrange(spec: Spec, rng: Random, canonical: bool) -> list[list[int]]:
     regions = any(item.region for item in spec.include)
     positions = any(item.position for item in spec.include)
     for attempt in range(TRIES):
-        if regions:
-            groups = _by_region(spec, rng)
-        else:
-            orderly = canonical and attempt < TRIES // 2
-            groups = _by_template(counts, rng, orderly, shuffle=positions)
+        orderly = canonical and attempt < TRIES // 2
+        groups = _by_region(spec, rng, orderly) if regions else _by_template(counts, rng, orderly, shuffle=positions)
         if groups is not None and (not positions or _relations_hold(spec, groups)):
             return groups
     raise ConfigError(f"no layout found for {counts} stickers on nine cells: at most 3 fit on one side of the canvas")
@@ -121,7 +120,7 @@ def arrange(spec: Spec, rng: Random, canonical: bool) -> list[list[int]]:
 
 def _by_template(counts: list[int], rng: Random, canonical: bool, shuffle: bool) -> list[list[int]]:
     total = sum(counts)
-    cells = list(rng.choice(TEMPLATES[total])) if canonical else rng.sample(_ALL_CELLS, total)
+    cells = _template(total, rng) if canonical else rng.sample(_ALL_CELLS, total)
     order = list(range(len(counts)))
     if shuffle:
         rng.shuffle(order)
@@ -131,15 +130,25 @@ def _by_template(counts: list[int], rng: Random, canonical: bool, shuffle: bool)
     return groups
 
 
-def _by_region(spec: Spec, rng: Random) -> list[list[int]] | None:
+def _template(total: int, rng: Random) -> list[int]:
+    usual, *others = TEMPLATES[total]
+    return list(usual if not others or rng.random() < USUAL else rng.choice(others))
+
+
+def _by_region(spec: Spec, rng: Random, canonical: bool) -> list[list[int]] | None:
     groups: list[list[int]] = [[] for _ in spec.include]
     taken: set[int] = set()
     for index in sorted(range(len(groups)), key=lambda index: spec.include[index].region is None):
         item = spec.include[index]
-        free = [cell for cell in (SIDES[item.region] if item.region else _ALL_CELLS) if cell not in taken]
+        side = SIDES[item.region] if item.region else tuple(_ALL_CELLS)
+        free = [cell for cell in side if cell not in taken]
         if len(free) < item.count:
             return None
-        groups[index] = sorted(rng.sample(free, item.count))
+        orderly = [side[place] for place in ORDERLY.get(item.count, ())] if item.region else []
+        if canonical and orderly and taken.isdisjoint(orderly):
+            groups[index] = orderly
+        else:
+            groups[index] = sorted(rng.sample(free, item.count))
         taken.update(groups[index])
     return groups
 

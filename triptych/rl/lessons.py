@@ -1,7 +1,8 @@
 """Supervised learning first: how SKETCH learns to speak, see and draw. `triptych lessons sketch` runs this.
 
-Three stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), then the model that
-joins them. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
+Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the model that joins them, the
+decoder once more, and at last the model again on pictures of its own. The result is an ordinary checkpoint folder, with
+averaged weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from triptych.rl.autoencoder_lessons import (
     scenes_of_step,
     study_autoencoder,
 )
+from triptych.rl.decoder_lessons import DecoderLessons, study_decoder
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
@@ -40,7 +42,7 @@ from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
 VIEW = "vit_model."
 
 
-# The fourth stage: gentle steps, and half of what is looked at or mended is the model's own work.
+# The last stage: gentle steps, and half of what is looked at or mended is the model's own work.
 OWN = ModelLessons(
     steps=120, pictures=12, edits=32, words=40, rate=5e-4, matrix_rate=5e-3, warmup=20, cooldown=0.8, own=0.5
 )
@@ -59,8 +61,9 @@ class LessonsConfig:
     autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
     eyes: EyesLessons = field(default_factory=EyesLessons)
     model: ModelLessons = field(default_factory=ModelLessons)
+    decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 600  # drawn by the model after the third stage, to learn from its own mistakes in the fourth
+    own_pictures: int = 600  # drawn by the model before the last stage, to learn from its own mistakes
 
 
 DEBUG = LessonsConfig(
@@ -68,6 +71,7 @@ DEBUG = LessonsConfig(
     autoencoder=AutoencoderLessons(steps=2, batch=2),
     eyes=EyesLessons(steps=2, batch=2),
     model=ModelLessons(steps=2, pictures=3, edits=2, words=3),
+    decoder=DecoderLessons(steps=2, batch=2),
     own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5),
     own_pictures=2,
 )
@@ -106,6 +110,7 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
             yield Step("eyes", index, config.eyes.steps, loss, metrics)
     school = School(config, out, device, bagel_config)
     yield from school.study("joined", config.model)
+    yield from school.sharpen(config.decoder)
     if config.own.steps:
         yield from school.study("own", config.own, school.own_lessons(config.own_pictures))
     school.graduate(out / "model")
@@ -177,6 +182,12 @@ class School:
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
                 self._save(stage, step + 1, schools)
             yield Step(stage, step, lessons.steps, metrics.pop("loss"), metrics)
+
+    def sharpen(self, lessons: DecoderLessons) -> Iterator[Step]:
+        """Teach the decoder alone; what the joined model has learnt of latents stays true."""
+        autoencoder, folder = self.bagel.autoencoder, self.out / "decoder"
+        for index, loss, metrics in study_decoder(autoencoder, lessons, self.config.seed, folder, self.config.every):
+            yield Step("decoder", index, lessons.steps, loss, metrics)
 
     def own_lessons(self, count: int) -> list[Lesson]:
         """Lessons on pictures that the averaged model draws; they are drawn once and written down."""
