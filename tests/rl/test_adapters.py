@@ -67,6 +67,15 @@ def run(config: TrainConfig, out=None) -> tuple[Bagel, list[Step]]:
     return bagel, list(train(bagel, PROMPTS, BrightnessJudge(), config, out))
 
 
+def rated(config: TrainConfig, rate: float) -> TrainConfig:
+    """The same with this learning rate everywhere."""
+    stages = {
+        name: replace(stage, text=replace(stage.text, rate=rate), picture=replace(stage.picture, rate=rate))
+        for name, stage in (("reason", config.reason), ("refine", config.refine))
+    }
+    return replace(config, **stages)
+
+
 @pytest.mark.parametrize("config", [SKETCH, BAGEL_7B], ids=lambda config: config.name)
 def test_names_are_alike_for_every_size(config):
     """Each expert's seven projections in every layer, and back to the published names and shapes by merging."""
@@ -140,11 +149,20 @@ def test_merged_weights_are_the_model_with_its_adapters(tmp_path):
 
 
 def test_weights_in_half_precision_wear_adapters_in_full():
+    """They learn in float32, and what they learn arrives in the merged weights."""
     bagel = tiny().to(torch.bfloat16)
-    adapters.inject(bagel, SMALL, seed=1)
-    learning = {name: p.dtype for name, p in bagel.named_parameters() if p.requires_grad}
-    assert learning and set(learning.values()) == {torch.float32}
+    bagel.autoencoder.float()
+    first = {name: tensor.clone() for name, tensor in bagel.state_dict().items()}
+    learner = Learner(bagel, LORA)
+    assert {parameter.dtype for parameter in learner.learning.values()} == {torch.float32}
     assert bagel.language_model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    learner.graduate()
+    assert all(torch.equal(tensor, first[name]) for name, tensor in bagel.state_dict().items())
+    half = replace(LORA, compute="bfloat16", limits=replace(DEBUG.limits, text_ratio=0.5, stroke_gap=0.1))
+    steps = list(train(bagel, PROMPTS, BrightnessJudge(), rated(half, 0.1)))
+    assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
+    moved = {name for name, tensor in bagel.state_dict().items() if not torch.equal(tensor, first[name])}
+    assert moved and {bagel.state_dict()[name].dtype for name in moved} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("experts", ["und", "gen", "both"])
@@ -218,11 +236,6 @@ def test_kl_is_nothing_at_first_and_the_same_from_either_reference():
     for one, two in zip(mine, theirs, strict=True):
         for name in ("text_kl", "stroke_kl"):
             assert one.metrics[name] == pytest.approx(two.metrics[name], rel=1e-4, abs=1e-9)
-
-
-def test_all_of_it_at_once_learns_finite_numbers():
-    _, steps = run(replace(LORA, compute="bfloat16", limits=replace(DEBUG.limits, text_ratio=0.5, stroke_gap=0.1)))
-    assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
 
 
 @pytest.mark.parametrize(
