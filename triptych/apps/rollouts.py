@@ -21,7 +21,7 @@ from triptych.apps import gallery
 from triptych.apps.exhibit import naming_errors, write_page
 from triptych.errors import ConfigError
 from triptych.model.words import parse_thought
-from triptych.rewards.shaping import is_right
+from triptych.rewards.shaping import RewardRule, is_right
 from triptych.rl.batch import gains
 from triptych.rl.config import Stage, TrainConfig
 from triptych.rl.train import Step
@@ -153,15 +153,16 @@ class Album:
 
 def page(steps: Sequence[Step], config: TrainConfig, name: str = "") -> str:
     """The page of one tree: its first step and the later ones that grow from it."""
-    boughs = grown(steps, config)
+    boughs, refined = grown(steps, config), any(step.stage == "refine" for step in steps)
     return gallery.template("rollouts.html").render(
         boughs=boughs,
         steps=steps,
         card=_card(steps, boughs, name),
-        divided=_divided(config),
+        divided=_divided(config, refined),
+        picks=any(step.picked for step in steps),
         waits=bool(steps[-1].picked),
-        release=config.reward.variant == "release",
-        balanced=config.refine.text.balance,
+        form=_form(config.reward),
+        balanced=refined and config.refine.text.balance,
         pixelated=_small(steps),
     )
 
@@ -290,15 +291,18 @@ def _card(steps: Sequence[Step], boughs: Sequence[Bough], name: str) -> dict[str
     )
 
 
-def _divided(config: TrainConfig) -> list[str]:
+def _divided(config: TrainConfig, refined: bool) -> list[str]:
     """The parts whose advantages are divided by their spread, in words."""
-    parts = {
-        "Reason's text": config.reason.text,
-        "Reason's picture": config.reason.picture,
-        "Refine's text": config.refine.text,
-        "Refine's picture": config.refine.picture,
-    }
+    stages = {"Reason": config.reason} | ({"Refine": config.refine} if refined else {})
+    parts = {f"{name}'s {kind}": getattr(stage, kind) for name, stage in stages.items() for kind in ("text", "picture")}
     return [name for name, part in parts.items() if part.divide]
+
+
+def _form(rule: RewardRule) -> str:
+    """What a text earns for its form, in words."""
+    if rule.variant == "release":
+        return f"A text earns {rule.format_weight:g} beside what its picture gains, and nothing without its form (¶)."
+    return f"A text earns {rule.format_weight:g} more for its form; ¶ marks one without."
 
 
 def _numbers(folder: Path) -> list[int]:
