@@ -63,7 +63,6 @@ def test_one_command_draws_and_looks(capsys: pytest.CaptureFixture):
 
 
 def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
-    assert "--drawn" in refused(capsys, "eval", "ita")
     assert "manifest.json" in refused(capsys, "eval", "ita", "--drawn", "nowhere")
     assert "manifest.json" in refused(capsys, "eval", "genevalpp", "--drawn", "nowhere")
     assert "--by" in refused(capsys, "eval", "genevalpp", "--by", "reflection")
@@ -75,6 +74,15 @@ def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
     assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "bare", "--no-keep-pictures") == 0
     capsys.readouterr()
     assert "kept its pictures" in refused(capsys, "eval", "ita", "--drawn", "bare")
+
+
+def test_without_a_set_one_is_painted(capsys: pytest.CaptureFixture):
+    assert triptych("eval", "ita", "--limit", 2, "--out", "ita", "--json") == 0
+    told = printed(capsys)
+    assert {each["accuracy"]["value"] for each in told["standings"].values()} == {0.5}
+    assert told["standings"][OVERALL]["asked"] == 14 and told["manifest"]["drawn"]["model"] == "painted"
+    assert Ledger.read(Path("ita-set")).manifest["judge"] == "world-truth"
+    assert "ita exists" in refused(capsys, "eval", "ita", "--limit", 2, "--out", "ita")
 
 
 def test_nothing_fits_and_nothing_is_claimed(capsys: pytest.CaptureFixture):

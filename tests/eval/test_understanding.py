@@ -30,6 +30,7 @@ from triptych.eval.composition import (
     scene_things,
 )
 from triptych.eval.ledger import Ledger, pixels_sha256
+from triptych.eval.painted import paint
 from triptych.eval.quiz import Question, Quiz, Shown, quiz_report, read_decision, read_option, run, standings
 from triptych.eval.report import OVERALL, Report
 from triptych.eval.suites import GENEVAL_PLUS
@@ -37,7 +38,7 @@ from triptych.eval.understanding import Drawn, alignment, composition
 from triptych.model.words import say_reflection
 from triptych.rewards.detector import Found
 from triptych.rewards.geneval import Detection
-from triptych.rewards.world import judge_with
+from triptych.rewards.world import WorldJudge, judge_with, verdict
 from triptych.trace import Completion, Verdict
 
 SUITE = GENEVAL_PLUS.thinned(56)  # 8 a column
@@ -402,6 +403,30 @@ def test_a_reflection_decides_by_stopping():
     assert read_decision(say_reflection("all as asked.", None)) == YES
     assert read_decision(say_reflection("no cat.", "add a red cat at top")) == NO
     assert read_decision("no further edit needed") is None
+
+
+# --- painted sets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_painted_set_follows_from_its_seeds_and_every_column_can_be_asked(tmp_path):
+    rows = list(paint(SUITE, range(2), tmp_path / "one"))
+    assert [row.pictures for row in paint(SUITE, range(2), tmp_path / "two")] == [row.pictures for row in rows]
+    one, two = (Drawn.read(tmp_path / name) for name in ("one", "two"))
+    quiz = alignment(one, "stickers")
+    assert quiz.sha256() == alignment(two, "stickers").sha256()
+    assert all(quiz.of(column) for column in SUITE.titles)
+    for shown in one.pictures:
+        assert pixels_sha256(shown.load()) == shown.sha256
+    share = sum(row.score(0) == 1 for row in rows) / len(rows)
+    assert abs(share - 0.5) < 4 * (0.25 / len(rows)) ** 0.5
+
+
+def test_a_painted_truth_is_what_the_judge_sees(tmp_path):
+    rows = list(paint(SUITE.thinned(14), (0, 1), tmp_path / "set"))
+    seen = WorldJudge().scenes([shown.load() for shown in Drawn.read(tmp_path / "set").pictures])
+    specs = [parse_prompt(row.text) for row in sorted(rows, key=lambda row: (row.prompt, row.seed))]
+    found = [verdict(scene, spec).score for scene, spec in zip(seen, specs, strict=True)]
+    assert found == [row.score(0) for row in sorted(rows, key=lambda row: (row.prompt, row.seed))]
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

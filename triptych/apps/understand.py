@@ -1,14 +1,17 @@
 """`triptych eval ita` and `vqa`, and `--understanding`: ask a model about pictures, and print what it knows.
 
-The pictures are those of a finished run, `--drawn DIR`; with `--understanding` those of the run that was just played,
-so that one command measures what a unified model draws and what it sees in it.
+The pictures are those of a finished run, `--drawn DIR`. Without one a set that no model drew is painted into a folder
+beside the answers (eval/painted.py). With `--understanding` they are those of the run that was just played, so that one
+command measures what a unified model draws and what it sees in it.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +25,11 @@ from triptych.apps.judges import STICKERS, sticker_judge
 from triptych.apps.report import publish
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
+from triptych.eval import suites
 from triptych.eval.composition import World, detected_things, scene_things
 from triptych.eval.exam import Student
 from triptych.eval.ledger import Ledger
+from triptych.eval.painted import paint
 from triptych.eval.quiz import Quiz, Standing, quiz_report, run, standings
 from triptych.eval.report import OVERALL, Row
 from triptych.eval.understanding import LIMIT, Drawn, Find, alignment, composition
@@ -52,14 +57,17 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     What can be refused is refused before the model is loaded.
     """
     check(choice)
-    assert choice.drawn is not None
-    drawn = Drawn.read(choice.drawn)
+    drawn = None if choice.drawn is None else Drawn.read(choice.drawn)
     out = choice.out or free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    painting = out.with_name(f"{out.name}-set")
     if not choice.resume:
         check_writable(out)
+        if drawn is None:
+            check_writable(painting)
     policy = load()
     console = open_console(choice.as_json)
     try:
+        drawn = drawn or painted(choice, painting, console)
         told = asked(choice, choice.benchmark, drawn, student(choice, policy), out, console)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
@@ -69,12 +77,20 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     return 0
 
 
+def painted(choice: Evaluate, folder: Path, console: Console) -> Drawn:
+    """A set that no model drew, painted into `folder`: with `--limit`, as many pictures a column."""
+    suite = suites.GENEVAL_PLUS
+    longest = max(Counter(suite.column(prompt) for prompt in suite.prompts).values())
+    seeds = range(ceil((LIMIT if choice.limit is None else choice.limit) / longest))
+    with Progress(*BAR, console=console) as progress:
+        bar = progress.add_task("pictures", total=len(suite.prompts) * len(seeds), right="")
+        for _ in paint(suite, seeds, folder, choice.resume):
+            progress.advance(bar)
+    return Drawn.read(folder)
+
+
 def check(choice: Evaluate) -> None:
     """ConfigError for options that do not go with a quiz."""
-    if choice.drawn is None:
-        raise ConfigError(
-            f"{choice.benchmark} asks about pictures: expected --drawn DIR, a finished run of triptych eval"
-        )
     if choice.resume and choice.out is None:
         raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
     usual = {field.name: field.default for field in fields(choice)}
