@@ -158,7 +158,8 @@ class Evaluate(ModelChoice, JudgeChoice):
     understanding: FlagCreatePairsOff[bool] = False
     """Then ask ITA and VQA about the pictures, into the folders ita and vqa of --out."""
     drawn: Annotated[Path | None, arg(metavar="RUN")] = None
-    """A finished run: ita and vqa ask about its pictures, and other benchmarks have them judged again by --judge."""
+    """A finished run: ita and vqa ask about its pictures (without one they paint a set), and other benchmarks have them
+    judged again by --judge."""
     by: Literal["question", "reflection"] = "question"
     """Of ita: the model is asked whether the picture fits, or reflects and thereby stops."""
     steps: int | None = None
