@@ -72,6 +72,10 @@ def test_a_run_keeps_its_first_pictures(tmp_path):
         assert np.array_equal(first[name].pictures, again[name].pictures) and first[name].right == again[name].right
         assert [p.text for p in first[name].prompts] == [p.text for p in again[name].prompts]
         assert [p.spec for p in first[name].prompts] == [p.spec for p in again[name].prompts]
+    (tmp_path / "again").mkdir()
+    sets_of(ScriptedPolicy(mistakes=1), tmp_path / "again")
+    one, two = (folder / "fixed.safetensors" for folder in (tmp_path, tmp_path / "again"))
+    assert one.read_bytes() == two.read_bytes()
     (tmp_path / "fixed.safetensors").write_bytes(b"torn")
     with pytest.raises(OutputError, match="remove it"):
         sets_of(ScriptedPolicy(), tmp_path)

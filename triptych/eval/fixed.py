@@ -97,7 +97,7 @@ def untouched(policy: Any) -> Iterator[None]:
 
 
 def _write(path: Path, sets: Mapping[str, Known]) -> None:
-    told = {name: json.dumps(_records(known)) for name, known in sets.items()}
+    told = {"sets": json.dumps({name: _records(known) for name, known in sets.items()})}  # one key: the same bytes
     aside = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _records(known: Known) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Known]:
     try:
         with safe_open(path, "pt") as file:
-            told = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            told = json.loads((file.metadata() or {}).get("sets", "{}"))
             pictures = {name: file.get_tensor(name).numpy() for name in told}
     except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(
