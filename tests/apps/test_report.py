@@ -216,6 +216,12 @@ def test_check_says_each_difference_and_whether_it_forbids(tmp_path: Path, capsy
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+ROW = (
+    '{"prompt": 0, "text": "x", "column": "One", "seed": 0, "stopped": false, "said": [], "pictures": [], '
+    '"seconds": 1, "verdicts": [{"score": 1, "passed": [], "failed": []}]}\n'
+)
+
+
 def spoiled(folder: Path, name: str, content: str) -> Path:
     (played(folder, [0], [100]) / name).write_text(content)
     return folder
@@ -237,6 +243,13 @@ def spoiled(folder: Path, name: str, content: str) -> Path:
         ("results.jsonl", "{}\n"),
         ("results.jsonl", '{"prompt": 0, "verdicts": [{"score": NaN, "passed": [], "failed": []}], "said": []}\n'),
         ("results.jsonl", '{"prompt": "0", "text": "", "column": "One", "seed": 0, "verdicts": [], "said": []}\n'),
+        ("results.jsonl", ROW.replace('"said": []', '"said": [3]')),
+        ("results.jsonl", ROW.replace('"pictures": []', '"pictures": [3]')),
+        ("results.jsonl", ROW.replace('"seconds": 1', '"seconds": Infinity')),
+        ("results.jsonl", ROW.replace('"failed": []', '"failed": [3]')),
+        ("results.jsonl", ROW.replace('"score": 1', '"score": 7')),
+        ("results.jsonl", "[" * 100_000 + "\n"),
+        ("manifest.json", "[" * 100_000),
     ],
 )
 def test_a_spoiled_folder_is_one_line(name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -245,6 +258,22 @@ def test_a_spoiled_folder_is_one_line(name: str, content: str, tmp_path: Path, c
     code, out, err = report(capsys, folder)
     assert code == 2 and out == "" and err.count("\n") == 1 and name in err and "expected" in err
     assert before == sorted(path.name for path in folder.iterdir())
+
+
+def test_rows_of_another_run_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = spoiled(tmp_path / "run", "results.jsonl", ROW)
+    assert report(capsys, folder)[0] == 0
+    (folder / "results.jsonl").write_text(ROW.replace('"prompt": 0', '"prompt": 7'))
+    code, _, err = report(capsys, folder)
+    assert code == 2 and "prompt 7, seed 0; expected only jobs of its manifest" in err
+
+
+def test_a_page_copies_nothing_from_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = played(tmp_path / "run", [0], [100], turns=0)
+    (folder / "pictures/00000-0-0.png").rename(tmp_path / "elsewhere.png")
+    (folder / "pictures/00000-0-0.png").symlink_to(tmp_path / "elsewhere.png")
+    assert report(capsys, folder)[0] == 0
+    assert "1 of 2 pictures are in this page" in (folder / "report.html").read_text()
 
 
 def test_what_cannot_be_reported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -147,7 +147,7 @@ class Purse:
 
     def picture(self, path: Path) -> str | None:
         """The picture as a data URI; None where it was not kept, cannot be read, or does not fit any more."""
-        if not path.exists():
+        if path.is_symlink() or not path.is_file():  # what lies elsewhere is not copied into a page
             return None
         try:
             uri = _inlined(path)

@@ -124,9 +124,12 @@ class Ledger:
         return [job for job in self.jobs if job not in found]
 
     def played(self) -> list[Row]:
-        """The rows so far in the order of their jobs, whoever wrote them first."""
-        found = {(row.prompt, row.seed): row for row in self.rows()}
-        return [found[job] for job in self.jobs if job in found]
+        """The rows so far in the order of their jobs, whoever wrote them. OutputError for a row of another run."""
+        found, jobs = {(row.prompt, row.seed): row for row in self.rows()}, self.jobs
+        if strange := found.keys() - {*jobs}:
+            told = f"{self.folder} holds rows of prompt {min(strange)[0]}, seed {min(strange)[1]}"
+            raise OutputError(f"{told}; expected only jobs of its manifest: remove what belongs to another run")
+        return [found[job] for job in jobs if job in found]
 
     def report(self) -> Report:
         """What the rows so far show, under the manifest's columns and turns."""

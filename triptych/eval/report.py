@@ -69,16 +69,21 @@ class Row:
         verdicts = tuple(None if each is None else _verdict(each) for each in record["verdicts"])
         told = {"said": tuple(record["said"]), "pictures": tuple(record.get("pictures", ()))}
         row = Row(**{**record, **told, "verdicts": verdicts})
-        plain = all(type(each) is int for each in (row.prompt, row.seed)) and isinstance(row.column, str)
-        if not plain or row.prompt < 0 or not math.isfinite(row.seconds):
-            raise ValueError("expected whole numbers for prompt and seed, a name of a column, and seconds")
+        texts = (row.text, row.column, *row.pictures, *(each for each in row.said if each is not None))
+        if not all(isinstance(each, str) for each in texts):
+            raise ValueError("expected texts for text, column, pictures and what was said")
+        if not all(type(each) is int for each in (row.prompt, row.seed, row.unit)) or not math.isfinite(row.seconds):
+            raise ValueError("expected whole numbers for prompt, seed and group, and seconds")
         return row
 
 
 def _verdict(record: Mapping[str, Any]) -> Verdict:
     if not 0 <= record["score"] <= 1:  # NaN, too
         raise ValueError("expected a score from 0 to 1")
-    return Verdict(record["score"], tuple(record["passed"]), tuple(record["failed"]))
+    passed, failed = tuple(record["passed"]), tuple(record["failed"])
+    if not all(isinstance(each, str) for each in (*passed, *failed)):
+        raise ValueError("expected checks in words")
+    return Verdict(record["score"], passed, failed)
 
 
 @dataclass(frozen=True)
