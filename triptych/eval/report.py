@@ -279,12 +279,14 @@ def _ends(estimate: Estimate, sign: str = "") -> str:
 def _caption(report: Report) -> str:
     used = " ".join(f"{count}:{rows}" for count, rows in enumerate(report.edits))
     stops = [("right stops", report.stop_precision), ("right pictures stopped on", report.stop_recall)]
-    parts = [
-        f"rows by edits used: {used}",
-        f"improved {report.improved}, worsened {report.worsened}",
-        f"fixed {report.fixed}, broken {report.broken}",
-        *(f"{name}: {share:.2f}" for name, share in stops if share is not None),
-    ]
+    parts = [f"{name}: {share:.2f}" for name, share in stops if share is not None]
+    if len(report.edits) > 1:
+        parts = [
+            f"rows by edits used: {used}",
+            f"improved {report.improved}, worsened {report.worsened}",
+            f"fixed {report.fixed}, broken {report.broken}",
+            *parts,
+        ]
     if report.seconds_per_picture is not None:
         parts.append(f"{report.seconds_per_picture:.2f} s a picture")
     if report.missing:
