@@ -444,6 +444,7 @@ def test_a_killed_quiz_goes_on_where_it_was(ita, tmp_path):
     assert player.asked == len(ita.questions) - 6
     assert [replace(row, seconds=0) for row in rows] == [replace(row, seconds=0) for row in straight]
     report = Report.load(tmp_path / "ita/report.json")
+    assert report == Ledger.read(tmp_path / "ita").report()  # made anew from the rows alone
     assert report.accuracy[OVERALL][0] == standings(ita, rows)[OVERALL].accuracy
     written = [json.loads(line) for line in (tmp_path / "ita/questions.jsonl").read_text().splitlines()]
     assert [each["answer"] for each in written] == [one.answer for one in ita.questions]

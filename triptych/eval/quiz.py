@@ -27,16 +27,13 @@ from triptych.errors import PictureError
 from triptych.eval import ledger as ledgers
 from triptych.eval.exam import Student
 from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, pixels_sha256, recorded
-from triptych.eval.recorded import Recorded
 from triptych.eval.report import OVERALL, Estimate, Report, Row, summarize
-from triptych.eval.tally import estimate, mean, resampled
 from triptych.model.config import Sampling
 from triptych.model.pictures import read_picture
 from triptych.model.words import is_stop, parse_edit, reflection_is_formed
 from triptych.trace import Verdict
 
 By = Literal["question", "reflection"]  # how the model says whether a picture fits: when asked, or by stopping
-NOTHING = Estimate(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,6 @@ def run(
             yield row, ()
 
     yield from recorded([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
-    if ledger is not None and not ledger.open_jobs():
-        ledger.finish(quiz_report(quiz, ledger.rows()))
 
 
 def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
@@ -235,16 +230,12 @@ def standings(quiz: Quiz, rows: Iterable[Row]) -> dict[str, Standing]:
     together.
     """
     rows = list(rows)
-    answers = [
-        Recorded("", row.prompt, row.column, int(row.score(0) == 1), 1, str(quiz.questions[row.prompt].picture.prompt))
-        for row in rows
-    ]
-    means = resampled(answers)
+    accuracy = {column: estimates[0] for column, estimates in quiz_report(quiz, rows).accuracy.items()}
     lost = Counter(row.column for row in rows if _unreadable(quiz, row))
     asked = Counter(row.column for row in rows)
     found = {
         column: Standing(
-            accuracy=estimate(means[column]) if column in means else NOTHING,
+            accuracy=accuracy[column],
             coin=_mean([1 / len(one.options) for one in quiz.of(column)]),
             constant=_commonest([one.options.index(one.answer) for one in quiz.of(column)]),
             asked=asked[column],
@@ -254,7 +245,7 @@ def standings(quiz: Quiz, rows: Iterable[Row]) -> dict[str, Standing]:
     }
     known = [each for each in found.values() if each.coin is not None and each.constant is not None]
     found[OVERALL] = Standing(
-        accuracy=estimate(mean([means[column] for column in quiz.columns if column in means])),
+        accuracy=accuracy[OVERALL],
         coin=_mean([each.coin for each in known if each.coin is not None]),
         constant=_mean([each.constant for each in known if each.constant is not None]),
         asked=sum(asked.values()),
@@ -264,11 +255,9 @@ def standings(quiz: Quiz, rows: Iterable[Row]) -> dict[str, Standing]:
 
 
 def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
-    """The report of a run's folder, with the intervals of `standings`."""
+    """The report of a quiz's rows; their `group` is the prompt that was drawn."""
     rows = sorted(rows, key=lambda row: row.prompt)
-    told = {column: (each.accuracy,) for column, each in standings(quiz, rows).items()}
-    plain = summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
-    return replace(plain, accuracy=told, score=told)
+    return summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
 
 
 def _unreadable(quiz: Quiz, row: Row) -> bool:
