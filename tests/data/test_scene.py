@@ -196,15 +196,3 @@ def test_a_spec_that_cannot_be_drawn_is_refused_with_a_reason(items, word):
 def test_a_layout_out_of_range_is_refused(values):
     with pytest.raises(ConfigError, match="Layout"):
         Layout(*values)
-
-
-def test_a_settled_scene_is_the_same_inventory_in_the_middle_of_its_cells():
-    spec = spec_of(Item("cat", 3), Item("dog", 2))
-    free = Scene.sample(spec, 5, FREE_LAYOUT)
-    settled = free.settled()
-    assert {(one.cell, one.name, one.color, one.size) for one in free.stickers} == {
-        (one.cell, one.name, one.color, one.size) for one in settled.stickers
-    }
-    assert all((one.x % 32, one.y % 32) == (16, 16) for one in settled.stickers)
-    crowded = Scene((Sticker("cat", "red", 10, 10, "smaller"), Sticker("cat", "red", 22, 22, "smaller")))
-    assert crowded.settled() == crowded  # two in one cell keep apart

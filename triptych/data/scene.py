@@ -7,7 +7,7 @@ nine cells of 32 px with names in reading order (`layout.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Literal
@@ -21,7 +21,6 @@ from triptych.data.layout import (
     SIZES,
     Layout,
     arrange,
-    middle,
     reach,
     scatter,
 )
@@ -105,16 +104,6 @@ class Scene:
     def ordered(self) -> list[Sticker]:
         """The stickers in reading order of their cells; within a cell from top to bottom."""
         return sorted(self.stickers, key=lambda sticker: (sticker.place, sticker.y, sticker.x))
-
-    def settled(self) -> Scene:
-        """The scene with every sticker that has a cell to itself in the middle of that cell."""
-        places = [sticker.place for sticker in self.stickers]
-        return Scene(
-            tuple(
-                replace(one, x=middle(one.place % 3), y=middle(one.place // 3)) if places.count(one.place) == 1 else one
-                for one in self.stickers
-            )
-        )
 
 
 def _free_colors(spec: Spec, index: int) -> Sequence[str]:

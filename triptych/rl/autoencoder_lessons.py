@@ -14,7 +14,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from triptych.data.layout import CELLS, FREE_LAYOUT, SIZES, scatter
+from triptych.data.layout import CELLS, FREE_LAYOUT, SIZES, Layout, scatter
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -42,11 +42,11 @@ def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
     return [Scene.sample(random_spec(first + row), first + row) for row in range(batch)]
 
 
-def crowd(seed: int) -> Scene:
+def crowd(seed: int, layout: Layout = FREE_LAYOUT) -> Scene:
     """A scene with a sticker in every cell: pixels that are worth the work of an autoencoder."""
     rng = Random(seed)
     sizes = rng.choices(tuple(SIZES), weights=(1, 3, 1), k=len(CELLS))
-    centres = scatter([(cell, SIZES[size]) for cell, size in enumerate(sizes)], rng, FREE_LAYOUT)
+    centres = scatter([(cell, SIZES[size]) for cell, size in enumerate(sizes)], rng, layout)
     return Scene(
         tuple(
             Sticker(rng.choice(CLASSES), rng.choice(tuple(COLORS)), x, y, size)

@@ -15,6 +15,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from triptych.data.layout import DEFAULT_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import Scene, random_spec
 from triptych.model.vae import Autoencoder
@@ -38,9 +39,9 @@ class DecoderLessons:
 
 
 def scenes_for_edges(first: int, batch: int) -> list[Scene]:
-    """Ordinary scenes, and every third time a crowd that is settled in its cells."""
+    """Ordinary scenes, and every third time a crowd in the middle of its cells."""
     return [
-        crowd(seed).settled() if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
+        crowd(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
         for seed in range(first, first + batch)
     ]
 

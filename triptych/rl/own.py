@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from triptych.data.captions import instruction_text, reflection_text
 from triptych.data.edits import apply, fix
 from triptych.data.language import prompt_text, wording_of
+from triptych.data.layout import middle
 from triptych.data.lessons import Lesson
 from triptych.data.scene import Scene, random_spec
 from triptych.loop import Policy, play
@@ -52,9 +54,20 @@ def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: i
             Lesson("reflect", asked, reflection_text(scene, spec, change), order, before=scene, picture=picture)
         )
         if change is not None and order is not None:
-            after = apply(scene, change, seed + index).settled()  # what was drawn a pixel off is drawn in its place
+            after = settled(apply(scene, change, seed + index))  # what was drawn a pixel off is drawn in its place
             lessons.append(Lesson("edit", order, before=scene, after=after, picture=picture))
     return lessons
+
+
+def settled(scene: Scene) -> Scene:
+    """The scene with every sticker that has a cell to itself in the middle of that cell."""
+    places = [sticker.place for sticker in scene.stickers]
+    return Scene(
+        tuple(
+            replace(one, x=middle(one.place % 3), y=middle(one.place // 3)) if places.count(one.place) == 1 else one
+            for one in scene.stickers
+        )
+    )
 
 
 def keep(folder: Path, specs: Sequence[Spec], pictures: np.ndarray) -> None:
