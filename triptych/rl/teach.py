@@ -77,13 +77,18 @@ def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()
     rows = config.pictures + config.edits + config.words
     first = (seed * 1_000_003 + 500_000_000) + step * rows
     chance = random.Random(first)
-    mine: dict[str, list[Lesson]] = {kind: [one for one in own if one.kind == kind] for kind in ("edit", "reflect")}
+    edits, reflections = ([one for one in own if one.kind == kind] for kind in ("edit", "reflect"))
+    content = [one for one in reflections if one.reply is None]
+    critical = [one for one in reflections if one.reply is not None]
     groups = []
     for kinds in kinds_of_step(config):
         group = []
         for kind in kinds:
-            if mine.get(kind) and chance.random() < config.own:
-                group.append(chance.choice(mine[kind]))
+            mine = edits if kind == "edit" else []
+            if kind == "reflect":  # most own pictures may be right: stops are balanced as in other lessons
+                mine = content if not critical or (content and chance.random() < config.mix.right) else critical
+            if mine and chance.random() < config.own:
+                group.append(chance.choice(mine))
             else:
                 group.append(lesson(kind, first, config.mix))
             first += 1
