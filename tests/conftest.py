@@ -4,8 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+from shapes import CHECKED
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads, and for the commands that tests start: tiny models
+install_import_hook(CHECKED, "shapes.checked")  # before triptych is imported: shapes are checked in every test
+settings.register_profile("triptych", deadline=None)  # no test measures time
+settings.load_profile("triptych")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from triptych.data.captions import (
@@ -41,7 +41,6 @@ CLOCK, CAT = Sticker("clock", "red", 16, 16), Sticker("cat", "black", 79, 77, "l
 PAIR = Scene((CAT, CLOCK))
 
 
-@settings(deadline=None)
 @given(SCENES)
 def test_a_plan_comes_back_up_to_the_centres_of_its_cells(scene: Scene):
     read = parse_plan(plan_text(scene))
@@ -63,7 +62,6 @@ def test_what_is_no_plan_gives_none(text):
     assert parse_plan(text) is None
 
 
-@settings(deadline=None)
 @given(EDITS)
 def test_an_instruction_comes_back(edit: Edit):
     assert parse_instruction(instruction_text(edit)) == edit

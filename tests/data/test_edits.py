@@ -93,7 +93,7 @@ def test_an_edit_that_cannot_be_made_is_refused_with_a_reason(edit, reason):
         apply(SCENE, edit, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SEEDS)
 @example(7616608)  # a cell that its neighbours leave little room in
 def test_a_random_edit_can_be_made_and_changes_the_scene(seed):
@@ -115,7 +115,7 @@ def test_something_can_be_added_to_an_empty_scene():
     assert random_edit(Scene(()), 0).kind == "add"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS, st.integers(1, 3))
 def test_a_spoiled_scene_fails_and_is_mended_in_about_as_many_edits(seed, mistakes):
     spec = random_spec(seed)
@@ -127,19 +127,19 @@ def test_a_spoiled_scene_fails_and_is_mended_in_about_as_many_edits(seed, mistak
         assert edits_to_mend(spoiled, spec, seed, 1) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SEEDS, st.lists(stickers, max_size=9))
 def test_mending_ends_from_any_scene(seed, found):
     edits_to_mend(Scene(tuple(found)), random_spec(seed), seed, 30)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SEEDS, st.lists(stickers, min_size=10, max_size=15))
 def test_mending_ends_from_a_crowded_picture(seed, found):
     edits_to_mend(Scene(tuple(found)), random_spec(seed), seed, 40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SEEDS)
 def test_a_fix_sets_no_check_back(seed):
     spec = random_spec(seed)
@@ -150,7 +150,7 @@ def test_a_fix_sets_no_check_back(seed):
     assert all(new <= old for new, old in zip(after, before, strict=True)) and sum(after) < sum(before)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SEEDS, st.lists(stickers, max_size=12), st.booleans())
 def test_a_deficit_is_zero_exactly_where_the_check_holds(seed, found, relevant):
     spec = random_spec(seed)

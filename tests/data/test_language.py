@@ -67,7 +67,7 @@ def specs(draw) -> Spec:
     return spec
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(specs())
 def test_any_spec_comes_back_from_its_sentence(spec: Spec):
     assert parse_prompt(prompt_text(spec)) == spec
@@ -192,7 +192,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_reason(sentence: str):
 SHUFFLED = some.lists(some.sampled_from([*CLASSES[:9], *COLORS, "a", "the", "two", "left", "of", "on", ",", "and"]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some.text(max_size=60) | SHUFFLED.map(" ".join))
 def test_any_text_is_read_or_refused(text: str):
     try:

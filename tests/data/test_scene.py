@@ -53,7 +53,7 @@ def test_a_scene_meets_every_benchmark_spec(benchmark_specs):
             expect_apart_and_inside(scene)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS, st.sampled_from([DEFAULT_LAYOUT, FREE_LAYOUT, Layout(0.0), Layout(0.5, 7.9, 8)]))
 def test_a_scene_meets_every_random_spec(seed, layout):
     spec = random_spec(seed)
@@ -64,7 +64,7 @@ def test_a_scene_meets_every_random_spec(seed, layout):
     assert scene == Scene.sample(spec, seed, layout)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SEEDS, st.integers(1, 9))
 def test_a_canonical_scene_fills_a_template_in_reading_order(seed, count):
     spec = spec_of(Item("cat", 1), Item("dog", count - 1)) if count > 1 else spec_of(Item("cat"))
@@ -146,7 +146,7 @@ def test_checks_say_what_is_wrong_in_words(spec, scene, expected):
     assert failed(scene, spec) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.randoms())
 def test_checks_do_not_depend_on_the_order_of_stickers(seed, random):
     scene, spec = Scene.sample(random_spec(seed), seed), random_spec(seed + 1)

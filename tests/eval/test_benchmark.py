@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as limits
 from hypothesis import strategies as some
 from rich.console import Console
 
@@ -432,7 +431,6 @@ def test_nothing_played_is_nothing_claimed():
     assert report.stop_precision is None and report.seconds_per_picture is None
 
 
-@limits(deadline=None)
 @given(scores=some.lists(some.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=12))
 def test_an_interval_holds_its_mean_and_copies_of_a_seed_add_no_certainty(scores):
     rows = [row(index, [score]) for index, score in enumerate(scores)]

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from triptych.eval.compare import compare, differences
@@ -42,7 +42,6 @@ def rows_of(scores):
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(scores)
 def test_a_run_is_as_good_as_itself(scores):
     rows = rows_of(scores)
@@ -53,7 +52,6 @@ def test_a_run_is_as_good_as_itself(scores):
     assert not found.wins and not found.losses and found.sign_p is None
 
 
-@settings(deadline=None)
 @given(some.lists(some.tuples(*[some.sampled_from([None, 0.0, 1.0])] * 2), min_size=1, max_size=14))
 def test_swapped_runs_negate(both):
     first, second = rows_of([one for one, _ in both]), rows_of([other for _, other in both])

@@ -176,7 +176,7 @@ def test_parity_mixed_sampling(shared):
         torch.testing.assert_close(dt, golden[f"{run}.dts"], atol=1e-6, rtol=1e-5)
         for k in range(len(indices)):
             shape = golden[f"{run}.final"].shape
-            std = flow.eta_at(t[k], params["eta"], params["eta_mode"]) * dt[k].sqrt()
+            std = flow.eta_at(t[k], params["eta"], params["eta_mode"]) * dt[k].sqrt()[None, None, None]
             mean = torch.zeros(shape)
             score = flow.stroke_logprob(mean + std * noise[k].reshape(shape), mean, std)
             torch.testing.assert_close(score, golden[f"{run}.log_probs"][:, k].mean(-1), atol=5e-5, rtol=1e-4)
@@ -196,7 +196,7 @@ def test_parity_a_stochastic_step_of_the_release(shared, stage, beat):
 
     velocity = out["velocity_at_sde_step"].reshape(2, 16, 64)
     cond, *drops = out["train.velocity_preds"].reshape(2, -1, 16, 64).unbind(1)  # sample, branch, patch, latent
-    if flow.guided(float(t), params["cfg_interval"]):
+    if flow.guided(float(t), tuple(params["cfg_interval"])):
         text_drop, image_drop = [*drops, None][:2]
         scales, renorm = (params["cfg_text_scale"], params["cfg_img_scale"]), params[f"cfg_renorm_type_{beat}"]
         cond = flow.guide(cond, text_drop, image_drop, *scales, renorm, params["cfg_renorm_min"])

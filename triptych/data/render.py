@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.data.scene import BACKGROUND, CANVAS, SIZES, Scene
 from triptych.data.stickers import CLASSES, COLORS, silhouettes
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
 
 MARGIN = max(SIZES.values()) + 2  # px around the canvas, cut off at the end: room for stickers that hang over the edge
 PADDED = CANVAS + 2 * MARGIN

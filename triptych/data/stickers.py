@@ -8,18 +8,15 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from fonticon_mdi7 import MDI7
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from triptych.data.shapes import COMPOSED, GLYPHS, GRID
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 26, 34),

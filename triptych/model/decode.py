@@ -10,23 +10,20 @@ otherwise top-k where top_k > 0; never both. Temperature 0 is greedy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triptych.errors import ConfigError
 from triptych.model.config import Sampling
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-
 NUCLEUS = 1000  # most tokens that top-p may keep, as in the release
 
 
 def token_distribution(
-    logits: Float[Tensor, "batch vocab"], temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> Float[Tensor, "batch vocab"]:
+    logits: Float[Tensor, "*rows vocab"], temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Float[Tensor, "*rows vocab"]:
     """Probability with which each token is drawn; rows sum to 1, filtered tokens have exactly 0."""
     return _log_distribution(logits, temperature, top_k, top_p).exp()
 
@@ -70,7 +67,9 @@ def token_logprobs(
     return scaled.log_softmax(-1).gather(-1, drawn)[..., 0]
 
 
-def _log_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def _log_distribution(
+    logits: Float[Tensor, "*rows vocab"], temperature: float, top_k: int, top_p: float
+) -> Float[Tensor, "*rows vocab"]:
     """Log of the distribution over the last axis; -inf where nothing is ever drawn."""
     logits = logits.float()
     if temperature == 0:
@@ -80,7 +79,7 @@ def _log_distribution(logits: Tensor, temperature: float, top_k: int, top_p: flo
     return (scaled if kept is None else scaled.masked_fill(~kept, -torch.inf)).log_softmax(-1)
 
 
-def _kept(scaled: Tensor, top_k: int, top_p: float) -> Tensor | None:
+def _kept(scaled: Float[Tensor, "*rows vocab"], top_k: int, top_p: float) -> Bool[Tensor, "*rows vocab"] | None:
     """Which tokens the filter keeps, or None without a filter."""
     if top_p >= 1 and top_k <= 0:
         return None

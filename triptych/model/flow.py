@@ -6,31 +6,29 @@ Every function is pure and works in float32. A time or step size is one number, 
 a picture is the batch, and no sample sees its neighbours.
 """
 
-
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from triptych.errors import ConfigError
 from triptych.model.config import Renorm
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
-
+Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
+Spread = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all
+Time = float | Float[Tensor, ""] | Float[Tensor, "batch"]
 EtaMode = Literal["constant", "monotonic"]
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
+def shifted(t: Float[Tensor, "*time"], shift: float) -> Float[Tensor, "*time"]:
     """Move times towards noise, where more is decided; shift 1 changes nothing."""
     return shift * t / (shift * t + (1 - t))
 
 
-def times(points: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, "points"]:
+def times(points: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, "{points}"]:
     """The schedule: `points` times from 1 down to 0, hence `points - 1` steps.
 
     Raises ConfigError below 2 points.
@@ -45,18 +43,18 @@ def training_times(normal: Float[Tensor, "batch"], shift: float = 1.0) -> Float[
     return shifted(torch.sigmoid(normal.float()), shift)
 
 
-def noised(x0: Sample, noise: Sample, t: float | Tensor) -> Sample:
+def noised(x0: Sample, noise: Sample, t: Time) -> Sample:
     """The straight line from the picture (t = 0) to the noise (t = 1)."""
     share = _column(t, x0)
     return (1 - share) * x0 + share * noise
 
 
-def ode_step(x: Sample, v: Sample, dt: float | Tensor) -> Sample:
+def ode_step(x: Sample, v: Sample, dt: Time) -> Sample:
     """From time t to t - dt along the velocity."""
     return x - v * _column(dt, x)
 
 
-def eta_at(t: float | Tensor, eta: float, mode: EtaMode) -> Tensor:
+def eta_at(t: float | Float[Tensor, "*time"], eta: float, mode: EtaMode) -> Float[Tensor, "*time"]:
     """How strong the noise of an SDE step is at time t: `eta`, or eta sqrt(t / (1 - t)) with 1 - t kept above 0.05."""
     at = torch.as_tensor(t, dtype=torch.float32)
     if mode == "constant":
@@ -64,9 +62,7 @@ def eta_at(t: float | Tensor, eta: float, mode: EtaMode) -> Tensor:
     return eta * torch.sqrt(at / (1 - at.clamp(max=0.95)))
 
 
-def sde_mean_std(
-    x: Sample, v: Sample, t: float | Tensor, dt: float | Tensor, eta: float, mode: EtaMode
-) -> tuple[Sample, Tensor]:
+def sde_mean_std(x: Sample, v: Sample, t: Time, dt: Time, eta: float, mode: EtaMode) -> tuple[Sample, Spread]:
     """Mean `[batch *sample]` and standard deviation `[batch, 1, ...]` of a stochastic step from t to t - dt, dt <= t.
 
     mean = x - (v - eta(t)^2 / 2 score) dt with score = -(x - (1 - t) x0) / t^2 and x0 = x - t v. Since
@@ -77,10 +73,10 @@ def sde_mean_std(
     eta_now = eta_at(now, eta, mode)
     noise = x + (1 - now) * v
     pull = 0.5 * eta_now**2 * (length / now.clamp(min=torch.finfo(torch.float32).tiny))
-    return ode_step(x, v, length) - pull * noise, eta_now * torch.sqrt(length)
+    return ode_step(x, v, dt) - pull * noise, eta_now * torch.sqrt(length)
 
 
-def stroke_logprob(after: Sample, mean: Sample, std: Tensor) -> Float[Tensor, "batch"]:
+def stroke_logprob(after: Sample, mean: Sample, std: Spread) -> Float[Tensor, "batch"]:
     """Log-probability of the stochastic step that led to `after`, one number per sample.
 
     As in the release, -1/2 z^2 is averaged over channels and tokens (not summed) and constants are left out, so that a
@@ -90,7 +86,7 @@ def stroke_logprob(after: Sample, mean: Sample, std: Tensor) -> Float[Tensor, "b
     return -0.5 * z.square().flatten(1).mean(1)
 
 
-def gaussian_kl(mean: Sample, mean_ref: Sample, std: Tensor, half: bool = True) -> Float[Tensor, "batch"]:
+def gaussian_kl(mean: Sample, mean_ref: Sample, std: Spread, half: bool = True) -> Float[Tensor, "batch"]:
     """KL between two stochastic steps of the same spread, averaged over tokens and channels of a sample.
 
     `half=False` leaves out the factor 1/2, as the release does.

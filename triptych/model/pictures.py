@@ -9,19 +9,15 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from triptych.errors import OutputError, PictureError
 from triptych.model.config import Resize
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
-    from numpy.typing import NDArray
 
 MAX_PIXELS = 50_000_000  # read from the file's header, before anything is decoded
 
@@ -46,8 +42,8 @@ def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tupl
 
 
 def resize(
-    picture: UInt8[NDArray, "height width 3"], rule: Resize, pictures: int = 1
-) -> UInt8[NDArray, "resized_height resized_width 3"]:
+    picture: UInt8[np.ndarray, "height width 3"], rule: Resize, pictures: int = 1
+) -> UInt8[np.ndarray, "resized_height resized_width 3"]:
     """The picture at the size of `resized_size`, by PIL's (antialiased) bicubic."""
     height, width, _ = picture.shape
     size = resized_size((width, height), rule, pictures)
@@ -56,13 +52,13 @@ def resize(
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
-def normalise(picture: UInt8[NDArray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
+def normalise(picture: UInt8[np.ndarray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
     """0..255 to -1..1, channels first, float32."""
     pixels = torch.from_numpy(np.array(picture)).movedim(-1, -3).contiguous()
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
-def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[NDArray, "*batch height width 3"]:
+def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[np.ndarray, "*batch height width 3"]:
     """-1..1 to 0..255, channels last; clamped, and truncated as the release does (kit b.6)."""
     levels = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return levels.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
@@ -82,7 +78,7 @@ def flatten_rgba(picture: Image.Image) -> Image.Image:
     return white
 
 
-def read_picture(path: str | Path) -> UInt8[NDArray, "height width 3"]:
+def read_picture(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
     try:
         with warnings.catch_warnings():
@@ -103,7 +99,7 @@ def read_picture(path: str | Path) -> UInt8[NDArray, "height width 3"]:
         raise PictureError(f"{path} cannot be read as a picture: {error}; save it anew") from error
 
 
-def write_picture(path: str | Path, picture: UInt8[NDArray, "height width 3"]) -> None:
+def write_picture(path: str | Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
     """Write a PNG so that a reader sees the whole file or none; raises OutputError when the place cannot be written."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

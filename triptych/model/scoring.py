@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from triptych.model import decode, flow
@@ -21,8 +22,6 @@ from triptych.model.sequence import Block, Latent, Tokens
 from triptych.trace import Completion, Strokes
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-
     from triptych.model.bagel import Bagel
 
 

@@ -8,17 +8,15 @@ change the latents (parity kit b.6, c.B3). Names of the layers are those of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.errors import PictureError
 from triptych.model.config import AutoencoderConfig
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 def patchify(latent: Float[Tensor, "batch channel height width"], side: int) -> Float[Tensor, "batch patch latent"]:
@@ -94,7 +92,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h/2 w/2"]:
+    def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h//2 w//2"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -120,7 +118,7 @@ class Level(nn.Module):
         if step is Upsample:
             self.upsample = Upsample(outside)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch outside h2 w2"]:
         for block in self.block:
             x = block(x)
         if hasattr(self, "downsample"):
@@ -144,7 +142,7 @@ class Encoder(nn.Module):
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2*z h w"]:
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch moments h w"]:
         x = self.conv_in(pixels)
         for level in self.down:
             x = level(x)
@@ -208,7 +206,7 @@ class Autoencoder(nn.Module):
         sample = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
         return self.config.scale_factor * (sample - self.config.shift_factor)
 
-    def encode_each(self, pictures: Sequence[Float[Tensor, "3 ? ?"]]) -> list[Float[Tensor, "z ? ?"]]:
+    def encode_each(self, pictures: Sequence[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "z _ _"]]:
         """Latents (posterior mean) of pictures of any sizes; each size is its own batch, nothing is padded."""
         latents: dict[int, Tensor] = {}
         for size in dict.fromkeys(picture.shape for picture in pictures):

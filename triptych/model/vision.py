@@ -7,19 +7,15 @@ batch by padding and a mask. Names of the layers are those of the published chec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from triptych.model.config import VisionConfig
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
-
-def sincos_table(side: int, dim: int) -> Float[Tensor, "side*side dim"]:
+def sincos_table(side: int, dim: int) -> Float[Tensor, "{side}*{side} {dim}"]:
     """Places of a side x side grid: the first half of the channels tells the column, the second half the row.
 
     Each half is [sin | cos] at frequencies 1/10000^(i/(dim/4)); computed in float64, returned in float32 (kit b.5).

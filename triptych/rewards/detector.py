@@ -50,7 +50,7 @@ NAMES = tuple(
 )
 ANCHORS = (0, 15, 79)  # classes that every list of COCO's classes calls alike: person, cat, toothbrush
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # height, width, colour; a batch may mix sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,14 +17,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from triptych.errors import OutputError
-
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
 
 LARGEST = 1 << 20  # bytes of one answer or one cache file; a verdict has a few hundred
 PLACES = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from triptych.errors import ConfigError, JudgeError
@@ -28,8 +29,6 @@ from triptych.rewards.replies import Asked, Cache, Reply, append, fingerprint
 from triptych.trace import Prompt, Trace, Verdict
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
-
     from triptych.rewards.endpoints import Endpoints
 
 KEY = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one is sent elsewhere only if it is named

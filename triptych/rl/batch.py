@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from triptych.model.scoring import Painting, Utterance
@@ -19,9 +19,6 @@ from triptych.rl.config import PicturePart, Stage
 from triptych.rl.losses import advantages, has_spread
 from triptych.rl.tree import Group, Node
 from triptych.trace import Trace
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @dataclass(frozen=True, eq=False)

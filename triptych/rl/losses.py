@@ -10,13 +10,9 @@ to the loss of the whole.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
 
 SPREAD_FLOOR = 1e-6  # added to the spread before dividing by it, as in the release
 
@@ -44,7 +40,9 @@ def has_spread(rewards: Float[Tensor, "row"], mask: Bool[Tensor, "row"] | None =
     return len(kept) > 1 and float(kept.max() - kept.min()) > SPREAD_FLOOR
 
 
-def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+def clipped(
+    ratio: Float[Tensor, "*entry"], advantage: Float[Tensor, "*#entry"], clip: float
+) -> Float[Tensor, "*entry"]:
     """The clipped gain of each entry: no reward for moving a ratio further than `clip` from 1."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
