@@ -127,6 +127,11 @@ def question_answer(scene: Scene, seed: int, kind: str | None = None) -> Pair:
     return ask(scene, rng) or _presence(scene, rng)
 
 
+def describe_question() -> str:
+    """What there is to see, answered by a list of stickers as in a plan."""
+    return "what is in the picture?"
+
+
 def fits_question(text: str) -> str:
     """Whether a picture fits a prompt, as a question that is answered "yes" or "no"."""
     return f"does the picture show {text[:1].lower()}{text[1:].removesuffix('.')}?"

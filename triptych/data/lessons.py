@@ -11,10 +11,19 @@ from typing import Literal
 
 import numpy as np
 
-from triptych.data.captions import fits_question, instruction_text, plan_text, question_answer, reflection_text
+from triptych.data.captions import (
+    describe_question,
+    fits_question,
+    instruction_text,
+    plan_text,
+    question_answer,
+    reflection_text,
+)
 from triptych.data.edits import apply, fix, random_edit, spoil
 from triptych.data.language import prompt_text, wording_of
-from triptych.data.scene import Layout, Scene, check, random_spec
+from triptych.data.layout import CELLS, SIZES, Layout, scatter
+from triptych.data.scene import Scene, Sticker, check, random_spec
+from triptych.data.stickers import CLASSES, COLORS
 
 Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
 
@@ -40,6 +49,7 @@ class Mix:
     right: float = 0.45  # reflections on pictures that are right: stopping must be learnt, false stops are the danger
     spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
     fits: float = 0.25  # questions whether a text fits the picture
+    describes: float = 0.5  # answers that list all of a picture: what else names its classes without a prompt to copy?
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     layout: Layout = field(default_factory=Layout)
 
@@ -96,6 +106,9 @@ def reflect(seed: int, mix: Mix) -> Lesson:
 def answer(seed: int, mix: Mix) -> Lesson:
     """A picture, a question and its answer."""
     chance = random.Random(seed)
+    if chance.random() < mix.describes:
+        scene = assorted(chance, mix.layout)
+        return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() >= mix.fits:
@@ -106,6 +119,20 @@ def answer(seed: int, mix: Mix) -> Lesson:
     right = all(one.held for one in check(scene, spec))
     return Lesson(
         "answer", fits_question(prompt_text(spec, wording_of(spec))), reply="yes" if right else "no", before=scene
+    )
+
+
+def assorted(chance: random.Random, layout: Layout) -> Scene:
+    """Up to nine stickers that have nothing to do with one another."""
+    cells = sorted(chance.sample(range(len(CELLS)), chance.randint(1, len(CELLS))))
+    sizes = chance.choices(tuple(SIZES), weights=(1, 4, 1), k=len(cells))
+    centres = scatter([(cell, SIZES[size]) for cell, size in zip(cells, sizes, strict=True)], chance, layout)
+    colors = tuple(COLORS)
+    return Scene(
+        tuple(
+            Sticker(chance.choice(CLASSES), chance.choice(colors), x, y, size)
+            for size, (x, y) in zip(sizes, centres, strict=True)
+        )
     )
 
 
