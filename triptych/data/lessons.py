@@ -24,6 +24,7 @@ from triptych.data.language import prompt_text, wording_of
 from triptych.data.layout import CELLS, SIZES, Layout, scatter
 from triptych.data.scene import Scene, Sticker, check, random_spec
 from triptych.data.stickers import CLASSES, COLORS
+from triptych.trace import Spec
 
 Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
 
@@ -50,6 +51,7 @@ class Mix:
     spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
     fits: float = 0.25  # questions whether a text fits the picture
     describes: float = 0.5  # answers that list all of a picture: what else names its classes without a prompt to copy?
+    bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     layout: Layout = field(default_factory=Layout)
 
@@ -62,14 +64,14 @@ def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:
 def depict(seed: int, mix: Mix) -> Lesson:
     """A prompt and a picture of it."""
     spec = random_spec(seed)
-    return Lesson("depict", prompt_text(spec, wording_of(spec)), after=Scene.sample(spec, seed, mix.layout))
+    return Lesson("depict", prompt(spec, seed, mix), after=Scene.sample(spec, seed, mix.layout))
 
 
 def plan(seed: int, mix: Mix) -> Lesson:
     """A prompt, a plan in words, and the picture that the plan describes."""
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
-    return Lesson("plan", prompt_text(spec, wording_of(spec)), thought=plan_text(scene), after=scene)
+    return Lesson("plan", prompt(spec, seed, mix), thought=plan_text(scene), after=scene)
 
 
 def edit(seed: int, mix: Mix) -> Lesson:
@@ -96,7 +98,7 @@ def reflect(seed: int, mix: Mix) -> Lesson:
     change = fix(scene, spec, seed)
     return Lesson(
         "reflect",
-        prompt_text(spec, wording_of(spec)),
+        prompt(spec, seed, mix),
         thought=reflection_text(scene, spec, change),
         reply=None if change is None else instruction_text(change),
         before=scene,
@@ -120,6 +122,12 @@ def answer(seed: int, mix: Mix) -> Lesson:
     return Lesson(
         "answer", fits_question(prompt_text(spec, wording_of(spec))), reply="yes" if right else "no", before=scene
     )
+
+
+def prompt(spec: Spec, seed: int, mix: Mix) -> str:
+    """The prompt of a spec in its benchmark's words, or bare."""
+    text = prompt_text(spec, wording_of(spec))
+    return text[len("a photo of ") :] if random.Random(f"bare {seed}").random() < mix.bare else text
 
 
 def assorted(chance: random.Random, layout: Layout) -> Scene:
