@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from triptych.apps.cli import main
-from triptych.apps.measure import shard_of
+from triptych.apps.inputs import shard_of
 from triptych.apps.report_page import MOST_BYTES, spread
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval.benchmark import Benchmark, run

@@ -35,6 +35,13 @@ def test_plain_lines_and_bare_specs_are_read(tmp_path: Path):
     assert built.spec == Spec("x", (Item("cat"),)) and built.text.endswith("photo of a cat")
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path):
+    """JSON may hold U+2028 and its like as they are; a byte order mark and carriage returns are no part of a prompt."""
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a cat\u2028and a dog\u0085"}\r\na bird\x1con a bus\r\n'.encode())
+    assert [one.text for one in read_prompts(path)] == ["a cat\u2028and a dog\u0085", "a bird\x1con a bus"]
+
+
 @pytest.mark.parametrize(
     "line",
     [

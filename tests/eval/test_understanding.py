@@ -31,8 +31,9 @@ from triptych.eval.composition import (
 )
 from triptych.eval.ledger import Ledger, pixels_sha256
 from triptych.eval.painted import paint
-from triptych.eval.quiz import Question, Quiz, Shown, quiz_report, read_decision, read_option, run, standings
+from triptych.eval.quiz import Question, Quiz, Shown, read_decision, read_option, run
 from triptych.eval.report import OVERALL, Report
+from triptych.eval.standings import quiz_report, standings
 from triptych.eval.suites import GENEVAL_PLUS
 from triptych.eval.understanding import Drawn, alignment, composition
 from triptych.model.words import say_reflection

@@ -1,6 +1,7 @@
 """What a step shows, on groups whose answers are known; and the alarms on pictures that are easy to see."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_refinement_and_stopping_are_told_apart():
     assert found["stopped"] == pytest.approx(3 / 7) and found["parents_right"] == pytest.approx(3 / 7)
     assert (found["zero_spread_text"], found["zero_spread_picture"], found["missing"]) == (0, 1, 2)
     assert found["edges"] == 1 and found["length"] == found["longest"] == 4 and found["formed"] == 1
+
+
+def test_a_missing_verdict_is_in_no_mean():
+    group = refined(0.5, 1.0, 0.25)
+    blind = Node(group.siblings[0].trace)
+    gain = Gains(torch.zeros(2), torch.zeros(2), True, True)
+    whole, torn = describe([group], [gain]), describe([replace(group, siblings=(*group.siblings, blind))], [gain])
+    assert whole["v"] == 0.625 and whole["right"] == 0.5
+    kept = ("v", "right", "improved", "worsened", "reward_text")
+    assert [torn[name] for name in kept] == [whole[name] for name in kept]
+    assert "v" not in describe([replace(group, siblings=(blind,))], [])
 
 
 def test_what_was_not_measured_is_left_out():

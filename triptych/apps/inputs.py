@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.apps.exhibit import free, slug
 from triptych.errors import ConfigError, PromptError
+from triptych.eval.ledger import WHOLE, Shard
 from triptych.model.config import BagelConfig, Sampling
 from triptych.trace import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+    from triptych.apps.cli import Evaluate
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
 MAX_CHARACTERS = 10_000
@@ -117,3 +121,24 @@ def seeds_of(first: int, count: int) -> Sequence[int]:
     """`count` seeds from `first` on. Any prompt drawn alone under one of them gives the same trace."""
     check_at_least("seed", first, 0)
     return range(first, first + count)
+
+
+def folder_of(choice: Evaluate) -> Path:
+    """The folder of the run; a resumed one has to be named."""
+    if choice.out is not None:
+        return choice.out
+    if choice.resume:
+        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+    if choice.shard is not None:
+        raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
+    return free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+
+
+def shard_of(text: str | None) -> Shard:
+    """(1, 2) of "1/2". Raises ConfigError for what names no part."""
+    if text is None:
+        return WHOLE
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/2")
+    return int(index), int(count)

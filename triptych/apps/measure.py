@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from triptych.apps import understand
-from triptych.apps.exhibit import check_writable, free, slug
-from triptych.apps.inputs import check_at_least, sampling_of
+from triptych.apps.exhibit import check_writable
+from triptych.apps.inputs import check_at_least, folder_of, sampling_of, shard_of
 from triptych.apps.judges import STICKERS, Kind, Overheard
 from triptych.apps.report import publish
 from triptych.apps.terminal import open_console
@@ -199,24 +199,3 @@ def answered(benchmark: Benchmark, rows: Sequence[Row], turns: int, out: Path, c
     console.print(score.tiif_table(f"{benchmark.name}, up to {turns} edits", figures[-1], played[-1]))
     Ledger.read(out).replace("tiif.json", json.dumps(figures, indent=1) + "\n")
     return {"tiif": figures}
-
-
-def folder_of(choice: Evaluate) -> Path:
-    """The folder of the run; a resumed one has to be named."""
-    if choice.out is not None:
-        return choice.out
-    if choice.resume:
-        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
-    if choice.shard is not None:
-        raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
-    return free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
-
-
-def shard_of(text: str | None) -> Shard:
-    """(1, 2) of "1/2". Raises ConfigError for what names no part."""
-    if text is None:
-        return WHOLE
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/2")
-    return int(index), int(count)

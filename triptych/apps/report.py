@@ -53,14 +53,18 @@ class ReportRuns:
 def show(ledger: Ledger, as_json: bool) -> int:
     """Print one run's table, and write what `publish` writes."""
     from triptych.apps.terminal import open_console
-    from triptych.eval.report import table
+    from triptych.eval import report as reports
+    from triptych.eval import standings
+    from triptych.eval.quiz import Quiz
 
-    report, console = ledger.report(), open_console(as_json)
-    console.print(table(report))
+    report, quiz, console = ledger.report(), Quiz.read(ledger), open_console(as_json)
+    found = None if quiz is None else standings.standings(quiz, ledger.played())
+    console.print(reports.table(report) if quiz is None or found is None else standings.table(quiz, found))
     page = publish(ledger, report)
     console.print(str(page), style="bold", soft_wrap=True)
     if as_json:
-        _print({"folder": str(ledger.folder), "report": report.to_record(), "manifest": ledger.manifest})
+        told = {} if found is None else {"standings": {column: asdict(each) for column, each in found.items()}}
+        _print({"folder": str(ledger.folder), **told, "report": report.to_record(), "manifest": ledger.manifest})
     return 0
 
 
@@ -71,16 +75,17 @@ def publish(ledger: Ledger, report: Report | None = None) -> Path:
     """
     from triptych.apps.report_page import page
     from triptych.eval import exports
+    from triptych.eval.quiz import Quiz
 
-    manifest, rows = ledger.manifest, ledger.played()
+    manifest, rows, quiz = ledger.manifest, ledger.played(), Quiz.read(ledger)
     report = ledger.report() if report is None else report
     if not report.open:
-        samples = exports.samples(manifest, rows)
+        samples = exports.samples(manifest, rows, quiz)
         ledger.replace(exports.SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
-        results = exports.results(manifest, rows, ledger.columns)
+        results = exports.results(manifest, rows, ledger.columns, quiz)
         ledger.replace(exports.RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         ledger.finish(report)
-    return ledger.replace("report.html", page(ledger, report))
+    return ledger.replace("report.html", page(ledger, report, quiz))
 
 
 def check(ledgers: Sequence[Ledger], other: Path, as_json: bool) -> int:

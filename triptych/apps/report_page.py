@@ -1,4 +1,5 @@
-"""The page of a run: headline, table, plots, and a gallery of hits and misses, as one static file without a network.
+"""The page of a run, drawn or asked: headline, table, plots, and a gallery of hits and misses, as one static file
+without a network.
 
 Plots are SVG in the page's own colours, so that they follow light and dark. Pictures are inlined up to a budget that is
 shared evenly by the columns; what is left out is said.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from PIL import Image
 from triptych.apps.gallery import SMALL, data_uri, rows, template, thumbnail
 from triptych.errors import PictureError
 from triptych.eval.compare import compare
+from triptych.eval.quiz import Quiz
 from triptych.eval.report import OVERALL, Estimate, Report, Row
+from triptych.eval.standings import Standing, caption, standings
 from triptych.model.pictures import read_picture
 from triptych.model.words import CLOSE, parse_thought
 from triptych.trace import Verdict
@@ -73,9 +76,10 @@ class Shelf:
     totals: dict[str, int]
 
 
-def page(ledger: Ledger, report: Report) -> str:
-    """The page of a run's rows so far."""
+def page(ledger: Ledger, report: Report, quiz: Quiz | None = None) -> str:
+    """The page of a run's rows so far; `quiz` where it asked rather than drew."""
     played, manifest = ledger.played(), ledger.manifest
+    found = {} if quiz is None else standings(quiz, played)
     shelves = list(gallery(ledger, played, list(report.accuracy)))
     shots = [shot for shelf in shelves for card in shelf.cards for shot in card.shots]
     inlined = sum(shot.picture is not None for shot in shots)
@@ -87,7 +91,10 @@ def page(ledger: Ledger, report: Report) -> str:
         score=report.score.get(OVERALL, (Estimate(None, None, None),))[-1],
         gain=gain(played, [column for column in report.accuracy if column != OVERALL], len(report.edits) - 1),
         by_turn=by_turn(report) if len(report.edits) > 1 else None,
-        by_column=by_column(report),
+        by_column=by_column(report, found),
+        quiz=quiz,
+        found=found,
+        about=() if quiz is None else caption(quiz, found)[1:],
         shelves=shelves,
         shown=sum(len(shelf.cards) for shelf in shelves),
         inlined=inlined,
@@ -194,8 +201,11 @@ def by_turn(report: Report) -> str:
     return _svg(figure, "Share of right pictures by number of edits")
 
 
-def by_column(report: Report) -> str:
-    """Share of right pictures of each column with its 95 % interval: of the first picture, and after the last turn."""
+def by_column(report: Report, found: Mapping[str, Standing] | None = None) -> str:
+    """Share of right pictures of each column with its 95 % interval: of the first picture, and after the last turn.
+
+    Of a quiz, the share of right answers, and strokes where a coin is (long) and the best constant answer (short).
+    """
     columns = [*(column for column in report.accuracy if column != OVERALL), OVERALL]
     turns = len(report.edits) - 1
     figure, axes = _axes(6.4, 0.8 + 0.42 * len(columns))
@@ -208,11 +218,15 @@ def by_column(report: Report) -> str:
             level = place + (0.11 - 0.22 * shift if turns else 0)
             axes.plot([estimate.low, estimate.high], [level] * 2, color=color, linewidth=2, alpha=0.55)
             axes.plot([estimate.value], [level], color=color, marker="o", markersize=size)
+        standing = (found or {}).get(column)
+        for chance, reach in () if standing is None else ((standing.coin, 0.34), (standing.constant, 0.17)):
+            if chance is not None:
+                axes.plot([chance] * 2, [place - reach, place + reach], color=SOFT, linewidth=1.4)
     axes.set_yticks(range(len(columns)))
     axes.set_yticklabels(list(reversed(columns)), parse_math=False)
     axes.set_ylim(-0.6, len(columns) - 0.4)
     _shares(axes.xaxis, axes.set_xlim)
-    return _svg(figure, "Share of right pictures by column")
+    return _svg(figure, f"Share of right {'answers' if found else 'pictures'} by column")
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:

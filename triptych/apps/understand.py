@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from triptych.apps.exhibit import check_writable, free, slug
-from triptych.apps.inputs import check_at_least, device_of
+from triptych.apps.exhibit import check_writable
+from triptych.apps.inputs import check_at_least, device_of, folder_of, shard_of
 from triptych.apps.judges import STICKERS, sticker_judge
 from triptych.apps.report import publish
 from triptych.apps.terminal import open_console
@@ -28,10 +27,11 @@ from triptych.errors import ConfigError
 from triptych.eval import suites
 from triptych.eval.composition import World, detected_things, scene_things
 from triptych.eval.exam import Student
-from triptych.eval.ledger import Ledger
+from triptych.eval.ledger import WHOLE, Ledger, Shard
 from triptych.eval.painted import paint
-from triptych.eval.quiz import Quiz, Standing, quiz_report, run, standings
+from triptych.eval.quiz import Quiz, run
 from triptych.eval.report import OVERALL, Row
+from triptych.eval.standings import quiz_report, share, standings, table
 from triptych.eval.understanding import LIMIT, Drawn, Find, alignment, composition
 from triptych.loop import Policy
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 QUIZZES = ("ita", "vqa")
 DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
-OTHERS = ("prompts", "shard", "keep_pictures")  # options of other benchmarks
+OTHERS = ("prompts", "keep_pictures")  # options of other benchmarks
 BAR = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -58,9 +58,9 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     """
     check(choice)
     drawn = None if choice.drawn is None else Drawn.read(choice.drawn)
-    out = choice.out or free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    out, shard = folder_of(choice), shard_of(choice.shard)
     painting = out.with_name(f"{out.name}-set")
-    if not choice.resume:
+    if not choice.resume and not (shard != WHOLE and out.exists()):
         check_writable(out)
         if drawn is None:
             check_writable(painting)
@@ -68,7 +68,7 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     console = open_console(choice.as_json)
     try:
         drawn = drawn or painted(choice, painting, console)
-        told = asked(choice, choice.benchmark, drawn, student(choice, policy), out, console)
+        told = asked(choice, choice.benchmark, drawn, student(choice, policy), out, console, shard)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
         return 130
@@ -91,8 +91,9 @@ def painted(choice: Evaluate, folder: Path, console: Console) -> Drawn:
 
 def check(choice: Evaluate) -> None:
     """ConfigError for options that do not go with a quiz."""
-    if choice.resume and choice.out is None:
-        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+    if choice.shard is not None and choice.drawn is None:
+        told = "expected --drawn beside it, a set that is there before the shards ask: without --shard one is painted"
+        raise ConfigError(f"--shard {choice.shard}: {told}")
     usual = {field.name: field.default for field in fields(choice)}
     moot = [name for name in (*DRAWING, *OTHERS) if getattr(choice, name) != usual[name]]
     moot += [name for name, given in choice.only_vlm().items() if given]
@@ -137,18 +138,21 @@ def student(choice: Evaluate, policy: Policy) -> Student:
     return policy
 
 
-def asked(choice: Evaluate, name: str, drawn: Drawn, policy: Student, out: Path, console: Console) -> dict[str, Any]:
-    """Ask one quiz into the folder `out`, print its table, and return all of it as JSON values."""
+def asked(
+    choice: Evaluate, name: str, drawn: Drawn, policy: Student, out: Path, console: Console, shard: Shard = WHOLE
+) -> dict[str, Any]:
+    """Ask one quiz, or a shard of it, into the folder `out`, print its table, and return all of it as JSON values."""
     quiz = quiz_of(choice, name, drawn, policy.config.world)
     rows: list[Row] = []
     with Progress(*BAR, console=console) as progress:
-        bar = progress.add_task(quiz.name, total=len(quiz.questions), right="")
-        for row in run(quiz, policy, batch_size=choice.batch, out=out, resume=choice.resume):
+        bar = progress.add_task(quiz.name, total=len(quiz.questions[shard[0] - 1 :: shard[1]]), right="")
+        for row in run(quiz, policy, batch_size=choice.batch, out=out, resume=choice.resume, shard=shard):
             rows.append(row)
             right = sum(each.score(0) == 1.0 for each in rows) / len(rows)
             progress.update(bar, advance=1, right=f"right {right:.3f}")
-    found = standings(quiz, rows)
-    report, ledger = quiz_report(quiz, rows), Ledger.read(out)
+    ledger = Ledger.read(out)
+    rows = ledger.played()  # of every shard
+    found, report = standings(quiz, rows), quiz_report(quiz, rows)
     console.print(table(quiz, found))
     console.print(str(publish(ledger, report)), style="bold", soft_wrap=True)
     return {
@@ -185,35 +189,7 @@ def eyes(kind: str, device: str) -> tuple[Find, str]:
     return lambda pictures: detected_things(detector.eyes, pictures), detector.name
 
 
-def table(quiz: Quiz, found: Mapping[str, Standing]) -> Table:
-    """Accuracy by column, beside what needs no eyes."""
-    printed = Table(title=f"{quiz.name}: {found[OVERALL].asked} questions", caption=caption(quiz, found))
-    printed.add_column("column")
-    for title in ("right", "95 %", "coin", "one answer", "asked", "unread"):
-        printed.add_column(title, justify="right", no_wrap=True)
-    for column, each in found.items():
-        low, high = each.accuracy.low, each.accuracy.high
-        interval = "-" if low is None else f"{share(low)} to {share(high)}"
-        blind = (share(each.coin), share(each.constant))
-        printed.add_row(column, share(each.accuracy.value), interval, *blind, str(each.asked), str(each.unreadable))
-    return printed
-
-
-def caption(quiz: Quiz, found: Mapping[str, Standing]) -> str:
-    """Who drew, whose word is the truth, and what is missing."""
-    parts = [f"drawn by {quiz.about['drawn'].get('model')}, judged by {quiz.about['judge']}"]
-    missing = [column for column, each in found.items() if column != OVERALL and each.coin is None]
-    if missing:
-        why = "no picture fits, or every one does" if quiz.name.startswith("ITA") else "nothing can be asked"
-        parts.append(f"missing, and not in Overall: {', '.join(missing)} ({why})")
-    return "\n".join(parts)
-
-
 def overall(told: Mapping[str, Any]) -> str:
     """A quiz in a few words."""
     each = told["standings"][OVERALL]
     return f"{share(each['accuracy']['value'])} (coin {share(each['coin'])}, {each['asked']} questions)"
-
-
-def share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

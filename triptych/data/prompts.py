@@ -36,7 +36,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 ends no line of JSON
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read {path}: {error}; expected a UTF-8 text file, one prompt a line") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

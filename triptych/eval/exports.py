@@ -6,6 +6,9 @@ turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ..., 
 that is partly right counts in part, as `score`. Standard errors are of the bootstrap over prompts. `n-samples` tells
 how many samples there are, and on how many there is a verdict; the difference is told again as `missing`. Where nothing
 is known, there is no `acc`.
+
+Of a quiz a sample is a question: its target is the right answer, and beside `acc` stand `coin` and `constant`, what can
+be had without eyes (`standings.Standing`), and `unreadable`, how many replies are no answer.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from triptych.eval.quiz import Quiz, read_reply, reply_of
 from triptych.eval.report import OVERALL, RESAMPLES, Row, resampled
+from triptych.eval.standings import Standing, standings
 
 VERSION = 1  # of the tasks; raised when a number would change its meaning
 RESULTS, SAMPLES = "results_lmms.json", "samples_lmms.jsonl"
@@ -33,8 +38,11 @@ def task_of(benchmark: str, column: str) -> str:
     return "_".join(_plain(name) for name in (benchmark, column) if name != OVERALL)
 
 
-def results(manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
-    """The results file, of `rows` so far, as JSON values."""
+def results(
+    manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str], quiz: Quiz | None = None
+) -> dict[str, Any]:
+    """The results file, of `rows` so far, as JSON values; of a quiz with what chance gets."""
+    blind = {} if quiz is None else standings(quiz, rows)
     benchmark, turns = manifest["benchmark"], manifest["turns"]
     means, scores = (resampled(rows, columns, turns, strict=strict) for strict in (True, False))
     tasks = {column: task_of(benchmark, column) for column in columns}
@@ -44,10 +52,11 @@ def results(manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[
             "alias": column,
             **_metrics(means[column], scores[column]),
             **_missing(_of(rows, column), turns),
+            **_chance(blind.get(column)),
         }
         for column in columns
     }
-    overall = {"alias": benchmark, **_missing(rows, turns)}
+    overall = {"alias": benchmark, **_missing(rows, turns), **_chance(blind.get(OVERALL))}
     if columns:
         overall |= _metrics(means[OVERALL], scores[OVERALL])
     metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns)), "score"]
@@ -80,21 +89,23 @@ def results(manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[
     }
 
 
-def samples(manifest: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """A line of the samples file per row. `acc` is null where the verdict is missing."""
+def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None = None) -> Iterator[dict[str, Any]]:
+    """A line of the samples file per row, of a run that drew or of a `quiz`. `acc` is null where the verdict is
+    missing."""
     benchmark, turns = manifest["benchmark"], manifest["turns"]
     for row in rows:
         score = row.score(turns)
         last = row.verdicts[-1] if row.verdicts else None
         said = [text for text in row.said if text is not None]
+        doc, target, filtered = _drawn(row) if quiz is None else _answered(row, quiz)
         yield {
             "task_name": task_of(benchmark, row.column),
             "doc_id": row.prompt,
-            "doc": {"prompt": row.text, "column": row.column, "seed": row.seed},
-            "target": "every check holds",
+            "doc": doc,
+            "target": target,
             "arguments": [[row.text, {"seed": row.seed, **manifest.get("sampling", {})}]],
             "resps": [said],
-            "filtered_resps": list(row.pictures[-1:]),
+            "filtered_resps": filtered,
             "filter": "none",
             "metrics": ["acc"],
             "acc": None if score is None else float(score == 1),
@@ -102,8 +113,27 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[dict[s
             "failed": None if last is None else list(last.failed),
             "doc_hash": _sha256([row.prompt, row.text, row.column]),
             "prompt_hash": _sha256(row.text),
-            "target_hash": _sha256("every check holds"),
+            "target_hash": _sha256(target),
         }
+
+
+def _drawn(row: Row) -> tuple[dict[str, Any], str, list[str]]:
+    """Document, target and filtered response of a sample that was drawn: the last picture's hash."""
+    return {"prompt": row.text, "column": row.column, "seed": row.seed}, "every check holds", list(row.pictures[-1:])
+
+
+def _answered(row: Row, quiz: Quiz) -> tuple[dict[str, Any], str, list[str]]:
+    """Document, target and filtered response of a question: the option that the reply means, or nothing."""
+    one = quiz.questions[row.prompt]
+    read = read_reply(quiz.by, one, reply_of(row))
+    return one.to_record(), one.answer, [] if read is None else [read]
+
+
+def _chance(standing: Standing | None) -> dict[str, float]:
+    if standing is None:
+        return {}
+    told = {"coin,none": standing.coin, "constant,none": standing.constant, "unreadable,none": standing.unreadable}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:

@@ -12,27 +12,27 @@ import json
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from triptych.data.captions import NO, YES
 from triptych.data.lexicon import NUMBERS
-from triptych.errors import PictureError
+from triptych.errors import OutputError, PictureError
 from triptych.eval import ledger as ledgers
 from triptych.eval.exam import Student
 from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, pixels_sha256, recorded
-from triptych.eval.report import OVERALL, Estimate, Report, Row, summarize
+from triptych.eval.report import Row
 from triptych.model.config import Sampling
 from triptych.model.pictures import read_picture
 from triptych.model.words import is_stop, parse_edit, reflection_is_formed
 from triptych.trace import Verdict
 
+QUESTIONS = "questions.jsonl"
 By = Literal["question", "reflection"]  # how the model says whether a picture fits: when asked, or by stopping
 
 
@@ -70,9 +70,20 @@ class Question:
     def to_record(self) -> dict[str, Any]:
         """For questions.jsonl, with which anyone can ask another model."""
         return {
-            **{"picture": self.picture.path.name, "sha256": self.picture.sha256, "prompt": self.picture.text},
+            **{"picture": self.picture.path.name, "sha256": self.picture.sha256},
+            **{"prompt": self.picture.text, "group": self.picture.prompt},
             **{"column": self.column, "question": self.text, "options": list(self.options), "answer": self.answer},
         }
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Question:
+        """Read back, the picture without its folder; raises ValueError, KeyError or TypeError for what is none."""
+        texts = [record[name] for name in ("picture", "sha256", "prompt", "column", "question", "answer")]
+        name, sha256, prompt, column, text, answer = texts
+        options = tuple(record["options"])
+        if not all(isinstance(each, str) for each in (*texts, *options)) or answer not in options:
+            raise ValueError("expected texts, and an answer among the options")
+        return Question(Shown(Path(name), sha256, record["group"], prompt, column, None), column, text, options, answer)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,29 @@ class Quiz:
 
     def of(self, column: str) -> list[Question]:
         return [one for one in self.questions if one.column == column]
+
+    @staticmethod
+    def read(ledger: Ledger) -> Quiz | None:
+        """The quiz of a folder that `run` wrote; None of a run that drew. Its pictures are named, without their folder.
+
+        Raises OutputError where the questions cannot be read, or are not those that were asked.
+        """
+        manifest, path = ledger.manifest, ledger.folder / QUESTIONS
+        if "drawn" not in manifest:
+            return None
+        about = {key: value for key, value in manifest.items() if key not in _OF_RUN}
+        by, wanted = manifest.get("by", "question"), "expected the questions that were asked: ask anew"
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1]
+            questions = tuple(Question.from_record(json.loads(line)) for line in lines)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise OutputError(f"{path} cannot be read ({type(error).__name__}); {wanted}") from error
+        quiz = Quiz(manifest["benchmark"], tuple(manifest["columns"] or ()), questions, about, by)
+        if (len(questions), quiz.sha256()) != (manifest["prompts"], manifest.get("prompts_sha256")):
+            raise OutputError(f"{path} holds other questions than its manifest tells of; {wanted}")
+        if by not in get_args(By) or not isinstance(about["drawn"], dict):
+            raise OutputError(f"{ledger.folder}/manifest.json tells of no quiz; {wanted}")
+        return quiz
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -117,7 +151,7 @@ def run(
     if out is not None:
         ledger = Ledger.open(out, manifest(quiz, policy, sampling), resume, shard, keep=False)
         lines = [json.dumps(one.to_record(), ensure_ascii=False) + "\n" for one in quiz.questions]
-        ledger.replace("questions.jsonl", "".join(lines))
+        ledger.replace(QUESTIONS, "".join(lines))
 
     def work(jobs: Sequence[Job]) -> Iterator[Result]:
         asked = [quiz.questions[index] for index, _ in jobs]
@@ -131,6 +165,12 @@ def run(
             yield row, ()
 
     yield from recorded([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
+
+
+_OF_RUN = (  # what a manifest tells beside `Quiz.about`
+    *("benchmark", "columns", "prompts", "prompts_sha256", "model", "device", "dtype", "turns", "seeds", "sampling"),
+    *("code_sha256", "versions"),
+)
 
 
 def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
@@ -169,12 +209,22 @@ def _link(picture: Path, place: Path) -> None:
 
 
 def _row(one: Question, by: By, index: int, seed: int, reply: str, seconds: float) -> Row:
-    read = read_decision(reply) if by == "reflection" else read_option(reply, one.options)
+    read = read_reply(by, one, reply)
     right = read == one.answer
     told = f"{one.answer}: answered {read}" if read is not None else f"{one.answer}: the reply is no answer"
     verdict = Verdict(1.0, (one.answer,)) if right else Verdict(0.0, (), (told,))
     sha256 = (one.picture.sha256,)
     return Row(index, one.text, one.column, seed, (verdict,), False, (reply,), seconds, sha256, one.picture.prompt)
+
+
+def reply_of(row: Row) -> str:
+    """What was said to a question."""
+    return next(iter(row.said), None) or ""
+
+
+def read_reply(by: By, one: Question, reply: str) -> str | None:
+    """The option that a reply to a question means, or None where it means none of them."""
+    return read_decision(reply) if by == "reflection" else read_option(reply, one.options)
 
 
 _LEAD = re.compile(r"(?:(?:the|an?|its?|it s|is|are|there|answer|has) )*")
@@ -203,72 +253,3 @@ def read_decision(reply: str) -> str | None:
     if not reflection_is_formed(reply):
         return None
     return YES if is_stop(parse_edit(reply)) else NO
-
-
-# --- what the answers show --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A column: the share of right answers, beside what can be had without eyes.
-
-    `coin` is what one expects of choosing among the options by chance, `constant` what the best single answer gets when
-    it is given to every question (in "which is larger": always the first, or always the second).
-    """
-
-    accuracy: Estimate
-    coin: float | None
-    constant: float | None
-    asked: int
-    unreadable: int
-
-
-def standings(quiz: Quiz, rows: Iterable[Row]) -> dict[str, Standing]:
-    """Each column of the quiz in order, then OVERALL: the mean of the columns that are not missing.
-
-    Intervals are 95 % bootstraps over the prompts that were drawn: all questions about pictures of one prompt are drawn
-    together.
-    """
-    rows = list(rows)
-    accuracy = {column: estimates[0] for column, estimates in quiz_report(quiz, rows).accuracy.items()}
-    lost = Counter(row.column for row in rows if _unreadable(quiz, row))
-    asked = Counter(row.column for row in rows)
-    found = {
-        column: Standing(
-            accuracy=accuracy[column],
-            coin=_mean([1 / len(one.options) for one in quiz.of(column)]),
-            constant=_commonest([one.options.index(one.answer) for one in quiz.of(column)]),
-            asked=asked[column],
-            unreadable=lost[column],
-        )
-        for column in quiz.columns
-    }
-    known = [each for each in found.values() if each.coin is not None and each.constant is not None]
-    found[OVERALL] = Standing(
-        accuracy=accuracy[OVERALL],
-        coin=_mean([each.coin for each in known if each.coin is not None]),
-        constant=_mean([each.constant for each in known if each.constant is not None]),
-        asked=sum(asked.values()),
-        unreadable=sum(lost.values()),
-    )
-    return found
-
-
-def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
-    """The report of a quiz's rows; their `group` is the prompt that was drawn."""
-    rows = sorted(rows, key=lambda row: row.prompt)
-    return summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
-
-
-def _unreadable(quiz: Quiz, row: Row) -> bool:
-    reply = row.said[0] or ""
-    options = quiz.questions[row.prompt].options
-    return (read_decision(reply) if quiz.by == "reflection" else read_option(reply, options)) is None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _commonest(values: Sequence[Hashable]) -> float | None:
-    return Counter(values).most_common(1)[0][1] / len(values) if values else None

@@ -6,7 +6,6 @@ Filters: top-p (over at most the 1000 largest logits, with the token that crosse
 otherwise top-k where top_k > 0; never both. Temperature 0 is greedy.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Sequence

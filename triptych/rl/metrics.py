@@ -6,30 +6,26 @@ A reward that rises while edges vanish or colours collapse is being hacked: both
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 
 from triptych.rewards.shaping import is_right
 from triptych.rl.batch import Gains
 from triptych.rl.tree import Group, Node
 
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-    from numpy.typing import NDArray
-
 EDGE = 24  # levels between neighbours that make an edge
 LEVELS = 4  # per colour: 64 colours in all
 
 
-def edge_density(image: UInt8[NDArray, "height width 3"]) -> float:
+def edge_density(image: UInt8[np.ndarray, "height width 3"]) -> float:
     """Share of pixels that differ from their right or lower neighbour by an edge."""
     grey = image.astype(np.int16).mean(axis=2)
     across, down = np.abs(np.diff(grey, axis=1))[:-1], np.abs(np.diff(grey, axis=0))[:, :-1]
     return float((np.maximum(across, down) > EDGE).mean())
 
 
-def colour_entropy(image: UInt8[NDArray, "height width 3"]) -> float:
+def colour_entropy(image: UInt8[np.ndarray, "height width 3"]) -> float:
     """Bits per pixel of a picture's colours, each channel in four levels: 0 for one colour, at most 6."""
     levels = (image // (256 // LEVELS)).astype(np.int64).reshape(-1, 3)
     counts = np.bincount(levels @ np.array([LEVELS**2, LEVELS, 1]), minlength=LEVELS**3)
@@ -38,12 +34,16 @@ def colour_entropy(image: UInt8[NDArray, "height width 3"]) -> float:
 
 
 def describe(groups: Sequence[Group], gains: Sequence[Gains]) -> dict[str, float]:
-    """Metrics of what was grown; a mean of nothing is left out. `gains` belong to the groups that are compared."""
+    """Metrics of what was grown; a mean of nothing is left out, and in each mean whatever has no verdict.
+
+    `gains` belong to the groups that are compared.
+    """
     nodes = [node for group in groups for node in group.siblings]
+    verdicts = [node.verdict for node in nodes if node.verdict is not None]
     rewards = [node.reward for node in nodes if node.reward is not None]
     found = {
-        "v": _mean(_score(node) for node in nodes),
-        "right": _mean(node.verdict is not None and is_right(node.verdict) for node in nodes),
+        "v": _mean(verdict.score for verdict in verdicts),
+        "right": _mean(is_right(verdict) for verdict in verdicts),
         "reward_text": _mean(reward.text for reward in rewards),
         "reward_picture": _mean(reward.picture for reward in rewards if reward.drawn),
         "formed": _mean(reward.formed for reward in rewards),
@@ -77,9 +77,13 @@ def _pictures(nodes: Sequence[Node]) -> dict[str, float | None]:
 
 def _turns(groups: Sequence[Group]) -> dict[str, float | None]:
     """Of Refine: what became of pictures, and stopping as a detector of right ones."""
-    pairs = [(group.parent, node) for group in groups if group.parent.verdict for node in group.siblings]
-    edited = [_score(node) - _score(parent) for parent, node in pairs if not node.trace.finished]
-    stops = [(node.trace.finished, parent.verdict is not None and is_right(parent.verdict)) for parent, node in pairs]
+    pairs = [(before, node) for group in groups if (before := group.parent.verdict) for node in group.siblings]
+    edited = [
+        after.score - before.score
+        for before, node in pairs
+        if not node.trace.finished and (after := node.verdict) is not None
+    ]
+    stops = [(node.trace.finished, is_right(before)) for before, node in pairs]
     return {
         "improved": _mean(gain > 0 for gain in edited),
         "worsened": _mean(gain < 0 for gain in edited),
@@ -88,10 +92,6 @@ def _turns(groups: Sequence[Group]) -> dict[str, float | None]:
         "stop_recall": _mean(stopped for stopped, right in stops if right),
         "parents_right": _mean(right for _, right in stops),
     }
-
-
-def _score(node: Node) -> float:
-    return 0.0 if node.verdict is None else node.verdict.score
 
 
 def _mean(values) -> float | None:
