@@ -76,6 +76,54 @@ def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
     assert "kept its pictures" in refused(capsys, "eval", "ita", "--drawn", "bare")
 
 
+def test_a_quiz_is_told_with_its_chance(capsys: pytest.CaptureFixture):
+    """On the terminal, on the page and in the export: right answers beside a coin, never right pictures."""
+    assert triptych("eval", "genevalpp", "--limit", 7, "--turns", 2, "--out", "run") == 0
+    assert triptych("eval", "vqa", "--drawn", "run", "--limit", 4, "--out", "vqa", "--json") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert triptych("report", "vqa") == 0
+    shown = capsys.readouterr().out
+    assert "coin" in shown and "one answer" in shown and "s a picture" not in shown
+    assert triptych("report", "vqa", "--json") == 0
+    assert printed(capsys)["standings"] == told["standings"]
+    page = Path("vqa/report.html").read_text()
+    assert "a coin" in page and "right answers" in page and "a question" in page
+    assert "right in every check" not in page and "a picture, without judging" not in page
+    results = json.loads(Path("vqa/results_lmms.json").read_text())["results"]
+    overall = told["standings"][OVERALL]
+    assert results["vqa"]["coin,none"] == overall["coin"] and results["vqa"]["constant,none"] == overall["constant"]
+    asked = [json.loads(line) for line in Path("vqa/questions.jsonl").read_text().split("\n")[:-1]]
+    samples = [json.loads(line) for line in Path("vqa/samples_lmms.jsonl").read_text().split("\n")[:-1]]
+    assert [each["target"] for each in samples] == [each["answer"] for each in asked]
+    assert all(each["filtered_resps"] == (["yes"] if "yes" in each["doc"]["options"] else []) for each in samples)
+
+
+def test_shards_of_a_quiz_make_one_quiz(capsys: pytest.CaptureFixture):
+    assert "--shard" in refused(capsys, "eval", "ita", "--shard", "1/2", "--out", "ita")
+    assert triptych("eval", "genevalpp", "--limit", 7, "--turns", 2, "--out", "run") == 0
+    command = ("eval", "ita", "--drawn", "run", "--json")
+    capsys.readouterr()
+    assert triptych(*command, "--out", "whole") == 0
+    whole = printed(capsys)
+    assert triptych(*command, "--out", "parts", "--shard", "2/2") == 0
+    half = printed(capsys)
+    left = half["report"]["open"]
+    assert left == -(-whole["report"]["rows"] // 2) and not Path("parts/report.json").exists()
+    assert triptych(*command, "--out", "parts", "--shard", "1/2") == 0
+    parts = printed(capsys)
+    assert parts["standings"] == whole["standings"] and parts["manifest"] == whole["manifest"]
+    assert Path("parts/report.json").exists() and not Path("parts/results.jsonl").exists()
+
+
+@pytest.mark.parametrize("spoil", ["", "nonsense\n", "[1]\n", "{}\n", "swapped"])
+def test_questions_that_were_not_asked_are_one_line(spoil: str, capsys: pytest.CaptureFixture):
+    assert triptych("eval", "ita", "--limit", 2, "--out", "ita") == 0
+    capsys.readouterr()
+    path = Path("ita/questions.jsonl")
+    path.write_text(path.read_text().replace("yes", "no") if spoil == "swapped" else spoil)
+    assert "questions.jsonl" in refused(capsys, "report", "ita")
+
+
 def test_without_a_set_one_is_painted(capsys: pytest.CaptureFixture):
     assert triptych("eval", "ita", "--limit", 2, "--out", "ita", "--json") == 0
     told = printed(capsys)

@@ -182,7 +182,9 @@ def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
 
     from triptych.eval.report import cell
 
-    printed = Table(title=f"{reports[0].benchmark}, after {turn} edits at most: share of right pictures [95 %]")
+    asked = "drawn" in ledgers[0].manifest  # a quiz
+    shares = "share of right answers" if asked else f"after {turn} edits at most: share of right pictures"
+    printed = Table(title=f"{reports[0].benchmark}, {shares} [95 %]")
     printed.add_column("column")
     names = named(ledgers)
     for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
