@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -103,6 +105,32 @@ def test_tiif_asks_its_questions_in_short_and_long(capsys: pytest.CaptureFixture
     assert [replayed[key] for key in ("cells", "groups", "overall")] == [
         figures[key] for key in ("cells", "groups", "overall")
     ]
+
+
+def knowing(share: float) -> Callable[[Request], Answer]:
+    """A judge that gives so large a share of the answers that TIIF expects, and else the contrary."""
+    coin = Random(0)
+
+    def reply(request: Request) -> Answer:
+        expected = ["yes", "no"][: len(re.findall(r"^\d+\. ", request.text, re.MULTILINE))]
+        other = {"yes": "no", "no": "yes"}
+        return says("\n".join(each if coin.random() < share else other[each] for each in expected))
+
+    return reply
+
+
+@pytest.mark.parametrize(("share", "spread"), [(1.0, 0.0), (0.0, 0.0), (0.5, 0.5)])
+def test_tiif_is_one_for_right_pictures_zero_for_contrary_ones_and_half_for_a_coin(
+    share: float, spread: float, capsys: pytest.CaptureFixture
+):
+    with Server(knowing(share)) as server:
+        asked = ["--prompts", copy_of_tiif(), "--turns", 0, "--seeds", 20, "--out", "run", "--json"]
+        assert painted("tiif", *asked, *at(server)) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["tiif"]
+    counts = [(cell["right"], cell["asked"]) for cell in figures["cells"].values()]
+    assert len(counts) == 6 and all(abs(right / of - share) <= 5 * spread / of**0.5 for right, of in counts)
+    if not spread:
+        assert figures["overall"] == {"short": share, "long": share}
 
 
 TWO = ("short", "long")

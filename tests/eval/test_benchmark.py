@@ -1,10 +1,12 @@
 """Known answers of a report, laws of its intervals, and a run that survives being killed."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from itertools import islice
+from random import Random
 
 import numpy as np
 import pytest
@@ -144,6 +146,18 @@ def test_perfect_is_one_and_blank_is_zero(suite, scene, expected):
         assert values(turns) == [expected] * 3
     assert report.missing == 0 and report.edits == (len(suite.prompts), 0, 0)
     assert report.stop_precision == expected
+
+
+@pytest.mark.parametrize("suite", [GENEVAL, GENEVAL_PLUS], ids=lambda suite: suite.name)
+def test_a_coin_between_right_and_blank_gets_half(suite):
+    def coin(spec, seed):
+        return (perfect, blank)[Random(f"{spec} {seed}").randrange(2)](spec, seed)
+
+    painter = Painter(suite.prompts, coin)
+    report = suite.report(run(suite, painter, Remembering(painter), turns=0, batch_size=64), turns=0)
+    counts = Counter(suite.column(prompt) for prompt in suite.prompts)
+    for column, count in counts.items():
+        assert abs(report.accuracy[column][0].value - 0.5) < 4 * (0.25 / count) ** 0.5, column
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason=f"the judge's weights are not here: expected {WEIGHTS}")
