@@ -42,9 +42,19 @@ from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
 VIEW = "vit_model."
 
 
-# The last stage: gentle steps, and half of what is looked at or mended is the model's own work.
+# The last stage: half the pace, mostly words, and half of what is looked at or mended is the model's own work.
 OWN = ModelLessons(
-    steps=120, pictures=12, edits=32, words=40, rate=5e-4, matrix_rate=5e-3, warmup=20, cooldown=0.8, own=0.5
+    steps=800,
+    pictures=22,
+    edits=12,
+    words=76,
+    plans=0.2,
+    answers=0.6,
+    rate=1e-3,
+    matrix_rate=0.01,
+    warmup=20,
+    cooldown=0.7,
+    own=0.5,
 )
 
 
@@ -63,7 +73,7 @@ class LessonsConfig:
     model: ModelLessons = field(default_factory=ModelLessons)
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 600  # drawn by the model before the last stage, to learn from its own mistakes
+    own_pictures: int = 800  # drawn by the model before the last stage, to learn from its own mistakes
 
 
 DEBUG = LessonsConfig(

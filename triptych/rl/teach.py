@@ -32,12 +32,12 @@ from triptych.rl.eyes_lessons import worn
 class ModelLessons:
     """How the joined model is taught. Rows are per step."""
 
-    steps: int = 1100
+    steps: int = 2600
     pictures: int = 32
     edits: int = 20
     words: int = 36
-    plans: float = 0.6  # share of the pictures that are planned first
-    answers: float = 0.3  # share of the words that answer a question; the others reflect
+    plans: float = 0.4  # share of the pictures that are planned first
+    answers: float = 0.4  # share of the words that answer a question; the others reflect
     noises: int = 2  # noisy copies of a picture in one row: they share the cost of reading its context
     rate: float = 2e-3  # AdamW: embeddings, heads, norms, biases
     matrix_rate: float = 0.02  # Muon: the matrices of the layers
