@@ -11,14 +11,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from triptych.apps import understand
 from triptych.apps.exhibit import check_writable
 from triptych.apps.inputs import check_at_least, folder_of, sampling_of, shard_of
 from triptych.apps.judges import STICKERS, Kind, Overheard
 from triptych.apps.report import publish
-from triptych.apps.terminal import open_console
+from triptych.apps.terminal import COUNTING, open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tally
 from triptych.eval.benchmark import Benchmark, run
@@ -32,15 +32,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from triptych.apps.cli import Evaluate
-
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[right]}"),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
@@ -64,7 +55,7 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     console = open_console(choice.as_json)
     rows: list[Row] = []
     try:
-        with Progress(*COLUMNS, console=console) as progress:
+        with Progress(*COUNTING, console=console) as progress:
             bar = progress.add_task(benchmark.name, total=len(range(shard[0] - 1, play.jobs, shard[1])), right="")
             for row in watched(choice, play, out):
                 rows.append(row)

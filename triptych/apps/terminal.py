@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,15 @@ from triptych.model.words import CLOSE, parse_thought
 from triptych.trace import Item, Prompt, Verdict
 
 LABEL = 10  # columns of the word at the left
+# of a bar that counts samples; the field `right` tells how they fare
+COUNTING = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[right]}"),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 HUES = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cyan"}
 
 

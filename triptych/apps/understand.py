@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from triptych.apps.exhibit import check_writable
 from triptych.apps.inputs import check_at_least, device_of, folder_of, shard_of
 from triptych.apps.judges import STICKERS, sticker_judge
 from triptych.apps.report import publish
-from triptych.apps.terminal import open_console
+from triptych.apps.terminal import COUNTING, open_console
 from triptych.errors import ConfigError
 from triptych.eval import suites
 from triptych.eval.composition import World, detected_things, scene_things
@@ -41,14 +41,6 @@ if TYPE_CHECKING:
 QUIZZES = ("ita", "vqa")
 DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
 OTHERS = ("prompts", "keep_pictures")  # options of other benchmarks
-BAR = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[right]}"),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
@@ -82,7 +74,7 @@ def painted(choice: Evaluate, folder: Path, console: Console) -> Drawn:
     suite = suites.GENEVAL_PLUS
     longest = max(Counter(suite.column(prompt) for prompt in suite.prompts).values())
     seeds = range(ceil((LIMIT if choice.limit is None else choice.limit) / longest))
-    with Progress(*BAR, console=console) as progress:
+    with Progress(*COUNTING, console=console) as progress:
         bar = progress.add_task("pictures", total=len(suite.prompts) * len(seeds), right="")
         for _ in paint(suite, seeds, folder, choice.resume):
             progress.advance(bar)
@@ -144,7 +136,7 @@ def asked(
     """Ask one quiz, or a shard of it, into the folder `out`, print its table, and return all of it as JSON values."""
     quiz = quiz_of(choice, name, drawn, policy.config.world)
     rows: list[Row] = []
-    with Progress(*BAR, console=console) as progress:
+    with Progress(*COUNTING, console=console) as progress:
         bar = progress.add_task(quiz.name, total=len(quiz.questions[shard[0] - 1 :: shard[1]]), right="")
         for row in run(quiz, policy, batch_size=choice.batch, out=out, resume=choice.resume, shard=shard):
             rows.append(row)

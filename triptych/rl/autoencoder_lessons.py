@@ -96,9 +96,7 @@ def study_autoencoder(
     if (found := checkpoint.latest(folder, device)) is not None:
         tensors, record = found
         start = record["step"]
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-        average = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}
-        checkpoint.unpack_optimizer("adamw", optimizer, tensors)
+        average = checkpoint.unpack_course(tensors, model, {"adamw": optimizer})
     for step in range(start, lessons.steps):
         optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
         generator = torch.Generator().manual_seed(seed * 7919 + step)
@@ -115,10 +113,7 @@ def study_autoencoder(
         optimizer.step()
         blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
-                f"average/{n}": t for n, t in average.items()
-            }
-            checkpoint.save(folder, step + 1, tensors | checkpoint.pack_optimizer("adamw", optimizer), {})
+            checkpoint.save(folder, step + 1, checkpoint.pack_course(model, average, {"adamw": optimizer}), {})
         yield step, float(loss.detach()), metrics
 
 

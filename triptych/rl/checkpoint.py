@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.errors import ModelError, OutputError
 
@@ -88,3 +88,24 @@ def unpack_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mappi
             )
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def pack_course(
+    model: nn.Module, average: Mapping[str, Tensor], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """A course of lessons as tensors: the weights, their running average and every optimiser."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in average.items()}
+    for name, optimizer in optimizers.items():
+        tensors |= pack_optimizer(name, optimizer)
+    return tensors
+
+
+def unpack_course(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Put weights and optimisers back as `pack_course` found them; returns the average."""
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+    for name, optimizer in optimizers.items():
+        unpack_optimizer(name, optimizer, tensors)
+    return {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}

@@ -61,9 +61,7 @@ def study_decoder(
     if (found := checkpoint.latest(folder, device)) is not None:
         tensors, record = found
         start = record["step"]
-        decoder.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-        average = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}
-        checkpoint.unpack_optimizer("adamw", optimizer, tensors)
+        average = checkpoint.unpack_course(tensors, decoder, {"adamw": optimizer})
     for step in range(start, lessons.steps):
         optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
         first = FIRST + seed * 1_000_003 + step * lessons.batch
@@ -80,10 +78,7 @@ def study_decoder(
         optimizer.step()
         blend(average, decoder, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            tensors = {f"model/{n}": t for n, t in decoder.state_dict().items()} | {
-                f"average/{n}": t for n, t in average.items()
-            }
-            checkpoint.save(folder, step + 1, tensors | checkpoint.pack_optimizer("adamw", optimizer), {})
+            checkpoint.save(folder, step + 1, checkpoint.pack_course(decoder, average, {"adamw": optimizer}), {})
         yield step, float(loss.detach()), {"psnr": float(10 * torch.log10(4 / square.detach()))}
     decoder.load_state_dict(average)
     decoder.requires_grad_(False)

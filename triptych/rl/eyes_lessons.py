@@ -123,10 +123,7 @@ def study_eyes(
     if (found := checkpoint.latest(folder, device)) is not None:
         tensors, record = found
         start = record["step"]
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-        average = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average/")}
-        for name, optimizer in schools.items():
-            checkpoint.unpack_optimizer(name, optimizer, tensors)
+        average = checkpoint.unpack_course(tensors, model, schools)
     columns = CANVAS // config.patch_size
     ids = torch.from_numpy(grid_ids((columns, columns), config.patches_per_side)).to(device).expand(lessons.batch, -1)
     for step in range(start, lessons.steps):
@@ -145,10 +142,5 @@ def study_eyes(
         step_all(schools)
         blend(average, model, keep_at(step, lessons.average))
         if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            tensors = {f"model/{n}": t for n, t in model.state_dict().items()} | {
-                f"average/{n}": t for n, t in average.items()
-            }
-            for name, optimizer in schools.items():
-                tensors |= checkpoint.pack_optimizer(name, optimizer)
-            checkpoint.save(folder, step + 1, tensors, {})
+            checkpoint.save(folder, step + 1, checkpoint.pack_course(model, average, schools), {})
         yield step, float(loss.detach()), metrics
