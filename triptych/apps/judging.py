@@ -97,8 +97,7 @@ class JudgePictures(JudgeChoice):
         """Judge everything, tell what is missing as it happens, print the result."""
         from rich.progress import Progress
 
-        from triptych.apps.measure import COLUMNS
-        from triptych.apps.terminal import open_console
+        from triptych.apps.terminal import COUNTING, open_console
         from triptych.eval.pictures import judge_pictures
 
         rows: list[Judged] = []
@@ -106,7 +105,7 @@ class JudgePictures(JudgeChoice):
         cause = ""
         kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
         name, console = judge.name, open_console(self.as_json)  # the name may fetch weights, or fail to
-        with Progress(*COLUMNS, console=console) as progress:
+        with Progress(*COUNTING, console=console) as progress:
             bar = progress.add_task(name, total=len(entries), right="")
             for row in judge_pictures(entries, judge):
                 rows.append(row)
