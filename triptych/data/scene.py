@@ -36,6 +36,7 @@ POSITION_BAND = 6  # px between centres before one counts as beside the other
 
 _RANK = {size: rank for rank, size in enumerate(SIZES)}
 _PALETTE = tuple(COLORS)
+_FREE = tuple(name for name in COLORS if name != "white")  # white shows least: it is for those who ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,12 @@ class Scene:
 
 
 def _free_colors(spec: Spec, index: int) -> Sequence[str]:
-    """The colours an item's stickers may have: its own, or any that does not make them another item's stickers."""
+    """The colours an item's stickers may have: its own, or any but white that does not make them another item's."""
     item = spec.include[index]
     if item.color is not None:
         return (item.color,)
     claimed = {other.color for other in spec.include if other.name == item.name}
-    return _PALETTE if claimed == {None} else [color for color in _PALETTE if color not in claimed]
+    return [color for color in _FREE if color not in claimed]
 
 
 @lru_cache(maxsize=4096)

@@ -35,7 +35,7 @@ NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
 class EyesLessons:
     """How the vision tower is taught to see."""
 
-    steps: int = 500
+    steps: int = 1100
     batch: int = 96
     rate: float = 1e-3  # AdamW: embeddings, heads, norms, biases
     matrix_rate: float = 0.02  # Muon: the matrices of the layers
@@ -43,6 +43,7 @@ class EyesLessons:
     cooldown: float = 0.6
     strewn: float = 0.4  # share of scenes whose stickers lie anywhere
     average: float = 0.99
+    frozen: bool = True  # from here on: lessons in words, few of which turn on a class, would wash out what is named
 
 
 class Naming(nn.Module):

@@ -150,6 +150,7 @@ class School:
         self.config, self.out, self.device = config, Path(out), device
         self.bagel = weights.load(config.start, dtype=torch.float32) if config.start else self._joined(bagel_config)
         self.bagel.autoencoder.requires_grad_(False)
+        self.bagel.vit_model.requires_grad_(not config.eyes.frozen)
         self.bagel.train().to(device)
         self.taught = {name: p for name, p in self.bagel.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.taught.items()}
