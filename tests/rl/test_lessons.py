@@ -10,14 +10,19 @@ from triptych.data.captions import parse_instruction
 from triptych.data.edits import apply
 from triptych.data.language import parse_prompt
 from triptych.data.lessons import lesson
-from triptych.data.scene import Scene, check
+from triptych.data.render import render
+from triptych.data.scene import Scene, Sticker, check, random_spec
+from triptych.data.stickers import CLASSES, COLORS
 from triptych.data.vocabulary import build_tokenizer
 from triptych.errors import ConfigError
 from triptych.model import flow, weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH
-from triptych.model.sequence import Latent
+from triptych.model.sequence import Latent, grid_ids
+from triptych.model.vae import patchify
 from triptych.rl import checkpoint
+from triptych.rl.autoencoder_lessons import to_unit
+from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
 from triptych.rl.eyes_lessons import strewn, targets
 from triptych.rl.lessons import DEBUG, run
 from triptych.rl.teach import ModelLessons, sheet, told
@@ -35,11 +40,9 @@ def cut(config, out, after: int, resume: bool) -> None:
 
 def test_a_cut_run_resumes_exactly(tmp_path):
     whole = list(run(ONE, tmp_path / "whole"))
-    assert [step.stage for step in whole] == ["autoencoder"] * 2 + ["eyes"] * 2 + ["joined"] * 2 + [
-        *["decoder"] * 2,
-        *["own"] * 2,
-    ]
-    for count, after in enumerate((1, 3, 2, 3)):
+    stages = ("autoencoder", "eyes", "connector", "joined", "decoder", "own")
+    assert [step.stage for step in whole] == [stage for stage in stages for _ in range(2)]
+    for count, after in enumerate((1, 3, 3, 2, 1)):
         cut(ONE, tmp_path / "cut", after, resume=count > 0)
     list(run(ONE, tmp_path / "cut", resume=True))
     for name in ("ema.safetensors", "ae.safetensors"):
@@ -124,3 +127,52 @@ def test_reflections_on_right_and_wrong_pictures_are_both_common():
 
 def lesson_spec(one):
     return parse_prompt(one.asked)
+
+
+def test_a_sticker_names_the_patches_that_it_covers():
+    scene = Scene((Sticker("cat", "red", 16, 16, "normal"), Sticker("bus", "blue", 80, 48, "smaller")))
+    names, colors = covering([scene, Scene(())], 16)
+    cat, bus = CLASSES.index("cat") + 1, CLASSES.index("bus") + 1
+    assert {patch: int(names[0, patch]) for patch in range(36) if names[0, patch]} == {
+        **dict.fromkeys((0, 1, 6, 7), cat),
+        **dict.fromkeys((16, 17, 22, 23), bus),
+    }
+    assert set(colors[0].tolist()) == {-1, list(COLORS).index("red"), list(COLORS).index("blue")}
+    assert not names[1].any() and (colors[1] == -1).all()
+
+
+def test_a_patch_that_points_at_its_words_has_said_them():
+    torch.manual_seed(0)
+    bagel, scenes = Bagel(SKETCH, build_tokenizer()), [random_scene(seed) for seed in range(4)]
+    wanted = covering(scenes, 16)
+
+    def word(name: str):
+        return bagel.language_model.model.embed_tokens.weight[bagel.tokenizer.token_to_id(f" {name}")]
+
+    names, hues = ("nothing", *CLASSES), list(COLORS)
+
+    def shown(name: int, hue: int):
+        return word(names[name]) + (word(hues[hue]) if hue >= 0 else 0)
+
+    said = torch.stack([torch.stack([shown(*pair) for pair in row.T.tolist()]) for row in wanted.unbind(1)])
+    good, right = words_loss(said, bagel, wanted)
+    bad, wrong = words_loss(said.roll(1, 0), bagel, wanted)  # the words of another scene
+    assert right["said"] == 1.0 and wrong["said"] < 0.5 and float(good.detach()) < 1 < float(bad.detach())
+
+
+def test_the_connector_learns_alone_and_ends_at_its_loudness(tmp_path):
+    bagel, lessons = weights.load("sketch", dtype=torch.float32), ConnectorLessons(steps=2, batch=16)
+    before = {name: tensor.clone() for name, tensor in bagel.state_dict().items()}
+    list(study_connector(bagel, lessons, 0, tmp_path, 1))
+    after = bagel.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved and all(name.startswith("connector.") for name in moved)
+    scenes = [random_scene(seed) for seed in range(16)]
+    tokens = patchify(to_unit(render(scenes)), 16)
+    ids = torch.from_numpy(grid_ids((6, 6), bagel.config.vision.patches_per_side)).expand(16, -1)
+    said = bagel.connector(bagel.vit_model(tokens, ids))
+    assert float(said.square().mean().sqrt()) == pytest.approx(lessons.loudness, rel=0.1)
+
+
+def random_scene(seed: int) -> Scene:
+    return Scene.sample(random_spec(seed), seed)

@@ -1,8 +1,8 @@
 """Supervised learning first: how SKETCH learns to speak, see and draw. `triptych lessons sketch` runs this.
 
-Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the model that joins them, the
-decoder once more, and at last the model again on pictures of its own. The result is an ordinary checkpoint folder, with
-averaged weights in bfloat16.
+Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the connector between eyes and
+words, the model that joins them, the decoder once more, and at last the model again on pictures of its own. The result
+is an ordinary checkpoint folder, with averaged weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from triptych.rl.autoencoder_lessons import (
     scenes_of_step,
     study_autoencoder,
 )
+from triptych.rl.connector_lessons import ConnectorLessons, study_connector
 from triptych.rl.decoder_lessons import DecoderLessons, study_decoder
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
@@ -63,13 +64,14 @@ class LessonsConfig:
     """Every knob of the lessons; the command line overrides any field, and an unknown one is an error."""
 
     seed: int = 0
-    start: str = ""  # a checkpoint to go on from, by name or folder, instead of stages 1 and 2
+    start: str = ""  # a checkpoint to go on from, by name or folder, instead of stages 1 to 3
     device: str = "auto"  # "auto" takes CUDA where there is one
     every: int = 100  # steps between checkpoints
     hands: int = 2  # CPU threads that each work on a part of every group
     workers: int = 0  # processes that prepare lessons ahead; 0 prepares them in between
     autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
     eyes: EyesLessons = field(default_factory=EyesLessons)
+    connector: ConnectorLessons = field(default_factory=ConnectorLessons)
     model: ModelLessons = field(default_factory=ModelLessons)
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
@@ -80,6 +82,7 @@ DEBUG = LessonsConfig(
     every=2,
     autoencoder=AutoencoderLessons(steps=2, batch=2),
     eyes=EyesLessons(steps=2, batch=2),
+    connector=ConnectorLessons(steps=2, batch=2),
     model=ModelLessons(steps=2, pictures=3, edits=2, words=3),
     decoder=DecoderLessons(steps=2, batch=2),
     own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5),
@@ -119,6 +122,8 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
         ):
             yield Step("eyes", index, config.eyes.steps, loss, metrics)
     school = School(config, out, device, bagel_config)
+    if not config.start:
+        yield from school.connect(config.connector)
     yield from school.study("joined", config.model)
     yield from school.sharpen(config.decoder)
     if config.own.steps:
@@ -144,7 +149,7 @@ def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
 
 
 class School:
-    """The third stage: the joined model, its averages and its optimisers."""
+    """The joined model, its averages and its optimisers: all stages that need more than one part."""
 
     def __init__(self, config: LessonsConfig, out: Path, device: torch.device, bagel_config: BagelConfig):
         self.config, self.out, self.device = config, Path(out), device
@@ -175,6 +180,14 @@ class School:
                 f"{self.out / stage} holds no checkpoint; expected the stage before the model: run its lessons first"
             )
         return found[0]
+
+    def connect(self, lessons: ConnectorLessons) -> Iterator[Step]:
+        """Teach the connector alone to say in the model's words what the eyes see."""
+        folder = self.out / "connector"
+        for index, loss, metrics in study_connector(self.bagel, lessons, self.config.seed, folder, self.config.every):
+            yield Step("connector", index, lessons.steps, loss, metrics)
+        for name, tensor in self.bagel.connector.state_dict().items():
+            self.average[f"connector.{name}"] = tensor.detach().clone()
 
     def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
         """Teach a stage from its newest checkpoint, else from the weights as they are; yields a Step per update."""

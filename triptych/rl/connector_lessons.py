@@ -1,0 +1,160 @@
+"""The lesson between seeing and speaking: the connector learns to say in the model's own words what a patch shows.
+
+Its output at a patch is drawn towards the embeddings of the class and the colour of the sticker that covers the patch,
+and of "nothing" where none does. A language model that can copy a word from a prompt can then copy it from a picture;
+without this, SKETCH read colours off a picture within a few hundred updates and classes not in three thousand.
+Tower and embeddings stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.data.lessons import Mix, lesson
+from triptych.data.render import render
+from triptych.data.scene import CANVAS, SIZES, Scene, random_spec
+from triptych.data.stickers import CLASSES, COLORS
+from triptych.model.bagel import Bagel
+from triptych.model.sequence import grid_ids
+from triptych.model.vae import patchify
+from triptych.rl import checkpoint
+from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, to_unit
+from triptych.rl.eyes_lessons import NOTHING, strewn, worn
+
+FIRST = 4_000_000_000  # seeds of these scenes begin here, far from those of other lessons
+SHARPNESS = 16.0  # logit of a patch that points exactly at a word
+COVERED = 0.2  # least share of a patch that a sticker's box must cover to name it
+
+
+@dataclass(frozen=True)
+class ConnectorLessons:
+    """How the connector is taught."""
+
+    steps: int = 500
+    batch: int = 96
+    rate: float = 2e-3
+    warmup: int = 20
+    cooldown: float = 0.6  # share of the steps over which the rate falls to 0
+    strewn: float = 0.2  # share of scenes whose stickers lie anywhere
+    described: float = 0.5  # share of scenes of stickers that have nothing to do with one another
+    loudness: float = 1.0  # root mean square of what it says; the table of places that is added has 0.7
+    average: float = 0.98
+
+
+def scenes_for_words(first: int, lessons: ConnectorLessons) -> list[Scene]:
+    """Scenes of all kinds: assorted stickers, ordinary ones, and some strewn anywhere."""
+    assorted, loose = int(lessons.batch * lessons.described), int(lessons.batch * lessons.strewn)
+    mix = Mix(describes=1.0)
+    found = [lesson("answer", first + row, mix).before or Scene(()) for row in range(assorted)]
+    for seed in range(first + assorted, first + lessons.batch):
+        found.append(Scene.sample(random_spec(seed), seed))
+    return [strewn(scene, first + row) if row < loose else scene for row, scene in enumerate(found)]
+
+
+def covering(scenes: Sequence[Scene], side: int) -> Tensor:
+    """Class and colour `[2 batch patch]` of the sticker that covers most of each patch; class 0 is nothing, -1 none."""
+    columns = CANVAS // side
+    edges = np.arange(columns) * side
+    found = np.full((2, len(scenes), columns, columns), -1, np.int64)
+    found[0] = 0
+    for row, scene in enumerate(scenes):
+        most = np.full((columns, columns), COVERED * side * side)
+        for sticker in scene.stickers:
+            half = SIZES[sticker.size] / 2
+            across = np.clip(np.minimum(edges + side, sticker.x + half) - np.maximum(edges, sticker.x - half), 0, None)
+            down = np.clip(np.minimum(edges + side, sticker.y + half) - np.maximum(edges, sticker.y - half), 0, None)
+            area = down[:, None] * across
+            here = area > most
+            most[here] = area[here]
+            found[0, row, here] = CLASSES.index(sticker.name) + 1
+            found[1, row, here] = list(COLORS).index(sticker.color)
+    return torch.from_numpy(found).flatten(2)
+
+
+def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropies of the words that patches `said [batch patch hidden]` point at; the metric is the share right."""
+    table = bagel.language_model.model.embed_tokens.weight.detach()
+    loss, right = torch.zeros((), device=said.device), []
+    direction = F.normalize(said.float(), dim=-1)
+    for words, want in zip((["nothing", *CLASSES], list(COLORS)), wanted, strict=True):
+        ids = [bagel.tokenizer.token_to_id(f" {word}") for word in words]
+        rows = table[ids]
+        logits = SHARPNESS * direction @ F.normalize(rows - rows.mean(0), dim=-1).T
+        weight = torch.ones(len(words), device=said.device)
+        if words[0] == "nothing":
+            weight[0] = NOTHING
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), want.flatten(), weight, ignore_index=-1)
+        right.append(logits.argmax(-1) == want)
+    there = wanted[1] >= 0
+    return loss, {"said": float((right[0] & right[1])[there].float().mean())}
+
+
+def study_connector(
+    bagel: Bagel, lessons: ConnectorLessons, seed: int, folder: Path, every: int
+) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """Train the connector of `bagel` anew, or from the newest checkpoint in `folder`; yields (step, loss, metrics).
+
+    At the end `bagel` holds the averaged connector, brought to its loudness.
+    """
+    if not lessons.steps:
+        return
+    connector, side = bagel.connector.requires_grad_(True), bagel.config.vision.patch_size
+    device = bagel.device
+    _renew(connector, seed)
+    average = {name: tensor.detach().clone() for name, tensor in connector.state_dict().items()}
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.0)
+    start = 0
+    if (found := checkpoint.latest(folder, device)) is not None:
+        tensors, record = found
+        start = record["step"]
+        average = checkpoint.unpack_course(tensors, connector, {"adamw": optimizer})
+    columns = CANVAS // side
+    ids = torch.from_numpy(grid_ids((columns, columns), bagel.config.vision.patches_per_side)).to(device)
+    for step in range(start, lessons.steps):
+        optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+        first = FIRST + seed * 1_000_003 + step * lessons.batch
+        scenes = scenes_for_words(first, lessons)
+        pixels = worn(to_unit(render(scenes, device=str(device))), torch.Generator().manual_seed(first))
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                seen = bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1))
+            said = connector(seen)
+        loss, metrics = words_loss(said, bagel, covering(scenes, side).to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        blend(average, connector, keep_at(step, lessons.average))
+        if (step + 1) % every == 0 or step + 1 == lessons.steps:
+            checkpoint.save(folder, step + 1, checkpoint.pack_course(connector, average, {"adamw": optimizer}), {})
+        yield step, float(loss.detach()), metrics
+    connector.load_state_dict(average)
+    _bring_to(bagel, lessons, ids, side)
+
+
+def _renew(connector: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            if parameter.dim() == 2:
+                drawn = torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5
+                parameter.copy_(drawn)
+            else:
+                parameter.zero_()
+
+
+@torch.no_grad()
+def _bring_to(bagel: Bagel, lessons: ConnectorLessons, ids: Tensor, side: int) -> None:
+    """Scale the last matrix so that what is said has the loudness asked for, on scenes of its own."""
+    scenes = scenes_for_words(FIRST - lessons.batch, lessons)
+    pixels = to_unit(render(scenes, device=str(bagel.device)))
+    said = bagel.connector(bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1)))
+    share = lessons.loudness / float(said.square().mean().sqrt())
+    bagel.connector.fc2.weight *= share
+    bagel.connector.fc2.bias *= share
