@@ -281,12 +281,13 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture):
 def start(*words: str, limit: int | None = None) -> subprocess.Popen:
     """The scripted command line as a process of its own; `limit` bytes are the longest file it may write."""
 
-    def shrink_disk() -> None:
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would their children
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     command = [sys.executable, str(SCRIPT), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=shrink_disk)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
 
 
 def test_a_full_disk_leaves_nothing():

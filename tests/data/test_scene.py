@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from triptych.data.layout import CANVAS, CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, TEMPLATES, Layout, overlap
 from triptych.data.scene import Scene, Sticker, check, random_spec, spec_key
+from triptych.data.stickers import COLORS
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec
 
@@ -196,3 +197,10 @@ def test_a_spec_that_cannot_be_drawn_is_refused_with_a_reason(items, word):
 def test_a_layout_out_of_range_is_refused(values):
     with pytest.raises(ConfigError, match="Layout"):
         Layout(*values)
+
+
+def test_white_is_for_those_who_ask():
+    free, asked = Spec("single_object", (Item("cat", 1),)), Spec("colors", (Item("cat", 1, color="white"),))
+    scenes = [Scene.sample(spec, seed) for seed in range(300) for spec in (free, asked)]
+    colors = [sticker.color for scene in scenes for sticker in scene.stickers]
+    assert set(colors[::2]) == set(COLORS) - {"white"} and set(colors[1::2]) == {"white"}

@@ -238,6 +238,15 @@ def test_the_server_that_lives_answers_for_the_one_that_does_not():
     assert all(isinstance(verdict, Verdict) for verdict in found)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_comes_through_while_a_question_is_under_way():
     with Server(in_turn(http_judge.never())) as server:
 
