@@ -41,6 +41,7 @@ class Lesson:
     before: Scene | None = None
     after: Scene | None = None
     picture: np.ndarray | None = None  # the pixels of `before` where the model drew them, and they are no rendering
+    more: tuple[tuple[str, str], ...] = ()  # further questions about `before` and their answers, one after another
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Mix:
     right: float = 0.45  # reflections on pictures that are right: stopping must be learnt, false stops are the danger
     spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
     fits: float = 0.25  # questions whether a text fits the picture
-    describes: float = 0.5  # answers that list all of a picture: what else names its classes without a prompt to copy?
+    describes: float = 0.2  # answers that list all of a picture: what else names its classes without a prompt to copy?
+    questions: int = 4  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     layout: Layout = field(default_factory=Layout)
@@ -106,22 +108,22 @@ def reflect(seed: int, mix: Mix) -> Lesson:
 
 
 def answer(seed: int, mix: Mix) -> Lesson:
-    """A picture, a question and its answer."""
+    """A picture and questions about it with their answers; or a picture and all that is on it."""
     chance = random.Random(seed)
     if chance.random() < mix.describes:
         scene = assorted(chance, mix.layout)
         return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
-    if chance.random() >= mix.fits:
-        question, reply = question_answer(scene, seed)
-        return Lesson("answer", question, reply=reply, before=scene)
-    if chance.random() < 0.5:
+    fits = chance.random() < mix.fits
+    if fits and chance.random() < 0.5:
         scene = spoil(scene, spec, seed, 1)
-    right = all(one.held for one in check(scene, spec))
-    return Lesson(
-        "answer", fits_question(prompt_text(spec, wording_of(spec))), reply="yes" if right else "no", before=scene
-    )
+    pairs = dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions))  # each question once
+    (question, reply), *more = pairs.items()
+    if fits:
+        right = all(one.held for one in check(scene, spec))
+        question, reply = fits_question(prompt_text(spec, wording_of(spec))), "yes" if right else "no"
+    return Lesson("answer", question, reply=reply, before=scene, more=tuple(more))
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

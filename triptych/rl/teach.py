@@ -232,6 +232,9 @@ def _words(bagel: Bagel, one: Lesson) -> list[Block]:
         blocks.append(Text(encode(tokenizer, say_reflection(one.thought or "", one.reply)), loss=True))
     elif one.kind == "answer":
         blocks.append(Text(encode(tokenizer, one.reply or ""), loss=True))
+    for question, reply in one.more:
+        blocks.append(Text(encode(tokenizer, templates.answer.format(question=question))))
+        blocks.append(Text(encode(tokenizer, reply), loss=True))
     return blocks
 
 
