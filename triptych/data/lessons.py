@@ -6,6 +6,7 @@ A lesson is a function of (kind, seed) alone. Text is kept apart from the model'
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,8 +52,9 @@ class Mix:
     right: float = 0.45  # reflections on pictures that are right: stopping must be learnt, false stops are the danger
     spoiled: float = 0.6  # edits that mend a spoiled picture; the others are free edits
     fits: float = 0.25  # questions whether a text fits the picture
-    describes: float = 0.2  # answers that list all of a picture: what else names its classes without a prompt to copy?
-    questions: int = 4  # about one picture: they share the cost of looking at it
+    assorted: float = 0.6  # answers about stickers that have nothing to do with one another: there is much to mistake
+    describes: float = 0.3  # of these: a list of all that is there; what else names classes without a prompt to copy?
+    questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     layout: Layout = field(default_factory=Layout)
@@ -110,19 +112,29 @@ def reflect(seed: int, mix: Mix) -> Lesson:
 def answer(seed: int, mix: Mix) -> Lesson:
     """A picture and questions about it with their answers; or a picture and all that is on it."""
     chance = random.Random(seed)
-    if chance.random() < mix.describes:
+    if chance.random() < mix.assorted:
         scene = assorted(chance, mix.layout)
-        return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
+        if chance.random() < mix.describes:
+            return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
+        return _quiz(scene, questions(scene, seed, mix))
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
-    fits = chance.random() < mix.fits
-    if fits and chance.random() < 0.5:
+    if chance.random() >= mix.fits:
+        return _quiz(scene, questions(scene, seed, mix))
+    if chance.random() < 0.5:
         scene = spoil(scene, spec, seed, 1)
-    pairs = dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions))  # each question once
-    (question, reply), *more = pairs.items()
-    if fits:
-        right = all(one.held for one in check(scene, spec))
-        question, reply = fits_question(prompt_text(spec, wording_of(spec))), "yes" if right else "no"
+    right = all(one.held for one in check(scene, spec))
+    fit = fits_question(prompt_text(spec, wording_of(spec))), "yes" if right else "no"
+    return _quiz(scene, [fit, *questions(scene, seed, mix)[1:]])
+
+
+def questions(scene: Scene, seed: int, mix: Mix) -> list[tuple[str, str]]:
+    """Several questions about a scene and their answers, none of them twice."""
+    return list(dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions)).items())
+
+
+def _quiz(scene: Scene, pairs: Sequence[tuple[str, str]]) -> Lesson:
+    (question, reply), *more = pairs
     return Lesson("answer", question, reply=reply, before=scene, more=tuple(more))
 
 

@@ -51,7 +51,7 @@ class ConnectorLessons:
 def scenes_for_words(first: int, lessons: ConnectorLessons) -> list[Scene]:
     """Scenes of all kinds: assorted stickers, ordinary ones, and some strewn anywhere."""
     assorted, loose = int(lessons.batch * lessons.described), int(lessons.batch * lessons.strewn)
-    mix = Mix(describes=1.0)
+    mix = Mix(assorted=1.0, describes=1.0)
     found = [lesson("answer", first + row, mix).before or Scene(()) for row in range(assorted)]
     for seed in range(first + assorted, first + lessons.batch):
         found.append(Scene.sample(random_spec(seed), seed))
