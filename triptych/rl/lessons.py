@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from triptych.data.lessons import Lesson
+from triptych.data.lessons import Lesson, Mix
 from triptych.data.vocabulary import build_tokenizer
 from triptych.errors import ConfigError, ModelError
 from triptych.model import weights
@@ -43,19 +43,20 @@ from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
 VIEW = "vit_model."
 
 
-# The last stage: half the pace, mostly words, and half of what is looked at or mended is the model's own work.
+# The last stage: mostly words, and half of what is looked at or mended is the model's own work.
 OWN = ModelLessons(
-    steps=800,
-    pictures=22,
+    steps=860,
+    pictures=16,
     edits=12,
-    words=76,
-    plans=0.2,
+    words=136,
     answers=0.6,
-    rate=1e-3,
-    matrix_rate=0.01,
-    warmup=20,
+    rate=1.5e-3,
+    matrix_rate=0.013,
+    warmup=10,
     cooldown=0.7,
+    words_weight=3.0,  # the words that turn on what is seen are few among those that list it
     own=0.5,
+    mix=Mix(right=0.4),
 )
 
 
@@ -75,7 +76,7 @@ class LessonsConfig:
     model: ModelLessons = field(default_factory=ModelLessons)
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 800  # drawn by the model before the last stage, to learn from its own mistakes
+    own_pictures: int = 600  # drawn by the model before the last stage, to learn from its own mistakes
 
 
 DEBUG = LessonsConfig(

@@ -35,9 +35,9 @@ class ModelLessons:
     steps: int = 2600
     pictures: int = 32
     edits: int = 20
-    words: int = 36
+    words: int = 72
     plans: float = 0.4  # share of the pictures that are planned first
-    answers: float = 0.4  # share of the words that answer a question; the others reflect
+    answers: float = 0.5  # share of the words that answer a question; the others reflect
     noises: int = 2  # noisy copies of a picture in one row: they share the cost of reading its context
     rate: float = 2e-3  # AdamW: embeddings, heads, norms, biases
     matrix_rate: float = 0.02  # Muon: the matrices of the layers
