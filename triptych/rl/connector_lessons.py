@@ -156,5 +156,5 @@ def _bring_to(bagel: Bagel, lessons: ConnectorLessons, ids: Tensor, side: int) -
     pixels = to_unit(render(scenes, device=str(bagel.device)))
     said = bagel.connector(bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1)))
     share = lessons.loudness / float(said.square().mean().sqrt())
-    bagel.connector.fc2.weight *= share
-    bagel.connector.fc2.bias *= share
+    bagel.connector.fc2.weight.mul_(share)
+    bagel.connector.fc2.bias.mul_(share)
