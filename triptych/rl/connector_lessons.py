@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.data.lessons import Mix, lesson
+from triptych.data.layout import DEFAULT_LAYOUT
+from triptych.data.lessons import assorted
 from triptych.data.render import render
 from triptych.data.scene import CANVAS, SIZES, Scene, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -43,18 +45,18 @@ class ConnectorLessons:
     warmup: int = 20
     cooldown: float = 0.6  # share of the steps over which the rate falls to 0
     strewn: float = 0.2  # share of scenes whose stickers lie anywhere
-    described: float = 0.5  # share of scenes of stickers that have nothing to do with one another
+    unrelated: float = 0.5  # share of scenes of stickers that have nothing to do with one another
     loudness: float = 1.0  # root mean square of what it says; the table of places that is added has 0.7
     average: float = 0.98
 
 
 def scenes_for_words(first: int, lessons: ConnectorLessons) -> list[Scene]:
     """Scenes of all kinds: assorted stickers, ordinary ones, and some strewn anywhere."""
-    assorted, loose = int(lessons.batch * lessons.described), int(lessons.batch * lessons.strewn)
-    mix = Mix(assorted=1.0, describes=1.0)
-    found = [lesson("answer", first + row, mix).before or Scene(()) for row in range(assorted)]
-    for seed in range(first + assorted, first + lessons.batch):
-        found.append(Scene.sample(random_spec(seed), seed))
+    unrelated, loose = int(lessons.batch * lessons.unrelated), int(lessons.batch * lessons.strewn)
+    found = [
+        assorted(Random(seed), DEFAULT_LAYOUT) if seed < first + unrelated else Scene.sample(random_spec(seed), seed)
+        for seed in range(first, first + lessons.batch)
+    ]
     return [strewn(scene, first + row) if row < loose else scene for row, scene in enumerate(found)]
 
 
@@ -87,9 +89,7 @@ def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict
         ids = [bagel.tokenizer.token_to_id(f" {word}") for word in words]
         rows = table[ids]
         logits = SHARPNESS * direction @ F.normalize(rows - rows.mean(0), dim=-1).T
-        weight = torch.ones(len(words), device=said.device)
-        if words[0] == "nothing":
-            weight[0] = NOTHING
+        weight = torch.tensor([NOTHING if word == "nothing" else 1.0 for word in words], device=said.device)
         loss = loss + F.cross_entropy(logits.flatten(0, 1), want.flatten(), weight, ignore_index=-1)
         right.append(logits.argmax(-1) == want)
     there = wanted[1] >= 0
@@ -99,15 +99,13 @@ def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict
 def study_connector(
     bagel: Bagel, lessons: ConnectorLessons, seed: int, folder: Path, every: int
 ) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train the connector of `bagel` anew, or from the newest checkpoint in `folder`; yields (step, loss, metrics).
+    """Train the connector of `bagel` from the newest checkpoint in `folder`, yielding (step, loss, metrics).
 
     At the end `bagel` holds the averaged connector, brought to its loudness.
     """
     if not lessons.steps:
         return
-    connector, side = bagel.connector.requires_grad_(True), bagel.config.vision.patch_size
-    device = bagel.device
-    _renew(connector, seed)
+    connector, side, device = bagel.connector, bagel.config.vision.patch_size, bagel.device
     average = {name: tensor.detach().clone() for name, tensor in connector.state_dict().items()}
     optimizer = torch.optim.AdamW(connector.parameters(), lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.0)
     start = 0
@@ -135,22 +133,11 @@ def study_connector(
             checkpoint.save(folder, step + 1, checkpoint.pack_course(connector, average, {"adamw": optimizer}), {})
         yield step, float(loss.detach()), metrics
     connector.load_state_dict(average)
-    _bring_to(bagel, lessons, ids, side)
-
-
-def _renew(connector: torch.nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in connector.parameters():
-            if parameter.dim() == 2:
-                drawn = torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5
-                parameter.copy_(drawn)
-            else:
-                parameter.zero_()
+    _bring_to_loudness(bagel, lessons, ids, side)
 
 
 @torch.no_grad()
-def _bring_to(bagel: Bagel, lessons: ConnectorLessons, ids: Tensor, side: int) -> None:
+def _bring_to_loudness(bagel: Bagel, lessons: ConnectorLessons, ids: Tensor, side: int) -> None:
     """Scale the last matrix so that what is said has the loudness asked for, on scenes of its own."""
     scenes = scenes_for_words(FIRST - lessons.batch, lessons)
     pixels = to_unit(render(scenes, device=str(bagel.device)))
