@@ -1,6 +1,7 @@
 """Scenes meet their specs, checks say what is true, and no benchmark prompt is ever drawn for training."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 
@@ -55,7 +56,7 @@ def test_a_scene_meets_every_benchmark_spec(benchmark_specs):
 
 
 @settings(max_examples=300)
-@given(SEEDS, st.sampled_from([DEFAULT_LAYOUT, FREE_LAYOUT, Layout(0.0), Layout(0.5, 7.9, 8)]))
+@given(SEEDS, st.sampled_from([DEFAULT_LAYOUT, FREE_LAYOUT, Layout(0.0), Layout(0.5, 0.0, 7.9, 8)]))
 def test_a_scene_meets_every_random_spec(seed, layout):
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, layout)
@@ -72,6 +73,18 @@ def test_a_canonical_scene_fills_a_template_in_reading_order(seed, count):
     scene = Scene.sample(spec, seed, Layout(canonical=1.0))
     assert tuple(sticker.place for sticker in scene.ordered()) in TEMPLATES[count]
     assert scene.ordered()[0].name == "cat"
+
+
+@pytest.mark.parametrize(("item", "usual"), [(Item("cat", 4), TEMPLATES[4][0]), (Item("cat", 2, region="left"), (0, 6))])
+def test_pictures_of_one_spec_differ_as_much_as_the_layout_says(item, usual):
+    def places(layout):
+        scenes = (Scene.sample(spec_of(item), seed, layout) for seed in range(300))
+        return Counter(tuple(sticker.place for sticker in scene.ordered()) for scene in scenes)
+
+    assert set(places(Layout(1.0, usual=1.0))) == {usual}
+    often, evenly = places(Layout(1.0, usual=0.6)), places(Layout(1.0, usual=0.0))
+    assert often.most_common(1)[0][0] == usual and 0.55 < often[usual] / 300 < 0.85
+    assert max(evenly.values()) < 2 * min(evenly.values()) and len(evenly) >= 3
 
 
 def test_a_random_spec_is_never_a_benchmark_spec(benchmark_specs):

@@ -18,7 +18,7 @@ from rich.console import Console
 from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
-from triptych.eval.benchmark import Benchmark, run
+from triptych.eval.benchmark import Benchmark, run, trace_seed
 from triptych.eval.ledger import Ledger, code_sha256, fingerprint, pixels_sha256, recorded
 from triptych.eval.report import OVERALL, Report, Row, summarize, table
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
@@ -206,6 +206,13 @@ def test_rows_come_seed_by_seed_and_do_not_depend_on_the_batch():
     assert played(1) == played(3) == played(100)
 
 
+def test_no_two_traces_of_a_run_begin_from_one_noise():
+    calls = []
+    list(run(small(), None, Scripted(), 0, (0, 1), Sampling(), play=scripted_play([[50]], calls)))
+    seeds = [seed for batch in calls for _, seed in batch]
+    assert len(set(seeds)) == len(seeds) == 10
+
+
 def test_a_given_picture_is_judged_first_and_a_play_without_a_beat_is_whole():
     given = Benchmark("given", (Prompt("prompt 0", image=pixels(70).image),), {})
     painter = Painter(given.prompts, blank, edits=1)
@@ -238,7 +245,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 
     calls.clear()
     assert list(run(small(), None, Scripted(), **settings, out=tmp_path / "run", resume=True)) == straight
-    assert sorted(key for batch in calls for key in batch) == sorted((row.text, row.seed) for row in straight[4:])
+    assert sorted(key for batch in calls for key in batch) == sorted(
+        (row.text, trace_seed(row.prompt, row.seed)) for row in straight[4:]
+    )
     assert Report.load(tmp_path / "run/report.json") == small().report(straight, turns=2)
     assert len((tmp_path / "run/results.jsonl").read_text().splitlines()) == len(straight)
 
@@ -248,7 +257,7 @@ def test_resuming_asks_again_for_missing_verdicts(tmp_path):
     list(run(small(2), None, Scripted(), **settings, play=scripted_play([[100], [255]])))
     calls = []
     rows = list(run(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[100], [90]], calls)))
-    assert calls == [[("prompt 1", 0)]] and [row.score(0) for row in rows] == [1.0, 0.9]
+    assert calls == [[("prompt 1", trace_seed(1, 0))]] and [row.score(0) for row in rows] == [1.0, 0.9]
     rows = list(run(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[0]], calls)))
     assert len(calls) == 1 and [row.score(0) for row in rows] == [1.0, 0.9]
 
@@ -365,7 +374,7 @@ def test_a_kill_anywhere_in_a_line_loses_that_line_only(tmp_path):
     results.write_bytes(b"".join(others) + last[: last.index(b"\xc3") + 1])
     calls = []
     list(kept_run(tmp_path / "run", resume=True, play=scripted_play([[50, 100, None], [100], [0, 20, 40]], calls)))
-    assert calls == [[("prompt 4", 0)]] and len(results.read_bytes().splitlines()) == len(whole)
+    assert calls == [[("prompt 4", trace_seed(4, 0))]] and len(results.read_bytes().splitlines()) == len(whole)
 
 
 def test_of_rows_of_one_job_the_last_whole_one_counts(tmp_path):

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Literal
 
 from triptych.data.edits import Edit
 from triptych.data.layout import CELL, CELLS, SIZES
 from triptych.data.lexicon import NUMBERS, article, plural
-from triptych.data.scene import Scene, Sticker, check, in_region
+from triptych.data.scene import Check, Scene, Sticker, check, in_region
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 
@@ -69,12 +69,30 @@ def seen_text(scene: Scene) -> str:
 
 
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
-    """What is seen, then the first failed check, or that all is as asked when there is nothing to `edit`.
+    """What is seen, what of it answers each item, and the first failed check, or that all is as asked.
 
-    Such as "top left red clock, right black cat. three clocks: found one."; model/words.py adds the rest.
+    Such as "top left red clock, right black cat. three clocks left: one, left. nothing else: black cat. three clocks:
+    found one."; model/words.py adds the rest. The verdict is that all is as asked when there is nothing to `edit`.
     """
-    failed = [fact.text for fact in check(scene, spec) if not fact.held]
-    return f"{seen_text(scene)}. {ALL_HELD if edit is None or not failed else failed[0]}."
+    checks = check(scene, spec)
+    failed = [fact.text for fact in checks if not fact.held]
+    return f"{seen_text(scene)}. {tally_text(checks, spec)}. {ALL_HELD if edit is None or not failed else failed[0]}."
+
+
+def tally_text(checks: Sequence[Check], spec: Spec) -> str:
+    """What was asked and what was found in its place, item by item: "two red cats left: two, red, right".
+
+    Both sides name their facts in the same order, so that a verdict is a comparison of neighbours.
+    """
+    lines = []
+    for index, item in enumerate(spec.include):
+        name = item.name if item.count == 1 else plural(item.name)
+        place = (item.region,) if item.position is None else (item.position[0], spec.include[item.position[1]].name)
+        asked = " ".join(word for word in (NUMBERS[item.count], item.size, item.color, name, *place) if word)
+        facts = {fact.kind: fact.found for fact in checks if fact.item == index}
+        count, *others = [facts[kind] for kind in ("count", "size", "color", "region", "position") if kind in facts]
+        lines.append(f"{asked}: {', '.join([count, *others] if count != NUMBERS[0] else [count])}")
+    return ". ".join([*lines, f"nothing else: {checks[-1].found}"])
 
 
 def instruction_text(edit: Edit) -> str:

@@ -34,27 +34,29 @@ TEMPLATES: dict[int, tuple[tuple[int, ...], ...]] = {
     8: ((0, 1, 2, 3, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 8)),
     9: ((0, 1, 2, 3, 4, 5, 6, 7, 8),),
 }
-USUAL = 0.6  # share of the usual template among canonical layouts
-ORDERLY = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}  # which of the three cells of a side so many stickers take
+# Which of the three cells of a side so many stickers take, likewise.
+ON_A_SIDE = {1: ((1,), (0,), (2,)), 2: ((0, 2), (0, 1), (1, 2)), 3: ((0, 1, 2),)}
 
 _ALL_CELLS = range(len(CELLS))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How freely stickers are placed: the share of `canonical` layouts, and `jitter` and `shift` in px either way.
+    """How freely stickers are placed: shares of `canonical` layouts and of the `usual` one, `jitter` and `shift` in px.
 
-    The shift moves the whole picture, the jitter each sticker. Together they stay under half a cell, so that a
+    Canonical layouts that are not the usual one are any of the few, evenly. The shift moves the whole picture, the jitter each sticker. Together they stay under half a cell, so that a
     sticker's nearest cell is always the one it was put in; ConfigError otherwise.
     """
 
     canonical: float = 0.9
+    usual: float = 0.6
     jitter: float = 0.0
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.canonical <= 1:
-            raise ConfigError(f"Layout.canonical={self.canonical}: expected a share between 0 and 1")
+        for name in ("canonical", "usual"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"Layout.{name}={getattr(self, name)}: expected a share between 0 and 1")
         if self.jitter < 0 or self.shift < 0 or self.jitter + self.shift >= CELL / 2:
             raise ConfigError(
                 f"Layout.jitter={self.jitter}, shift={self.shift}: expected 0 or more, and under {CELL // 2} px in all"
@@ -103,24 +105,26 @@ def overlap(box: tuple[float, float, int], other: tuple[float, float, int]) -> b
     return abs(box[0] - other[0]) < reach and abs(box[1] - other[1]) < reach
 
 
-def arrange(spec: Spec, rng: Random, canonical: bool) -> list[list[int]]:
+def arrange(spec: Spec, rng: Random, layout: Layout = DEFAULT_LAYOUT) -> list[list[int]]:
     """Cells for each item, in spec order."""
     counts = [item.count for item in spec.include]
     if not counts or sum(counts) > len(CELLS) or min(counts) < 1:
         raise ConfigError(f"counts {counts}: expected 1 or more of each item, and {len(CELLS)} at most in all")
     regions = any(item.region for item in spec.include)
     positions = any(item.position for item in spec.include)
+    canonical = rng.random() < layout.canonical
     for attempt in range(TRIES):
-        orderly = canonical and attempt < TRIES // 2
-        groups = _by_region(spec, rng, orderly) if regions else _by_template(counts, rng, orderly, shuffle=positions)
+        usual = layout.usual if canonical and attempt < TRIES // 2 else None
+        groups = _by_region(spec, rng, usual) if regions else _by_template(counts, rng, usual, shuffle=positions)
         if groups is not None and (not positions or _relations_hold(spec, groups)):
             return groups
     raise ConfigError(f"no layout found for {counts} stickers on nine cells: at most 3 fit on one side of the canvas")
 
 
-def _by_template(counts: list[int], rng: Random, canonical: bool, shuffle: bool) -> list[list[int]]:
+def _by_template(counts: list[int], rng: Random, usual: float | None, shuffle: bool) -> list[list[int]]:
+    """Cells of a template, the usual one with that share; any cells at all for None."""
     total = sum(counts)
-    cells = _template(total, rng) if canonical else rng.sample(_ALL_CELLS, total)
+    cells = rng.sample(_ALL_CELLS, total) if usual is None else list(_one_of(TEMPLATES[total], rng, usual))
     order = list(range(len(counts)))
     if shuffle:
         rng.shuffle(order)
@@ -130,12 +134,12 @@ def _by_template(counts: list[int], rng: Random, canonical: bool, shuffle: bool)
     return groups
 
 
-def _template(total: int, rng: Random) -> list[int]:
-    usual, *others = TEMPLATES[total]
-    return list(usual if not others or rng.random() < USUAL else rng.choice(others))
+def _one_of(arrangements: Sequence[tuple[int, ...]], rng: Random, usual: float) -> tuple[int, ...]:
+    return arrangements[0] if rng.random() < usual else rng.choice(arrangements)
 
 
-def _by_region(spec: Spec, rng: Random, canonical: bool) -> list[list[int]] | None:
+def _by_region(spec: Spec, rng: Random, usual: float | None) -> list[list[int]] | None:
+    """Cells on each item's side, the usual ones with that share; any that are free for None."""
     groups: list[list[int]] = [[] for _ in spec.include]
     taken: set[int] = set()
     for index in sorted(range(len(groups)), key=lambda index: spec.include[index].region is None):
@@ -144,8 +148,10 @@ def _by_region(spec: Spec, rng: Random, canonical: bool) -> list[list[int]] | No
         free = [cell for cell in side if cell not in taken]
         if len(free) < item.count:
             return None
-        orderly = [side[place] for place in ORDERLY.get(item.count, ())] if item.region else []
-        if canonical and orderly and taken.isdisjoint(orderly):
+        orderly: list[int] = []
+        if item.region and usual is not None and item.count in ON_A_SIDE:
+            orderly = [side[place] for place in _one_of(ON_A_SIDE[item.count], rng, usual)]
+        if orderly and taken.isdisjoint(orderly):
             groups[index] = orderly
         else:
             groups[index] = sorted(rng.sample(free, item.count))

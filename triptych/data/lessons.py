@@ -57,7 +57,8 @@ class Mix:
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
-    layout: Layout = field(default_factory=Layout)
+    layout: Layout = field(default_factory=lambda: Layout(usual=0.0))  # pictures of one prompt should differ
+    at_once: Layout = field(default_factory=Layout)  # of pictures without a plan, where nothing says what goes where
 
 
 def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:
@@ -68,7 +69,7 @@ def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:
 def depict(seed: int, mix: Mix) -> Lesson:
     """A prompt and a picture of it."""
     spec = random_spec(seed)
-    return Lesson("depict", prompt(spec, seed, mix), after=Scene.sample(spec, seed, mix.layout))
+    return Lesson("depict", prompt(spec, seed, mix), after=Scene.sample(spec, seed, mix.at_once))
 
 
 def plan(seed: int, mix: Mix) -> Lesson:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval.ledger import (
     WHOLE,
@@ -104,7 +106,7 @@ def run(
         ledger = Ledger.open(out, about, resume, shard, keep)
 
     def work(jobs: Sequence[Job]) -> Iterator[Result]:
-        prompts, own_seeds = [benchmark.prompts[index] for index, _ in jobs], [seed for _, seed in jobs]
+        prompts, own_seeds = [benchmark.prompts[index] for index, _ in jobs], [trace_seed(*job) for job in jobs]
         untouched = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, own_seeds, strict=True)]
         beats = play(policy, prompts, seeds=own_seeds, turns=turns, plan=plan, sampling=sampling)
         *_, traces = untouched, *beats  # no beat at all where pictures are given and turns is 0
@@ -113,6 +115,12 @@ def run(
 
     jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
     yield from recorded(jobs, work, ledger, batch_size)
+
+
+def trace_seed(index: int, seed: int) -> int:
+    """The seed of a prompt's trace, for `draw --seed` too: prompts of one run must not all begin from one noise, or an
+    interval over prompts would know nothing of the chance that they share."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
 
 
 def manifest(
