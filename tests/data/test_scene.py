@@ -75,7 +75,9 @@ def test_a_canonical_scene_fills_a_template_in_reading_order(seed, count):
     assert scene.ordered()[0].name == "cat"
 
 
-@pytest.mark.parametrize(("item", "usual"), [(Item("cat", 4), TEMPLATES[4][0]), (Item("cat", 2, region="left"), (0, 6))])
+@pytest.mark.parametrize(
+    ("item", "usual"), [(Item("cat", 4), TEMPLATES[4][0]), (Item("cat", 2, region="left"), (0, 6))]
+)
 def test_pictures_of_one_spec_differ_as_much_as_the_layout_says(item, usual):
     def places(layout):
         scenes = (Scene.sample(spec_of(item), seed, layout) for seed in range(300))

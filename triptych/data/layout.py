@@ -44,8 +44,9 @@ _ALL_CELLS = range(len(CELLS))
 class Layout:
     """How freely stickers are placed: shares of `canonical` layouts and of the `usual` one, `jitter` and `shift` in px.
 
-    Canonical layouts that are not the usual one are any of the few, evenly. The shift moves the whole picture, the jitter each sticker. Together they stay under half a cell, so that a
-    sticker's nearest cell is always the one it was put in; ConfigError otherwise.
+    Canonical layouts that are not the usual one are any of the few, evenly. The shift moves the whole picture, the
+    jitter each sticker. Together they stay under half a cell, so that a sticker's nearest cell is always the one it was
+    put in; ConfigError otherwise.
     """
 
     canonical: float = 0.9
