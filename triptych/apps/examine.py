@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,22 @@ def run(choice: Exam, open_model: Callable[[], Any]) -> int:
         list(range(choice.seeds)),
         sampling,
         choice.turns,
-        tell=lambda name, score: console.print(f"  {name:<30} {score.mean:.3f}  of {score.count}", highlight=False),
+        tell=lambda name, score: console.print(f"  {name:<30} {_share(score.mean)}  of {score.count}", highlight=False),
         judge=sticker_judge(choice.judge),
     )
     if choice.as_json:
-        print(json.dumps({name: asdict(score) for name, score in scores.items()}), flush=True)
+        print(json.dumps({name: _known(asdict(score)) for name, score in scores.items()}), flush=True)
         return 0
     for name, score in scores.items():
-        table.add_row(name, f"{score.mean:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.count))
+        table.add_row(name, _share(score.mean), f"{_share(score.low)} to {_share(score.high)}", str(score.count))
     console.print(table)
     return 0
+
+
+def _share(value: float) -> str:
+    """What was never tried has no share of successes."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _known(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}

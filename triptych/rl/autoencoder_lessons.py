@@ -20,20 +20,20 @@ from triptych.data.scene import Scene, Sticker, random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.config import AutoencoderConfig
 from triptych.model.vae import Autoencoder
-from triptych.rl import checkpoint
+from triptych.rl.course import Course, Studied, adamw, study
 
 
 @dataclass(frozen=True)
-class AutoencoderLessons:
+class AutoencoderLessons(Course):
     """How the autoencoder is taught."""
 
     steps: int = 1000
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 50
-    cooldown: float = 0.5  # share of the steps over which the rate falls to 0
+    cooldown: float = 0.5
+    average: float = 0.99
     kl: float = 1e-3  # weight of the KL per latent number
-    average: float = 0.99  # of the weights that are kept
 
 
 def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
@@ -66,13 +66,6 @@ def to_unit(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def rate_at(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """Share of the learning rate: a linear warm-up, a plateau, a linear fall to zero over the last part."""
-    rise = min(1.0, (step + 1) / max(warmup, 1))
-    fall = min(1.0, (steps - step) / max(steps * cooldown, 1))
-    return rise * fall
-
-
 def autoencoder_loss(model: Autoencoder, pixels: Tensor, noise: Tensor, kl: float) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch of pixels in [-1, 1], with PSNR in dB (of a range of 2) and nats per latent number."""
     mean, logvar = model.moments(pixels)
@@ -86,48 +79,21 @@ def autoencoder_loss(model: Autoencoder, pixels: Tensor, noise: Tensor, kl: floa
 
 def study_autoencoder(
     config: AutoencoderConfig, lessons: AutoencoderLessons, seed: int, device: torch.device, folder: Path, every: int
-) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps."""
+) -> Iterator[Studied]:
+    """Train from the newest checkpoint in `folder`, yielding a step at a time."""
     torch.manual_seed(seed)
-    model = Autoencoder(config).to(device)
-    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.rate, betas=(0.9, 0.95), weight_decay=0.0)
-    start = 0
-    if (found := checkpoint.latest(folder, device)) is not None:
-        tensors, record = found
-        start = record["step"]
-        average = checkpoint.unpack_course(tensors, model, {"adamw": optimizer})
-    for step in range(start, lessons.steps):
-        optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+    model, side = Autoencoder(config).to(device), 2 ** (len(config.ch_mult) - 1)
+
+    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         first = seed * 1_000_003 + step * lessons.batch
         pixels = to_unit(render(scenes_for_pixels(first, lessons.batch), device=str(device)))
-        side = 2 ** (len(config.ch_mult) - 1)
         shape = (lessons.batch, config.z_channels, pixels.shape[2] // side, pixels.shape[3] // side)
         noise = torch.randn(shape, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, metrics = autoencoder_loss(model, pixels, noise, lessons.kl)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        blend(average, model, keep_at(step, lessons.average))
-        if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            checkpoint.save(folder, step + 1, checkpoint.pack_course(model, average, {"adamw": optimizer}), {})
-        yield step, float(loss.detach()), metrics
+            return autoencoder_loss(model, pixels, noise, lessons.kl)
 
-
-def keep_at(step: int, keep: float) -> float:
-    """How much of a running average is kept: little at first, so that nothing of the first weights stays in it."""
-    return min(keep, (step + 1) / (step + 10))
-
-
-def blend(average: dict[str, Tensor], model: torch.nn.Module, keep: float) -> None:
-    """Move a running average of the weights towards the model."""
-    state = model.state_dict()
-    for name, kept in average.items():
-        if kept.is_floating_point():
-            kept.lerp_(state[name].detach(), 1 - keep)
+    yield from study(model, adamw(model, lessons.rate), lessons, lesson, folder, every)
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.bagel import Bagel
 from triptych.model.sequence import grid_ids
 from triptych.model.vae import patchify
-from triptych.rl import checkpoint
-from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, to_unit
+from triptych.rl.autoencoder_lessons import to_unit
+from triptych.rl.course import Course, Studied, adamw, study
 from triptych.rl.eyes_lessons import NOTHING, strewn, worn
 
 FIRST = 4_000_000_000  # seeds of these scenes begin here, far from those of other lessons
@@ -36,18 +36,19 @@ COVERED = 0.2  # least share of a patch that a sticker's box must cover to name 
 
 
 @dataclass(frozen=True)
-class ConnectorLessons:
+class ConnectorLessons(Course):
     """How the connector is taught."""
 
     steps: int = 500
     batch: int = 96
     rate: float = 2e-3
     warmup: int = 20
-    cooldown: float = 0.6  # share of the steps over which the rate falls to 0
+    cooldown: float = 0.6
+    average: float = 0.98
+    clip: float = 0
     strewn: float = 0.2  # share of scenes whose stickers lie anywhere
     unrelated: float = 0.5  # share of scenes of stickers that have nothing to do with one another
     loudness: float = 1.0  # root mean square of what it says; the table of places that is added has 0.7
-    average: float = 0.98
 
 
 def scenes_for_words(first: int, lessons: ConnectorLessons) -> list[Scene]:
@@ -98,25 +99,18 @@ def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict
 
 def study_connector(
     bagel: Bagel, lessons: ConnectorLessons, seed: int, folder: Path, every: int
-) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train the connector of `bagel` from the newest checkpoint in `folder`, yielding (step, loss, metrics).
+) -> Iterator[Studied]:
+    """Train the connector of `bagel` from the newest checkpoint in `folder`, yielding a step at a time.
 
     At the end `bagel` holds the averaged connector, brought to its loudness.
     """
     if not lessons.steps:
         return
     connector, side, device = bagel.connector, bagel.config.vision.patch_size, bagel.device
-    average = {name: tensor.detach().clone() for name, tensor in connector.state_dict().items()}
-    optimizer = torch.optim.AdamW(connector.parameters(), lr=lessons.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    start = 0
-    if (found := checkpoint.latest(folder, device)) is not None:
-        tensors, record = found
-        start = record["step"]
-        average = checkpoint.unpack_course(tensors, connector, {"adamw": optimizer})
     columns = CANVAS // side
     ids = torch.from_numpy(grid_ids((columns, columns), bagel.config.vision.patches_per_side)).to(device)
-    for step in range(start, lessons.steps):
-        optimizer.param_groups[0]["lr"] = lessons.rate * rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown)
+
+    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
         first = FIRST + seed * 1_000_003 + step * lessons.batch
         scenes = scenes_for_words(first, lessons)
         pixels = worn(to_unit(render(scenes, device=str(device))), torch.Generator().manual_seed(first))
@@ -124,14 +118,10 @@ def study_connector(
             with torch.no_grad():
                 seen = bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1))
             said = connector(seen)
-        loss, metrics = words_loss(said, bagel, covering(scenes, side).to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        blend(average, connector, keep_at(step, lessons.average))
-        if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            checkpoint.save(folder, step + 1, checkpoint.pack_course(connector, average, {"adamw": optimizer}), {})
-        yield step, float(loss.detach()), metrics
+        return words_loss(said, bagel, covering(scenes, side).to(device))
+
+    schools = adamw(connector, lessons.rate, (0.9, 0.98))
+    average = yield from study(connector, schools, lessons, lesson, folder, every)
     connector.load_state_dict(average)
     _bring_to_loudness(bagel, lessons, ids, side)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,26 +24,26 @@ from triptych.model.config import VisionConfig
 from triptych.model.sequence import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
-from triptych.rl import checkpoint
-from triptych.rl.autoencoder_lessons import blend, keep_at, rate_at, scenes_of_step, to_unit
-from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
+from triptych.rl.autoencoder_lessons import scenes_of_step, to_unit
+from triptych.rl.course import Course, Studied, study
+from triptych.rl.optimizers import optimizers
 
 NOTHING = 0.05  # weight of an empty patch beside one with a sticker
 NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
 
 
 @dataclass(frozen=True)
-class EyesLessons:
+class EyesLessons(Course):
     """How the vision tower is taught to see."""
 
     steps: int = 1100
     batch: int = 96
-    rate: float = 1e-3  # AdamW: embeddings, heads, norms, biases
-    matrix_rate: float = 0.02  # Muon: the matrices of the layers
+    rate: float = 1e-3  # of embeddings, heads, norms, biases
     warmup: int = 100
     cooldown: float = 0.6
-    strewn: float = 0.4  # share of scenes whose stickers lie anywhere
     average: float = 0.99
+    matrix_rate: float = 0.02  # Muon: the matrices of the layers
+    strewn: float = 0.4  # share of scenes whose stickers lie anywhere
     frozen: bool = True  # from here on: lessons in words, few of which turn on a class, would wash out what is named
 
 
@@ -112,36 +113,22 @@ def naming_loss(outputs: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, dict
 
 
 def study_eyes(
-    config: VisionConfig, lessons: EyesLessons, seed: int, device: torch.device, folder, every: int
-) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Train from the newest checkpoint in `folder`, yielding (step, loss, metrics); saves every `every` steps."""
+    config: VisionConfig, lessons: EyesLessons, seed: int, device: torch.device, folder: Path, every: int
+) -> Iterator[Studied]:
+    """Train from the newest checkpoint in `folder`, yielding a step at a time."""
     torch.manual_seed(seed)
     model = Naming(config).to(device)
-    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    schools = optimizers(dict(model.named_parameters()), lessons.matrix_rate, lessons.rate)
-    bases = rates(schools)
-    start = 0
-    if (found := checkpoint.latest(folder, device)) is not None:
-        tensors, record = found
-        start = record["step"]
-        average = checkpoint.unpack_course(tensors, model, schools)
     columns = CANVAS // config.patch_size
     ids = torch.from_numpy(grid_ids((columns, columns), config.patches_per_side)).to(device).expand(lessons.batch, -1)
-    for step in range(start, lessons.steps):
-        set_rates(schools, bases, rate_at(step, lessons.steps, lessons.warmup, lessons.cooldown))
+
+    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         scenes = scenes_of_step(seed + 1, step, lessons.batch)
         loose = int(lessons.batch * lessons.strewn)
         scenes[:loose] = [strewn(scene, step * lessons.batch + row) for row, scene in enumerate(scenes[:loose])]
         tokens = patchify(worn(to_unit(render(scenes, device=str(device))), generator), config.patch_size)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, metrics = naming_loss(model(tokens, ids), targets(scenes, config.patch_size).to(device))
-        for optimizer in schools.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step_all(schools)
-        blend(average, model, keep_at(step, lessons.average))
-        if (step + 1) % every == 0 or step + 1 == lessons.steps:
-            checkpoint.save(folder, step + 1, checkpoint.pack_course(model, average, schools), {})
-        yield step, float(loss.detach()), metrics
+            return naming_loss(model(tokens, ids), targets(scenes, config.patch_size).to(device))
+
+    schools = optimizers(dict(model.named_parameters()), lessons.matrix_rate, lessons.rate)
+    yield from study(model, schools, lessons, lesson, folder, every)

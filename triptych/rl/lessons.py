@@ -26,14 +26,12 @@ from triptych.rewards.world import WorldJudge
 from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import (
     AutoencoderLessons,
-    blend,
-    keep_at,
     measured,
-    rate_at,
     scenes_of_step,
     study_autoencoder,
 )
 from triptych.rl.connector_lessons import ConnectorLessons, study_connector
+from triptych.rl.course import blend, keep_at, rate_at
 from triptych.rl.decoder_lessons import DecoderLessons, study_decoder
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
