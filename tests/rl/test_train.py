@@ -21,7 +21,7 @@ from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
 from triptych.rl import checkpoint, replay
 from triptych.rl.config import Limits, Lora, Replay, Stage, TextPart, TrainConfig, Tree
-from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, text_only, tiny, without_kl
+from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, text_only, tiny, rewards_alone
 from triptych.rl.stream import StickerPrompts
 from triptych.rl.teach import ModelLessons
 from triptych.rl.train import Step, train
@@ -296,7 +296,7 @@ def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups
         (replace(DEBUG, tree=Tree(parents="uniform")), ["reason", "refine", "reason"]),
         (text_only(DEBUG), ["reason", "refine", "reason"]),
         (picture_only(DEBUG), ["reason", "refine", "reason"]),
-        (without_kl(DEBUG), ["reason", "refine", "reason"]),
+        (rewards_alone(DEBUG, 0.0), ["reason", "refine", "reason"]),
         (replace(DEBUG, compute="bfloat16", limits=Limits(0.5, 0.1)), ["reason", "refine", "reason"]),
     ],
     ids=["trajectory", "reason-only", "deeper", "uniform", "text-only", "image-only", "no-kl", "bfloat16"],

@@ -23,30 +23,34 @@ from triptych.model.config import (
 )
 from triptych.model.words import CLOSE
 from triptych.rewards.shaping import RewardRule
-from triptych.rl.config import Limits, Lora, PicturePart, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.config import Limits, Lora, PicturePart, Replay, Stage, TextPart, TrainConfig, Tree
+from triptych.rl.teach import ModelLessons
 
 # Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
 # sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
 _SKETCH_SAMPLING = replace(
     SKETCH_FINE, temperature=1.0, draw_points=13, edit_points=13, text_guidance=1.0, eta_draw=1.0, eta_edit=1.0
 )
+# No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
     reason=Stage(
-        text=TextPart(rate=3e-4, grain="strict"),
-        picture=PicturePart(rate=7e-5, divide=True),
+        text=TextPart(rate=3e-4, grain="strict", kl=0.0),
+        picture=PicturePart(rate=7e-5, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
         parents=8,
-        width=16,
+        width=8,
         updates=2,
     ),
     refine=Stage(
-        text=TextPart(rate=1e-4, balance=True),  # gently: what was learnt of looking is easily lost
-        picture=PicturePart(rate=1e-4, baseline="told"),
+        text=TextPart(rate=1e-4, balance=True, kl=0.0),  # gently: what was learnt of looking is easily lost
+        picture=PicturePart(rate=1e-4, baseline="told", kl=0.0),
         sampling=_SKETCH_SAMPLING,
-        parents=8,
-        width=16,
-        per_text=4,  # so that an edit is compared with edits of the same picture by the same words
+        parents=5,
+        width=12,
+        per_text=3,  # so that an edit is compared with edits of the same picture by the same words
     ),
+    tree=Tree(right=0.35),
+    replay=Replay(weight=0.5, lessons=ModelLessons(pictures=4, edits=6, words=24, answers=0.4, own=0.5)),
 )
 
 # A model of half a million weights that cannot draw: it shows that every part of the machinery runs.
@@ -158,11 +162,12 @@ def picture_only(config: TrainConfig) -> TrainConfig:
     return _each(config, lambda stage: replace(stage, text=replace(stage.text, on=False)))
 
 
-def without_kl(config: TrainConfig) -> TrainConfig:
-    """No pull towards the reference."""
-    return _each(
-        config, lambda stage: replace(stage, text=replace(stage.text, kl=0.0), picture=replace(stage.picture, kl=0.0))
+def rewards_alone(config: TrainConfig, kl: float) -> TrainConfig:
+    """No lessons beside the rewards; a pull towards the reference in their place, or nothing."""
+    pulled = _each(
+        config, lambda stage: replace(stage, text=replace(stage.text, kl=kl), picture=replace(stage.picture, kl=kl))
     )
+    return replace(pulled, replay=replace(config.replay, weight=0.0))
 
 
 def lessons_only(config: TrainConfig) -> TrainConfig:
@@ -183,15 +188,16 @@ def _each(config: TrainConfig, change) -> TrainConfig:
 RECIPES: dict[str, tuple[TrainConfig, str]] = {
     "sketch": (SKETCH_RL, "Tree-RL from the lessons checkpoint."),
     "trajectory": (
-        replace(SKETCH_RL, tree=Tree(kind="trajectory")),
+        replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, kind="trajectory")),
         "Baseline: whole chains, one reward at the end.",
     ),
-    "reason-only": (replace(SKETCH_RL, tree=Tree(depth=0)), "Baseline: Reason alone is trained."),
+    "reason-only": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, depth=0)), "Baseline: Reason alone is trained."),
     "text-only": (text_only(SKETCH_RL), "Baseline: only what is said is trained."),
     "image-only": (picture_only(SKETCH_RL), "Baseline: only what is drawn is trained."),
-    "uniform": (replace(SKETCH_RL, tree=Tree(parents="uniform")), "Baseline: parents are picked evenly."),
-    "deeper": (replace(SKETCH_RL, tree=Tree(depth=2)), "Baseline: two Reflect-Refine stages after Reason."),
-    "no-kl": (without_kl(SKETCH_RL), "Baseline: no pull towards the first weights."),
+    "uniform": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, parents="uniform")), "Baseline: parents are picked evenly."),
+    "deeper": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, depth=2)), "Baseline: two Reflect-Refine stages after Reason."),
+    "kl": (rewards_alone(SKETCH_RL, 0.001), "Baseline: the paper's KL in place of replayed lessons."),
+    "no-kl": (rewards_alone(SKETCH_RL, 0.0), "Baseline: rewards alone, neither KL nor lessons."),
     "sft-only": (lessons_only(SKETCH_RL), "Baseline: lessons on the same rollouts instead of rewards."),
     "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
     "lora-7b": (LORA_7B, "The same with adapters, whose absence is the KL's reference; rates are not tried yet."),

@@ -28,6 +28,10 @@ from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.eyes_lessons import worn
 
 
+SEEING = ("answer", "reflect")  # lessons in words about a picture
+DOUBT = 1e-3  # least doubt about a word, so that those which are sure still count
+
+
 @dataclass(frozen=True)
 class ModelLessons:
     """How the joined model is taught. Rows are per step."""
@@ -46,6 +50,7 @@ class ModelLessons:
     clip: float = 1.0
     average: float = 0.998
     words_weight: float = 1.0
+    focus: float = 0.0  # words weigh by (1 - p) to this power: most words of an answer are sure once learnt
     time_shift: float = 6.0  # the layout is decided at high noise: look there more often
     drop_text: float = 0.1  # so that guidance has a branch without the text
     drop_image: float = 0.05  # and one without the picture, for edits
@@ -205,9 +210,10 @@ def group_loss(
         metrics[f"mse_{'edit' if name == 'edit' else 'draw'}"] = float(error.detach())
     if len(batch.ce_slots):
         logits = bagel.language_model.lm_head(und.flatten(0, 1)[batch.ce_slots]).float()
-        surprise = F.cross_entropy(logits, batch.ce_targets)
-        loss = loss + config.words_weight * surprise
-        metrics[f"ce_{'words' if name in ('answer', 'reflect') else 'plan'}"] = float(surprise.detach())
+        each = F.cross_entropy(logits, batch.ce_targets, reduction="none")
+        doubt = (1 - torch.exp(-each.detach())).clamp(min=DOUBT) ** (config.focus if name in SEEING else 0.0)
+        loss = loss + config.words_weight * (each * doubt).sum() / doubt.sum()
+        metrics[f"ce_{'words' if name in SEEING else 'plan'}"] = float(each.detach().mean())
     return loss, metrics
 
 
