@@ -71,8 +71,8 @@ def seen_text(scene: Scene) -> str:
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
     """What is seen, what of it answers each item, and the first failed check, or that all is as asked.
 
-    Such as "top left red clock, right black cat. three clocks left: one, left, no. nothing else: black cat, no. three
-    clocks: found one."; model/words.py adds the rest. The verdict is that all is as asked when there is nothing to `edit`.
+    Such as "top left red clock, right black cat. clocks: three one no. nothing else: black cat no. three clocks: found
+    one."; model/words.py adds the rest. The verdict is that all is as asked when there is nothing to `edit`.
     """
     checks = check(scene, spec)
     failed = [fact.text for fact in checks if not fact.held]
@@ -80,22 +80,33 @@ def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
 
 
 def tally_text(checks: Sequence[Check], spec: Spec) -> str:
-    """What was asked, what was found in its place, and whether that will do: "two red cats left: two, red, right, no".
+    """Each fact that was asked, what was found in its place, and whether that will do.
 
-    Both sides name their facts in the same order, so that a verdict is a comparison of neighbours, and the last verdict
-    no more than a look for a "no".
+    Such as "cats: two two yes, red black no, left left yes. nothing else: none yes". What was asked and what was found
+    are neighbours, so that a verdict is a comparison of two words, and the last verdict no more than a look for a "no".
     """
     lines = []
     for index, item in enumerate(spec.include):
         name = item.name if item.count == 1 else plural(item.name)
-        place = (item.region,) if item.position is None else (item.position[0], spec.include[item.position[1]].name)
-        asked = " ".join(word for word in (NUMBERS[item.count], item.size, item.color, name, *place) if word)
-        mine = [fact for fact in checks if fact.item == index]
-        facts = {fact.kind: fact.found for fact in mine}
-        count, *others = [facts[kind] for kind in ("count", "size", "color", "region", "position") if kind in facts]
-        held = YES if all(fact.held for fact in mine) else NO
-        lines.append(f"{asked}: {', '.join([count, *(others if count != NUMBERS[0] else []), held])}")
-    return ". ".join([*lines, f"nothing else: {checks[-1].found}, {YES if checks[-1].held else NO}"])
+        rivals = any(other.name == item.name for other in spec.include if other is not item)
+        relation = "" if item.position is None else item.position[0]
+        asked = {"count": NUMBERS[item.count], "size": item.size, "color": item.color, "region": item.region}
+        asked = {kind: word for kind, word in (asked | {"position": relation}).items() if word}
+        facts = {fact.kind: fact for fact in checks if fact.item == index}
+        told = [f"{_side(word)} {_side(facts[kind].found)} {_verdict(facts[kind])}" for kind, word in asked.items()]
+        absent = facts["count"].found == NUMBERS[0]
+        what = f"{item.color} {name}" if rivals and item.color else name
+        lines.append(f"{what}: {', '.join(told[:1] if absent else told)}")
+    return ". ".join([*lines, f"nothing else: {checks[-1].found} {_verdict(checks[-1])}"])
+
+
+def _side(word: str) -> str:
+    """A relation in one word: left for left of."""
+    return word.removesuffix(" of")
+
+
+def _verdict(fact: Check) -> str:
+    return YES if fact.held else NO
 
 
 def instruction_text(edit: Edit) -> str:
