@@ -21,7 +21,7 @@ from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
 from triptych.rl import checkpoint, replay
 from triptych.rl.config import Limits, Lora, Replay, Stage, TextPart, TrainConfig, Tree
-from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, text_only, tiny, rewards_alone
+from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
 from triptych.rl.stream import StickerPrompts
 from triptych.rl.teach import ModelLessons
 from triptych.rl.train import Step, train

@@ -27,7 +27,6 @@ from triptych.model.words import encode, say_plan, say_reflection
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.eyes_lessons import worn
 
-
 SEEING = ("answer", "reflect")  # lessons in words about a picture
 DOUBT = 1e-3  # least doubt about a word, so that those which are sure still count
 
