@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -181,6 +182,10 @@ def lessons_only(config: TrainConfig) -> TrainConfig:
     return replace(silent, replay=replace(config.replay, weight=1.0))
 
 
+def _grown(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return replace(config, tree=replace(config.tree, **changes))
+
+
 def _each(config: TrainConfig, change) -> TrainConfig:
     return replace(config, reason=change(config.reason), refine=change(config.refine))
 
@@ -188,14 +193,14 @@ def _each(config: TrainConfig, change) -> TrainConfig:
 RECIPES: dict[str, tuple[TrainConfig, str]] = {
     "sketch": (SKETCH_RL, "Tree-RL from the lessons checkpoint."),
     "trajectory": (
-        replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, kind="trajectory")),
+        _grown(SKETCH_RL, kind="trajectory"),
         "Baseline: whole chains, one reward at the end.",
     ),
-    "reason-only": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, depth=0)), "Baseline: Reason alone is trained."),
+    "reason-only": (_grown(SKETCH_RL, depth=0), "Baseline: Reason alone is trained."),
     "text-only": (text_only(SKETCH_RL), "Baseline: only what is said is trained."),
     "image-only": (picture_only(SKETCH_RL), "Baseline: only what is drawn is trained."),
-    "uniform": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, parents="uniform")), "Baseline: parents are picked evenly."),
-    "deeper": (replace(SKETCH_RL, tree=replace(SKETCH_RL.tree, depth=2)), "Baseline: two Reflect-Refine stages after Reason."),
+    "uniform": (_grown(SKETCH_RL, parents="uniform"), "Baseline: parents are picked evenly."),
+    "deeper": (_grown(SKETCH_RL, depth=2), "Baseline: two Reflect-Refine stages after Reason."),
     "kl": (rewards_alone(SKETCH_RL, 0.001), "Baseline: the paper's KL in place of replayed lessons."),
     "no-kl": (rewards_alone(SKETCH_RL, 0.0), "Baseline: rewards alone, neither KL nor lessons."),
     "sft-only": (lessons_only(SKETCH_RL), "Baseline: lessons on the same rollouts instead of rewards."),
