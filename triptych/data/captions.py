@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Literal
 
 from triptych.data.edits import Edit
 from triptych.data.layout import CELL, CELLS, SIZES
 from triptych.data.lexicon import NUMBERS, article, plural
-from triptych.data.scene import Check, Scene, Sticker, check, in_region
+from triptych.data.scene import Scene, Sticker, check, in_region
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 
@@ -69,44 +69,12 @@ def seen_text(scene: Scene) -> str:
 
 
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
-    """What is seen, what of it answers each item, and the first failed check, or that all is as asked.
+    """What is seen, then the first failed check, or that all is as asked when there is nothing to `edit`.
 
-    Such as "top left red clock, right black cat. clocks: three one no. nothing else: black cat no. three clocks: found
-    one."; model/words.py adds the rest. The verdict is that all is as asked when there is nothing to `edit`.
+    Such as "top left red clock, right black cat. three clocks: found one."; model/words.py adds the rest.
     """
-    checks = check(scene, spec)
-    failed = [fact.text for fact in checks if not fact.held]
-    return f"{seen_text(scene)}. {tally_text(checks, spec)}. {ALL_HELD if edit is None or not failed else failed[0]}."
-
-
-def tally_text(checks: Sequence[Check], spec: Spec) -> str:
-    """Each fact that was asked, what was found in its place, and whether that will do.
-
-    Such as "cats: two two yes, red black no, left left yes. nothing else: none yes". What was asked and what was found
-    are neighbours, so that a verdict is a comparison of two words, and the last verdict no more than a look for a "no".
-    """
-    lines = []
-    for index, item in enumerate(spec.include):
-        name = item.name if item.count == 1 else plural(item.name)
-        rivals = any(other.name == item.name for other in spec.include if other is not item)
-        relation = "" if item.position is None else item.position[0]
-        asked = {"count": NUMBERS[item.count], "size": item.size, "color": item.color, "region": item.region}
-        asked = {kind: word for kind, word in (asked | {"position": relation}).items() if word}
-        facts = {fact.kind: fact for fact in checks if fact.item == index}
-        told = [f"{_side(word)} {_side(facts[kind].found)} {_verdict(facts[kind])}" for kind, word in asked.items()]
-        absent = facts["count"].found == NUMBERS[0]
-        what = f"{item.color} {name}" if rivals and item.color else name
-        lines.append(f"{what}: {', '.join(told[:1] if absent else told)}")
-    return ". ".join([*lines, f"nothing else: {checks[-1].found} {_verdict(checks[-1])}"])
-
-
-def _side(word: str) -> str:
-    """A relation in one word: left for left of."""
-    return word.removesuffix(" of")
-
-
-def _verdict(fact: Check) -> str:
-    return YES if fact.held else NO
+    failed = [fact.text for fact in check(scene, spec) if not fact.held]
+    return f"{seen_text(scene)}. {ALL_HELD if edit is None or not failed else failed[0]}."
 
 
 def instruction_text(edit: Edit) -> str:

@@ -137,7 +137,6 @@ class Check:
     """One demand of a spec and whether the scene meets it, in plain words: "three clocks: found two"."""
 
     text: str
-    found: str  # what there is, whether asked for or not: "two", "red", "left of"; "none" where nothing is to be judged
     held: bool
     item: int  # index in spec.include; of the last check, "extra", the number of items
     kind: Literal["count", "color", "region", "size", "position", "extra"]
@@ -161,20 +160,20 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
         checks.append(_checked(index, "count", f"{NUMBERS[item.count]} {what}", number, len(found) == item.count))
         if item.color is not None:
             wrong = [sticker.color for sticker in found if sticker.color != item.color]
-            checks.append(_checked(index, "color", f"{name} {verb} {item.color}", *_verdict(item.color, found, wrong)))
+            checks.append(_checked(index, "color", f"{name} {verb} {item.color}", *_verdict(found, wrong)))
         if item.region is not None:
             wrong = [_side_of(sticker, item.region) for sticker in found if not in_region(sticker, item.region)]
             side = f"on the {item.region}" if item.region in ("left", "right") else item.region
-            checks.append(_checked(index, "region", f"{name} {side}", *_verdict(item.region, found, wrong)))
+            checks.append(_checked(index, "region", f"{name} {side}", *_verdict(found, wrong)))
         if item.size is not None:
             wrong = [sticker.size for sticker in found if not size_holds(sticker, item.size, spec, groups)]
             told = ["same" if size == item.size else size for size in wrong]  # as its rival, or there is no rival
-            checks.append(_checked(index, "size", f"{name} {verb} {item.size}", *_verdict(item.size, found, told)))
+            checks.append(_checked(index, "size", f"{name} {verb} {item.size}", *_verdict(found, told)))
         if item.position is not None:
             relation, other = item.position
             wrong = _wrong_relation(relation, found, groups[other])
             demand = f"{name} {relation} {spec.include[other].name}"
-            checks.append(_checked(index, "position", demand, *_verdict(relation, found and groups[other], wrong)))
+            checks.append(_checked(index, "position", demand, *_verdict(found and groups[other], wrong)))
     asked = {id(sticker) for group in groups for sticker in group}
     extra = [f"{sticker.color} {sticker.name}" for sticker in stickers if id(sticker) not in asked]
     checks.append(_checked(len(groups), "extra", "nothing else", extra[0] if extra else "none", not extra))
@@ -204,13 +203,12 @@ def in_region(sticker: Sticker, region: str) -> bool:
 
 
 def _checked(item: int, kind, demand: str, found: str, held: bool) -> Check:
-    return Check(demand if held else f"{demand}: found {found}", found, held, item, kind)
+    return Check(demand if held else f"{demand}: found {found}", held, item, kind)
 
 
-def _verdict(asked: str, found: Sequence[Sticker], wrong: Sequence[str]) -> tuple[str, bool]:
-    """What was found, and whether the demand holds: nothing wrong, and not nothing at all."""
-    held = bool(found) and not wrong
-    return asked if held else wrong[0] if wrong else "none", held
+def _verdict(found: Sequence[Sticker], wrong: Sequence[str]) -> tuple[str, bool]:
+    """What was found instead, and whether the demand holds: nothing wrong, and not nothing at all."""
+    return (wrong[0] if wrong else "none"), bool(found) and not wrong
 
 
 def _side_of(sticker: Sticker, region: str) -> str:
