@@ -43,7 +43,7 @@ SKETCH_RL = TrainConfig(
         updates=2,
     ),
     refine=Stage(
-        text=TextPart(rate=1e-4, balance=True, kl=0.0),  # gently: what was learnt of looking is easily lost
+        text=TextPart(rate=2e-4, balance=True, kl=0.0),
         picture=PicturePart(rate=1e-4, baseline="told", kl=0.0),
         sampling=_SKETCH_SAMPLING,
         parents=5,
@@ -51,7 +51,12 @@ SKETCH_RL = TrainConfig(
         per_text=3,  # so that an edit is compared with edits of the same picture by the same words
     ),
     tree=Tree(right=0.35),
-    replay=Replay(weight=0.5, lessons=ModelLessons(pictures=4, edits=6, words=24, answers=0.4, own=0.5)),
+    # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for.
+    replay=Replay(
+        weight=1.0,
+        own=64,
+        lessons=ModelLessons(pictures=4, edits=6, words=48, answers=0.25, own=0.6, focus=0.5),
+    ),
 )
 
 # A model of half a million weights that cannot draw: it shows that every part of the machinery runs.
