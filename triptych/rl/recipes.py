@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from triptych.data.lessons import Mix
 from triptych.data.vocabulary import build_tokenizer
 from triptych.model.bagel import Bagel
 from triptych.model.config import (
@@ -35,7 +36,7 @@ _SKETCH_SAMPLING = replace(
 # No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
     reason=Stage(
-        text=TextPart(rate=3e-4, grain="strict", kl=0.0),
+        text=TextPart(rate=2e-4, grain="strict", kl=0.0),
         picture=PicturePart(rate=7e-5, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
         parents=8,
@@ -45,17 +46,21 @@ SKETCH_RL = TrainConfig(
     refine=Stage(
         text=TextPart(rate=2e-4, balance=True, kl=0.0),
         picture=PicturePart(rate=1e-4, baseline="told", kl=0.0),
-        sampling=_SKETCH_SAMPLING,
+        # With its guidance: an edit that fails for want of it would teach to stop on wrong pictures.
+        sampling=replace(_SKETCH_SAMPLING, text_guidance=SKETCH_FINE.text_guidance),
         parents=5,
         width=12,
         per_text=3,  # so that an edit is compared with edits of the same picture by the same words
+        updates=2,
     ),
-    tree=Tree(right=0.35),
-    # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for.
+    tree=Tree(right=0.5),
+    average=0.97,  # of some thirty updates: at a rate that moves anything, each of them is noisy
+    # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
+    # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
     replay=Replay(
         weight=1.0,
         own=64,
-        lessons=ModelLessons(pictures=4, edits=6, words=48, answers=0.25, own=0.6, focus=0.5),
+        lessons=ModelLessons(pictures=4, edits=6, words=48, answers=0.3, own=0.6, mix=Mix(right=0.75)),
     ),
 )
 
