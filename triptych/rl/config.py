@@ -129,7 +129,7 @@ class Limits:
 class TrainConfig:
     """Everything that fixes a run; the command line overrides any field."""
 
-    model: str = "sketch-lessons"  # what training starts from: a packaged name or a folder; "tiny" is random and small
+    model: str = "sketch"  # what training starts from: a packaged name or a folder; "tiny" is random and small
     judge: Literal["world", "brightness"] = "world"  # brightness: for dry runs of a model that cannot draw yet
     seed: int = 0
     steps: int = 400
