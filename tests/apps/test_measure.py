@@ -265,7 +265,8 @@ def test_an_exam_may_be_read_by_the_second_judge(capsys: pytest.CaptureFixture):
     for judge in ("world", "templates"):
         assert scripted(*words, "--judge", judge, command="exam") == 0
         printed.append(json.loads(capsys.readouterr().out))
-    assert str(printed[0]) == str(printed[1])  # nan where nothing was measured
+    assert str(printed[0]) == str(printed[1])
+    assert "NaN" not in json.dumps(printed[0])  # null where nothing was measured
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

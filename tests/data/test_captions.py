@@ -19,10 +19,11 @@ from triptych.data.captions import (
     reflection_text,
     seen_text,
 )
+from triptych.data.deficits import remarks
 from triptych.data.edits import Edit, apply, fix, random_edit, spoil
 from triptych.data.layout import CANVAS, CELL, CELLS, SIZES
 from triptych.data.lexicon import NUMBERS, plural
-from triptych.data.scene import Scene, Sticker, check, in_region, random_spec
+from triptych.data.scene import Scene, Sticker, check, in_region, members, random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Item, Spec
 
@@ -93,10 +94,42 @@ def test_what_is_no_instruction_gives_none(text):
 
 def test_a_reflection_says_what_is_seen_and_the_first_failed_check():
     spec = Spec("color_count_attr", (Item("clock", 3, "red"), Item("cat", 1, "white")))
-    edit = fix(PAIR, spec, 0)
-    assert reflection_text(PAIR, spec, edit) == f"{plan_text(PAIR)}. three clocks: found one."
-    met = Scene((Sticker("clock", "red", 16, 16),))
-    assert reflection_text(met, Spec("single_object", (Item("clock"),)), None) == f"top left red clock. {ALL_HELD}."
+    seen = "top left red clock one, bottom right larger black cat one not white"
+    assert reflection_text(PAIR, spec, fix(PAIR, spec, 0)) == f"{seen}. three clocks: found one."
+    alone = Spec("single_object", (Item("clock"),))
+    assert reflection_text(Scene((CLOCK,)), alone, None) == f"top left red clock one. {ALL_HELD}."
+    assert reflection_text(Scene(()), alone, fix(Scene(()), alone, 0)) == f"{NOTHING}. one clock: found zero."
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([Item("clock"), Item("cat")], ["one", "one"]),
+        ([Item("clock")], ["one", "extra"]),
+        ([Item("cat", color="white"), Item("clock", color="red")], ["one", "one not white"]),
+        ([Item("clock", region="right"), Item("cat", region="right")], ["one not right", "one"]),
+        ([Item("clock", size="larger"), Item("cat", size="smaller")], ["one not larger", "one not smaller"]),
+        ([Item("cat"), Item("clock", position=("below", 0))], ["one not below", "one"]),
+        ([Item("dog"), Item("clock", position=("below", 0))], ["one", "extra"]),
+    ],
+)
+def test_every_sticker_is_held_against_the_prompt_where_it_is_named(items, said):
+    assert remarks(PAIR, Spec("any", tuple(items))) == said
+
+
+def test_stickers_of_an_item_are_numbered_and_those_beyond_it_are_extra():
+    row = Scene(tuple(Sticker("cat", color, x, 16) for color, x in (("red", 16), ("blue", 48), ("red", 80))))
+    assert remarks(row, Spec("any", (Item("cat", 2, "red"),))) == ["one", "two not red", "three extra"]
+
+
+def test_what_is_wrong_is_remarked_on_a_sticker_or_is_missing():
+    for seed in range(200):
+        spec = random_spec(seed)
+        right = Scene.sample(spec, seed)
+        for scene in (right, spoil(right, spec, seed, 1 + seed % 3)):
+            remarked = any("not" in said or "extra" in said for said in remarks(scene, spec))
+            short = any(len(members(scene.stickers, spec, at)) < one.count for at, one in enumerate(spec.include))
+            assert (remarked or short) == any(not fact.held for fact in check(scene, spec))
 
 
 def test_reading_and_following_an_instruction_mends_the_picture():

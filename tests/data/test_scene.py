@@ -136,6 +136,11 @@ def test_a_spec_key_forgets_order_and_the_side_a_relation_is_told_from():
             [],
         ),
         (
+            spec_of(Item("cat", size="larger"), Item("dog", size="smaller")),
+            at(("cat", "red", 16, 16, "larger"), ("dog", "red", 48, 16, "larger")),
+            ["cat is larger: found same", "dog is smaller: found larger"],
+        ),
+        (
             spec_of(Item("cat"), Item("dog", position=("right of", 0))),
             at(("cat", "red", 48, 16), ("dog", "red", 16, 16)),
             ["dog right of cat: found left of"],

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from triptych.data.captions import parse_instruction
 from triptych.data.edits import apply
 from triptych.data.language import parse_prompt
-from triptych.data.lessons import lesson
+from triptych.data.layout import Layout
+from triptych.data.lessons import Mix, lesson
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker, check, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -25,7 +26,7 @@ from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
 from triptych.rl.eyes_lessons import strewn, targets
 from triptych.rl.lessons import DEBUG, run
-from triptych.rl.teach import ModelLessons, sheet, told
+from triptych.rl.teach import ModelLessons, group_loss, sheet, told
 
 ONE = replace(DEBUG, every=1)
 
@@ -202,6 +203,33 @@ def test_a_picture_is_asked_about_several_times_and_every_answer_is_taught():
         assert len(set(asked)) == len(asked)
         spoken = [bagel.tokenizer.decode(block.ids).strip() for block in row if isinstance(block, Text) and block.loss]
         assert spoken == [one.reply, *(reply for _, reply in one.more)]
+
+
+def test_pictures_at_once_are_laid_out_as_usual_and_others_freely():
+    rows, columns = Layout(canonical=1.0, usual=1.0), Layout(canonical=1.0, usual=0.0)
+    mix = Mix(layout=columns, at_once=rows)
+    for seed in range(20):
+        spec = random_spec(seed)
+        assert lesson("depict", seed, mix).after == Scene.sample(spec, seed, rows)
+        assert lesson("plan", seed, mix).after == Scene.sample(spec, seed, columns)
+    right = Mix(right=1.0, layout=columns)
+    assert lesson("reflect", 3, right).before == Scene.sample(random_spec(3), 3, columns)
+
+
+def test_focus_weighs_words_by_doubt():
+    """Without focus the words' loss is plain cross entropy; with it, a word the model is sure of counts for less."""
+    torch.manual_seed(0)
+    bagel = Bagel(SKETCH, build_tokenizer())
+    several = [lesson("reflect", seed) for seed in range(4)]
+    losses = {}
+    for focus in (0.0, 2.0):
+        config = ModelLessons(focus=focus, words_weight=2.0)
+        rows, targets = told(bagel, config, several, torch.Generator().manual_seed(0))
+        loss, metrics = group_loss(bagel, config, rows, targets, "reflect")
+        losses[focus] = float(loss.detach())
+        mean = metrics["ce_words"]
+    assert losses[0.0] == pytest.approx(2 * mean, rel=1e-5)
+    assert losses[2.0] > losses[0.0]
 
 
 def random_scene(seed: int) -> Scene:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Literal
 
+from triptych.data.deficits import remarks
 from triptych.data.edits import Edit
 from triptych.data.layout import CELL, CELLS, SIZES
 from triptych.data.lexicon import NUMBERS, article, plural
@@ -69,12 +70,20 @@ def seen_text(scene: Scene) -> str:
 
 
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
-    """What is seen, then the first failed check, or that all is as asked when there is nothing to `edit`.
+    """What is seen, and what of it is not as asked; then the first failed check, or, with no `edit`, that all is well.
 
-    Such as "top left red clock, right black cat. three clocks: found one."; model/words.py adds the rest.
+    Such as "top left red clock one not right, left black cat extra. three clocks: found one."; every sticker is held
+    against the prompt where it is named, by its number within its item (`deficits.remarks`), so that the verdict
+    has only to sum up. model/words.py adds the tags and the instruction.
     """
     failed = [fact.text for fact in check(scene, spec) if not fact.held]
-    return f"{seen_text(scene)}. {ALL_HELD if edit is None or not failed else failed[0]}."
+    return f"{remarked_text(scene, spec)}. {ALL_HELD if edit is None or not failed else failed[0]}."
+
+
+def remarked_text(scene: Scene, spec: Spec) -> str:
+    """What a picture shows, and after each sticker what there is to say of it: "top left red clock one not right"."""
+    pairs = zip(scene.ordered(), remarks(scene, spec), strict=True)
+    return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or NOTHING
 
 
 def instruction_text(edit: Edit) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from triptych.data.layout import reach
+from triptych.data.lexicon import NUMBERS
 from triptych.data.scene import POSITION_BAND, Scene, Sticker, in_region, members, size_holds
 from triptych.trace import Spec
 
@@ -33,6 +34,29 @@ def deficits(scene: Scene, spec: Spec) -> list[int]:
             left.append(gone + sum(_relation_deficit(relation, sticker, others) for sticker in found))
     left.append(len(stickers) - len({id(sticker) for group in groups for sticker in group}))
     return left
+
+
+def remarks(scene: Scene, spec: Spec) -> list[str]:
+    """What to say of each sticker, in reading order: its number within its item, and what is not as asked about it.
+
+    Such as "two", "one not red not left", "four extra" (three were asked for), or "extra" where no item asks for it.
+    """
+    stickers = scene.ordered()
+    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
+    said = {id(sticker): "extra" for sticker in stickers}
+    for item, found in zip(spec.include, groups, strict=True):
+        others = groups[item.position[1]] if item.position else []
+        for number, sticker in enumerate(found, start=1):
+            wrong = [str(item.color)] if item.color not in (None, sticker.color) else []
+            if item.region is not None and not in_region(sticker, item.region):
+                wrong.append(item.region)
+            if item.size is not None and not size_holds(sticker, item.size, spec, groups):
+                wrong.append(item.size)
+            if item.position is not None and others and _relation_deficit(item.position[0], sticker, others):
+                wrong.append(item.position[0])
+            surplus = ["extra"] if number > item.count else []
+            said[id(sticker)] = " ".join([NUMBERS[number], *(f"not {word}" for word in wrong), *surplus])
+    return [said[id(sticker)] for sticker in stickers]
 
 
 def demands(spec: Spec) -> list[tuple[str, int]]:

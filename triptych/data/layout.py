@@ -16,7 +16,6 @@ from triptych.trace import Spec
 
 CANVAS = 96
 CELL = 32
-BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
 SIZES = {"smaller": 16, "normal": 24, "larger": 32}  # side of the box in px
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIDES = {"left": (0, 3, 6), "right": (2, 5, 8), "above": (0, 1, 2), "below": (6, 7, 8)}  # cells of each region
@@ -106,7 +105,7 @@ def overlap(box: tuple[float, float, int], other: tuple[float, float, int]) -> b
     return abs(box[0] - other[0]) < reach and abs(box[1] - other[1]) < reach
 
 
-def arrange(spec: Spec, rng: Random, layout: Layout = DEFAULT_LAYOUT) -> list[list[int]]:
+def arrange(spec: Spec, rng: Random, layout: Layout) -> list[list[int]]:
     """Cells for each item, in spec order."""
     counts = [item.count for item in spec.include]
     if not counts or sum(counts) > len(CELLS) or min(counts) < 1:
