@@ -1,16 +1,18 @@
 """Laws of the lessons: a run that was cut resumes exactly, and what is taught is what the loop will see."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from triptych.data.captions import parse_instruction
+from triptych.data.deficits import remarks
 from triptych.data.edits import apply
 from triptych.data.language import parse_prompt
 from triptych.data.layout import Layout
-from triptych.data.lessons import Mix, lesson
+from triptych.data.lessons import Mix, lesson, scrambled
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker, check, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -214,6 +216,19 @@ def test_pictures_at_once_are_laid_out_as_usual_and_others_freely():
         assert lesson("plan", seed, mix).after == Scene.sample(spec, seed, columns)
     right = Mix(right=1.0, layout=columns)
     assert lesson("reflect", 3, right).before == Scene.sample(random_spec(3), 3, columns)
+
+
+def test_scrambled_pictures_hold_the_words_of_the_prompt_and_are_mostly_wrong():
+    wrong = total = 0
+    for seed in range(100):
+        spec = random_spec(seed)
+        scene = scrambled(spec, Random(seed), Layout())
+        named = {item.name for item in spec.include}
+        assert 1 <= len(scene.stickers) <= 9 and len({one.name for one in scene.stickers} - named) <= 1
+        said = remarks(scene, spec)
+        wrong += sum("not" in one or "extra" in one for one in said)
+        total += len(said)
+    assert 0.4 < wrong / total < 0.8
 
 
 def test_focus_weighs_words_by_doubt():

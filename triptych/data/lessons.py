@@ -57,6 +57,7 @@ class Mix:
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
+    scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
     layout: Layout = field(default_factory=lambda: Layout(usual=0.0))  # pictures of one prompt should differ
     at_once: Layout = field(default_factory=Layout)  # of pictures without a plan, where nothing says what goes where
 
@@ -99,7 +100,8 @@ def reflect(seed: int, mix: Mix) -> Lesson:
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() >= mix.right:
-        scene = spoil(scene, spec, seed, mistakes(chance, mix))
+        mixed_up = chance.random() < mix.scrambled
+        scene = scrambled(spec, chance, mix.layout) if mixed_up else spoil(scene, spec, seed, mistakes(chance, mix))
     change = fix(scene, spec, seed)
     return Lesson(
         "reflect",
@@ -147,13 +149,31 @@ def prompt(spec: Spec, seed: int, mix: Mix) -> str:
 
 def assorted(chance: random.Random, layout: Layout) -> Scene:
     """Up to nine stickers that have nothing to do with one another."""
+    return _strewn(CLASSES, tuple(COLORS), 4, chance, layout)
+
+
+def scrambled(spec: Spec, chance: random.Random, layout: Layout) -> Scene:
+    """Up to nine stickers of the classes and colours that a spec names, put together at random, and some others.
+
+    Nearly every sticker asks to be compared with the prompt, where a picture with one mistake has one that matters.
+    """
+    names = [item.name for item in spec.include] * 3
+    colors = [item.color for item in spec.include if item.color] * 3
+    others = chance.sample(tuple(COLORS), 2)
+    sized = any(item.size for item in spec.include)
+    return _strewn((*names, chance.choice(CLASSES)), (*colors, *others), 1 if sized else 12, chance, layout)
+
+
+def _strewn(
+    names: Sequence[str], colors: Sequence[str], normal: float, chance: random.Random, layout: Layout
+) -> Scene:
+    """One to nine stickers, each of one of these classes and colours, so many times as often of normal size."""
     cells = sorted(chance.sample(range(len(CELLS)), chance.randint(1, len(CELLS))))
-    sizes = chance.choices(tuple(SIZES), weights=(1, 4, 1), k=len(cells))
+    sizes = chance.choices(tuple(SIZES), weights=(1, normal, 1), k=len(cells))
     centres = scatter([(cell, SIZES[size]) for cell, size in zip(cells, sizes, strict=True)], chance, layout)
-    colors = tuple(COLORS)
     return Scene(
         tuple(
-            Sticker(chance.choice(CLASSES), chance.choice(colors), x, y, size)
+            Sticker(chance.choice(names), chance.choice(colors), x, y, size)
             for size, (x, y) in zip(sizes, centres, strict=True)
         )
     )
