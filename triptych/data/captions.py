@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Literal
 
-from triptych.data.deficits import remarks
+from triptych.data.deficits import NO, YES, remarks
 from triptych.data.edits import Edit
 from triptych.data.layout import CELL, CELLS, SIZES
 from triptych.data.lexicon import NUMBERS, article, plural
@@ -27,7 +27,6 @@ from triptych.trace import Spec
 NOTHING = "nothing"  # the list of no stickers
 ALL_HELD = "all as asked"
 ANY = "sticker"  # stands for the class that an edit does not name
-YES, NO = "yes", "no"
 Pair = tuple[str, str]  # question, answer
 
 
@@ -72,7 +71,7 @@ def seen_text(scene: Scene) -> str:
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
     """What is seen, and what of it is not as asked; then the first failed check, or, with no `edit`, that all is well.
 
-    Such as "top left red clock one not right, left black cat extra. three clocks: found one."; every sticker is held
+    Such as "top left red clock one right no, left black cat extra. three clocks: found one."; every sticker is held
     against the prompt where it is named, by its number within its item (`deficits.remarks`), so that the verdict
     has only to sum up. model/words.py adds the tags and the instruction.
     """
@@ -81,7 +80,7 @@ def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
 
 
 def remarked_text(scene: Scene, spec: Spec) -> str:
-    """What a picture shows, and after each sticker what there is to say of it: "top left red clock one not right"."""
+    """What a picture shows, and after each sticker what there is to say of it: "top left red clock one right no"."""
     pairs = zip(scene.ordered(), remarks(scene, spec), strict=True)
     return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or NOTHING
 

@@ -9,6 +9,8 @@ from triptych.data.lexicon import NUMBERS
 from triptych.data.scene import POSITION_BAND, Scene, Sticker, in_region, members, size_holds
 from triptych.trace import Spec
 
+YES, NO, EXTRA = "yes", "no", "extra"
+
 
 def deficits(scene: Scene, spec: Spec) -> list[int]:
     """How far each check of `check(scene, spec)`, in the same order, is from holding: 0 where it holds.
@@ -37,25 +39,28 @@ def deficits(scene: Scene, spec: Spec) -> list[int]:
 
 
 def remarks(scene: Scene, spec: Spec) -> list[str]:
-    """What to say of each sticker, in reading order: its number within its item, and what is not as asked about it.
+    """What to say of each sticker, in reading order: its number within its item, and each fact that is asked of it.
 
-    Such as "two", "one not red not left", "four extra" (three were asked for), or "extra" where no item asks for it.
+    Such as "two", "one red no left yes" (it is on the left, and not red), "four extra" where three were asked for, or
+    "extra" where no item asks for it.
     """
     stickers = scene.ordered()
     groups = [members(stickers, spec, index) for index in range(len(spec.include))]
-    said = {id(sticker): "extra" for sticker in stickers}
+    said = {id(sticker): EXTRA for sticker in stickers}
     for item, found in zip(spec.include, groups, strict=True):
-        others = groups[item.position[1]] if item.position else []
         for number, sticker in enumerate(found, start=1):
-            wrong = [str(item.color)] if item.color not in (None, sticker.color) else []
-            if item.region is not None and not in_region(sticker, item.region):
-                wrong.append(item.region)
-            if item.size is not None and not size_holds(sticker, item.size, spec, groups):
-                wrong.append(item.size)
-            if item.position is not None and others and _relation_deficit(item.position[0], sticker, others):
-                wrong.append(item.position[0])
-            surplus = ["extra"] if number > item.count else []
-            said[id(sticker)] = " ".join([NUMBERS[number], *(f"not {word}" for word in wrong), *surplus])
+            facts: list[tuple[str, bool]] = []
+            if item.color is not None:
+                facts.append((item.color, sticker.color == item.color))
+            if item.region is not None:
+                facts.append((item.region, in_region(sticker, item.region)))
+            if item.size is not None:
+                facts.append((item.size, size_holds(sticker, item.size, spec, groups)))
+            if item.position is not None:
+                relation, other = item.position
+                facts.append((relation, not _relation_deficit(relation, sticker, groups[other])))
+            words = [f"{fact} {YES if holds else NO}" for fact, holds in facts]
+            said[id(sticker)] = " ".join([NUMBERS[number], *words, *[EXTRA] * (number > item.count)])
     return [said[id(sticker)] for sticker in stickers]
 
 
