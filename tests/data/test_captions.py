@@ -18,6 +18,7 @@ from triptych.data.captions import (
     question_answer,
     reflection_text,
     seen_text,
+    split_remarks,
 )
 from triptych.data.deficits import remarks
 from triptych.data.edits import Edit, apply, fix, random_edit, spoil
@@ -131,6 +132,18 @@ def test_what_is_wrong_is_remarked_on_a_sticker_or_is_missing():
             remarked = any(" no" in said or "extra" in said for said in remarks(scene, spec))
             short = any(len(members(scene.stickers, spec, at)) < one.count for at, one in enumerate(spec.include))
             assert (remarked or short) == any(not fact.held for fact in check(scene, spec))
+
+
+def test_a_reflection_is_split_into_what_is_listed_and_what_that_is_worth():
+    text = "top left red clock one red yes, bottom right larger black cat extra. three clocks: found one."
+    assert split_remarks(text) == [
+        ("top left red clock", False),
+        ("one red yes", True),
+        (", bottom right larger black cat", False),
+        ("extra", True),
+        (". three clocks: found one.", True),
+    ]
+    assert split_remarks(f"{NOTHING}. one clock: found zero.") == [(NOTHING, False), (". one clock: found zero.", True)]
 
 
 def test_reading_and_following_an_instruction_mends_the_picture():

@@ -85,6 +85,19 @@ def remarked_text(scene: Scene, spec: Spec) -> str:
     return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or NOTHING
 
 
+def split_remarks(reflection: str) -> list[tuple[str, bool]]:
+    """A reflection in pieces, in order: False where it lists what is seen, True where it says what that is worth."""
+    listed, verdict = reflection.split(". ", 1)
+    pieces: list[tuple[str, bool]] = []
+    for number, part in enumerate(listed.split(", ")):
+        if (sticker := _STICKER.match(part)) is None:
+            pieces.append((part, False))
+            continue
+        comma = ", " if number else ""
+        pieces += [(comma + sticker[0], False), (part[sticker.end() :].strip(), True)]
+    return [*pieces, (f". {verdict}", True)]
+
+
 def instruction_text(edit: Edit) -> str:
     """An edit as an order: "add a red clock at top left", "move the clock at top left to bottom right"."""
     thing = " ".join(word for word in (edit.size, edit.color, edit.name or ANY) if word)

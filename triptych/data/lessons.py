@@ -33,7 +33,8 @@ Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """One pair. `asked` is a prompt, an instruction or a question; `thought` and `reply` are what should be said
-    (a reflection without a reply is a stop); `before` is the picture that is seen, `after` the one to be drawn."""
+    (a reflection without a reply is a stop); `before` is the picture that is seen, `after` the one to be drawn. A
+    reflection without a picture is given what it lists, and learns what that is worth."""
 
     kind: Kind
     asked: str
@@ -58,6 +59,7 @@ class Mix:
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
+    unseen: float = 0.5  # of the scrambled ones: no picture but its list in words, to be compared with the prompt
     layout: Layout = field(default_factory=lambda: Layout(usual=0.0))  # pictures of one prompt should differ
     at_once: Layout = field(default_factory=Layout)  # of pictures without a plan, where nothing says what goes where
 
@@ -99,8 +101,10 @@ def reflect(seed: int, mix: Mix) -> Lesson:
     chance = random.Random(seed)
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
+    unseen = False
     if chance.random() >= mix.right:
         mixed_up = chance.random() < mix.scrambled
+        unseen = mixed_up and chance.random() < mix.unseen
         scene = scrambled(spec, chance, mix.layout) if mixed_up else spoil(scene, spec, seed, mistakes(chance, mix))
     change = fix(scene, spec, seed)
     return Lesson(
@@ -108,7 +112,7 @@ def reflect(seed: int, mix: Mix) -> Lesson:
         prompt(spec, seed, mix),
         thought=reflection_text(scene, spec, change),
         reply=None if change is None else instruction_text(change),
-        before=scene,
+        before=None if unseen else scene,
     )
 
 

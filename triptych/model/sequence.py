@@ -19,10 +19,11 @@ from triptych.model.words import SpecialTokens
 
 @dataclass(frozen=True)
 class Text:
-    """Ids between BOS and EOS. With `loss`, every id and the EOS are to be predicted."""
+    """Ids between BOS and EOS. With `loss`, every id and the EOS are to be predicted, except ids at places `given`."""
 
     ids: Sequence[int]
     loss: bool = False
+    given: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ class _Row:
         self.width += len(ids)
         return slots
 
-    def text(self, ids: np.ndarray, loss: bool) -> None:
+    def text(self, ids: np.ndarray, loss: bool, given: Sequence[int] = ()) -> None:
         slots = self._add_und(ids, -1, False, True)
         self.position += len(ids)
         if loss:
-            self.ce.append((slots[:-1], ids[1:]))
+            self.ce.append((np.delete(slots[:-1], given), np.delete(ids[1:], given)))
 
     def view(self, block: View, special: SpecialTokens) -> None:
         count = block.grid[0] * block.grid[1]
@@ -192,7 +193,7 @@ def _lay(blocks: Sequence[Block], start: int, special: SpecialTokens, table_side
     row = _Row(start)
     for block in blocks:
         if isinstance(block, Text):
-            row.text(np.array([special.bos, *block.ids, special.eos], np.int64), block.loss)
+            row.text(np.array([special.bos, *block.ids, special.eos], np.int64), block.loss, block.given)
         elif isinstance(block, Tokens):
             row.text(np.array(block.ids, np.int64), False)
         elif isinstance(block, View):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triptych.data.captions import split_remarks
 from triptych.data.lessons import Kind, Lesson, Mix, lesson
 from triptych.data.render import render
 from triptych.model import flow
@@ -166,8 +167,10 @@ def told(
                     for tokens in bagel.encode_pictures(seen)
                 ]
         if drawn is None:
+            looked = iter(views)
             return [
-                [*_lead(bagel, one), view, *_words(bagel, one)] for one, view in zip(lessons, views, strict=True)
+                [*_lead(bagel, one), *([] if one.before is None else [next(looked)]), *_words(bagel, one)]
+                for one in lessons
             ], torch.zeros(0)
         target = bagel.encode_pictures(drawn)
     grid = (drawn.shape[2] // side, drawn.shape[3] // side)
@@ -234,13 +237,27 @@ def _words(bagel: Bagel, one: Lesson) -> list[Block]:
     if one.kind == "plan":
         blocks.append(Text(encode(tokenizer, say_plan(one.thought or "")), loss=True))
     elif one.kind == "reflect":
-        blocks.append(Text(encode(tokenizer, say_reflection(one.thought or "", one.reply)), loss=True))
+        blocks.append(_reflection(bagel, one))
     elif one.kind == "answer":
         blocks.append(Text(encode(tokenizer, one.reply or ""), loss=True))
     for question, reply in one.more:
         blocks.append(Text(encode(tokenizer, templates.answer.format(question=question))))
         blocks.append(Text(encode(tokenizer, reply), loss=True))
     return blocks
+
+
+def _reflection(bagel: Bagel, one: Lesson) -> Text:
+    """What should be said of a picture; of one that is not seen, what it shows is given."""
+    said = say_reflection(one.thought or "", one.reply)
+    if one.before is not None or one.thought is None:
+        return Text(encode(bagel.tokenizer, said), loss=True)
+    lead, tail = said.split(one.thought)
+    ids, given = [], []
+    for piece, learnt in [(lead, False), *split_remarks(one.thought), (tail, True)]:
+        more = encode(bagel.tokenizer, piece)
+        given += [] if learnt else range(len(ids), len(ids) + len(more))
+        ids += more
+    return Text(ids, loss=True, given=given)
 
 
 def _pixels(lessons: Sequence[Lesson], which: str, device: torch.device) -> Tensor | None:
