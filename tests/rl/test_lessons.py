@@ -1,5 +1,6 @@
 """Laws of the lessons: a run that was cut resumes exactly, and what is taught is what the loop will see."""
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -22,6 +23,7 @@ from triptych.model import flow, weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH
 from triptych.model.sequence import Latent, Text, View, grid_ids
+from triptych.model.transformer import draws
 from triptych.model.vae import patchify
 from triptych.model.words import say_reflection
 from triptych.rl import checkpoint
@@ -29,6 +31,7 @@ from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
 from triptych.rl.eyes_lessons import strewn, targets
 from triptych.rl.lessons import DEBUG, run
+from triptych.rl.recall import LAYER, Recall
 from triptych.rl.teach import ModelLessons, group_loss, sheet, told
 
 ONE = replace(DEBUG, every=1)
@@ -44,9 +47,9 @@ def cut(config, out, after: int, resume: bool) -> None:
 
 def test_a_cut_run_resumes_exactly(tmp_path):
     whole = list(run(ONE, tmp_path / "whole"))
-    stages = ("autoencoder", "eyes", "connector", "joined", "decoder", "own")
+    stages = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
     assert [step.stage for step in whole] == [stage for stage in stages for _ in range(2)]
-    for count, after in enumerate((1, 3, 3, 2, 1)):
+    for count, after in enumerate((1, 3, 3, 2, 1, 3)):
         cut(ONE, tmp_path / "cut", after, resume=count > 0)
     list(run(ONE, tmp_path / "cut", resume=True))
     for name in ("ema.safetensors", "ae.safetensors"):
@@ -57,13 +60,49 @@ def test_a_cut_run_resumes_exactly(tmp_path):
 
 def test_lessons_go_on_from_a_checkpoint(tmp_path):
     list(run(ONE, tmp_path / "first"))
-    further = replace(ONE, start=str(tmp_path / "first" / "model"), own=replace(ONE.own, steps=0))
+    further = replace(
+        ONE, start=str(tmp_path / "first" / "model"), own=replace(ONE.own, steps=0), draw=replace(ONE.draw, steps=0)
+    )
     assert [step.stage for step in run(further, tmp_path / "second")] == ["joined"] * 2 + ["decoder"] * 2
     one, two = (load_file(tmp_path / name / "model" / "ema.safetensors") for name in ("first", "second"))
     assert any(not torch.equal(one[key], two[key]) for key in one)
     one, two = (load_file(tmp_path / name / "model" / "ae.safetensors") for name in ("first", "second"))
     assert all(torch.equal(one[key], two[key]) for key in one if key.startswith("encoder."))
     assert any(not torch.equal(one[key], two[key]) for key in one if key.startswith("decoder."))
+
+
+def test_the_last_stage_teaches_to_draw_and_leaves_every_word_as_it_is(tmp_path):
+    short = replace(ONE, draw=replace(ONE.draw, steps=0))
+    list(run(short, tmp_path / "without"))
+    list(run(ONE, tmp_path / "with"))
+    one, two = (load_file(tmp_path / name / "model" / "ema.safetensors") for name in ("without", "with"))
+    moved = {name for name in one if not torch.equal(one[name], two[name])}
+    assert moved and all(draws(name) for name in moved)
+    assert {"llm2vae.weight", "vae2llm.weight", "language_model.model.layers.0.mlp_moe_gen.up_proj.weight"} <= moved
+
+
+def test_recall_asks_for_the_word_before_and_reaches_two_layers_only():
+    torch.manual_seed(0)
+    bagel = Bagel(SKETCH, build_tokenizer())
+    batch = bagel.pack([[Text((11, 12, 13)), View(torch.zeros(36, 768), (6, 6)), Text((14,))], [Text((15, 16))]])
+    recall, heard = Recall(bagel), list[torch.Tensor]()
+    bagel(batch, heard=heard)
+    assert len(heard) == 6
+    size = bagel.config.language.vocab_size
+    assert recall.loss(heard[LAYER], batch).item() == pytest.approx(math.log(size))  # it knows nothing at first
+    knowing = torch.nn.functional.one_hot(batch.ids, size).float().roll(1, dims=1)  # the word before, by its place
+    with torch.no_grad():
+        recall.head.weight.copy_(torch.eye(size) * 4)
+    assert float(recall.loss(knowing, batch)) < 1e-3 < 5 < float(recall.loss(knowing.roll(1, dims=1), batch))
+    moved = torch.autograd.grad(
+        recall.loss(heard[LAYER], batch), list(bagel.language_model.model.layers.parameters()), allow_unused=True
+    )
+    reached = {
+        int(name.split(".")[0])
+        for (name, _), gradient in zip(bagel.language_model.model.layers.named_parameters(), moved, strict=True)
+        if gradient is not None
+    }
+    assert reached == {0, 1}
 
 
 def test_a_run_is_not_mixed_with_another(tmp_path):

@@ -16,10 +16,10 @@ from rich.table import Table
 from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
+from triptych.model.transformer import draws
 from triptych.model.weights import find, read_config
 
 PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
-GENERATION = "_moe_gen"  # in the names of the generation expert's parameters
 TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average
 
 
@@ -64,7 +64,7 @@ def part_of(name: str) -> str:
         return head
     if head in ("vit_model", "connector", "vit_pos_embed"):
         return "vision tower"
-    if head in ("vae2llm", "llm2vae", "time_embedder", "latent_pos_embed") or GENERATION in name:
+    if draws(name):
         return "generation expert"
     return "words, shared" if "embed_tokens" in name or "lm_head" in name else "understanding expert"
 

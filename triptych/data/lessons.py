@@ -168,9 +168,7 @@ def scrambled(spec: Spec, chance: random.Random, layout: Layout) -> Scene:
     return _strewn((*names, chance.choice(CLASSES)), (*colors, *others), 1 if sized else 12, chance, layout)
 
 
-def _strewn(
-    names: Sequence[str], colors: Sequence[str], normal: float, chance: random.Random, layout: Layout
-) -> Scene:
+def _strewn(names: Sequence[str], colors: Sequence[str], normal: float, chance: random.Random, layout: Layout) -> Scene:
     """One to nine stickers, each of one of these classes and colours, so many times as often of normal size."""
     cells = sorted(chance.sample(range(len(CELLS)), chance.randint(1, len(CELLS))))
     sizes = chance.choices(tuple(SIZES), weights=(1, normal, 1), k=len(cells))

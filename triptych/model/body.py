@@ -121,14 +121,19 @@ class Body(nn.Module):
         """Lay blocks out for this model; see `sequence.pack`."""
         return pack(rows, self.special, self.config.latent_dim, self.config.max_latent_size, self.device, start)
 
-    def forward(self, batch: Pack, cache: Context | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states `[batch und hidden]` and `[batch gen hidden]` after the final norms."""
+    def forward(
+        self, batch: Pack, cache: Context | None = None, heard: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states `[batch und hidden]` and `[batch gen hidden]` after the final norms.
+
+        `heard` gets what each layer makes of the understanding tokens `[batch und hidden]`, one after another.
+        """
         und = self.language_model.model.embed_tokens(batch.ids)
         if batch.views:
             seen = self.see(batch.views).to(und.dtype)
             und = und.flatten(0, 1).index_copy(0, batch.view_slots, seen).view(und.shape)
         gen = self.embed_latents(batch.latents, batch.time, batch.latent_ids)
-        return self.language_model.model(und, gen, batch.layout, cache)
+        return self.language_model.model(und, gen, batch.layout, cache, heard)
 
     def see(self, views: Sequence[View]) -> Tensor:
         """Understanding tokens `[all patches, hidden]` of pictures, one after the other; sizes may differ."""

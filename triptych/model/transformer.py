@@ -17,6 +17,7 @@ by the order of slots. For a prompt of two tokens, a noisy picture (brackets [ ]
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,19 @@ from torch import Tensor, nn
 
 from triptych.model.config import LanguageConfig
 from triptych.model.context import Context
+
+Experts = Literal["und", "gen", "both"]
+DRAWING = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")  # marks in parameters' names
+
+
+def draws(name: str) -> bool:
+    """Whether a parameter of that name is met by latent tokens alone: no word depends on it until a picture is made."""
+    return any(mark in name for mark in DRAWING)
+
+
+def learns(name: str, experts: Experts) -> bool:
+    """Whether a parameter of that name is among those of these experts."""
+    return experts == "both" or draws(name) == (experts == "gen")
 
 
 @dataclass(frozen=True)
@@ -171,8 +185,17 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Context | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        und: Tensor,
+        gen: Tensor,
+        layout: Layout,
+        cache: Context | None = None,
+        heard: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states after the final norms of `und [batch und hidden]` and `gen [batch gen hidden]`.
+
+        `heard` gets what each layer makes of `und`, one after another.
 
         With a cache, the new tokens also see what it holds, and their keys are written to its scratch slots; the caller
         decides with `Context.advance` whether they stay.
@@ -185,6 +208,8 @@ class Decoder(nn.Module):
         mask = layout.mask(past)
         for index, layer in enumerate(self.layers):
             und, gen = layer(und, gen, rotary, mask, cache, index)
+            if heard is not None:
+                heard.append(und)
         return self.norm(und), self.norm_moe_gen(gen) if gen.shape[1] else gen
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from triptych.errors import ConfigError
 from triptych.model.config import SKETCH_FINE, Sampling
+from triptych.model.transformer import Experts
 from triptych.rewards.shaping import Grain, RewardRule
 from triptych.rl.teach import ModelLessons
 
-Experts = Literal["und", "gen", "both"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

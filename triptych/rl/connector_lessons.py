@@ -97,9 +97,7 @@ def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict
     return loss, {"said": float((right[0] & right[1])[there].float().mean())}
 
 
-def study_connector(
-    bagel: Bagel, lessons: ConnectorLessons, seed: int, folder: Path, every: int
-) -> Iterator[Studied]:
+def study_connector(bagel: Bagel, lessons: ConnectorLessons, seed: int, folder: Path, every: int) -> Iterator[Studied]:
     """Train the connector of `bagel` from the newest checkpoint in `folder`, yielding a step at a time.
 
     At the end `bagel` holds the averaged connector, brought to its loudness.

@@ -1,8 +1,8 @@
 """Supervised learning first: how SKETCH learns to speak, see and draw. `triptych lessons sketch` runs this.
 
 Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the connector between eyes and
-words, the model that joins them, the decoder once more, and at last the model again on pictures of its own. The result
-is an ordinary checkpoint folder, with averaged weights in bfloat16.
+words, the model that joins them, the decoder once more, the model again on pictures of its own, and at last the drawing
+experts alone. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from triptych.errors import ConfigError, ModelError
 from triptych.model import weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH, BagelConfig
+from triptych.model.transformer import learns
 from triptych.rewards.world import WorldJudge
 from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import (
@@ -36,12 +37,13 @@ from triptych.rl.decoder_lessons import DecoderLessons, study_decoder
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
+from triptych.rl.recall import Recall
 from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
 
-VIEW = "vit_model."
+VIEW, RECALL = "vit_model.", "recall."
 
 
-# The last stage: mostly words about pictures, and some of what is looked at or mended is the model's own work.
+# Mostly words about pictures, and some of what is looked at or mended is the model's own work.
 OWN = ModelLessons(
     steps=1800,
     pictures=16,
@@ -54,7 +56,22 @@ OWN = ModelLessons(
     cooldown=0.5,
     words_weight=3.0,  # the words that turn on what is seen are few among those that list it
     own=0.25,
+    recall=0.5,
     mix=Mix(right=0.35, scrambled=0.7, unseen=0.7, describes=0.1),
+)
+# The last stage: what so many words have cost is drawn again, and no word changes. Pictures at once need it most.
+DRAW = ModelLessons(
+    steps=360,
+    pictures=52,
+    edits=10,
+    words=0,
+    plans=0.2,
+    rate=1.5e-3,
+    matrix_rate=0.013,
+    warmup=5,
+    cooldown=0.6,
+    average=0.98,
+    experts="gen",
 )
 
 
@@ -74,7 +91,8 @@ class LessonsConfig:
     model: ModelLessons = field(default_factory=ModelLessons)
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 600  # drawn by the model before the last stage, to learn from its own mistakes
+    own_pictures: int = 600  # drawn by the model before that stage, to learn from its own mistakes
+    draw: ModelLessons = DRAW
 
 
 DEBUG = LessonsConfig(
@@ -84,8 +102,9 @@ DEBUG = LessonsConfig(
     connector=ConnectorLessons(steps=2, batch=2),
     model=ModelLessons(steps=2, pictures=3, edits=2, words=3),
     decoder=DecoderLessons(steps=2, batch=2),
-    own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5),
+    own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5, recall=0.5),
     own_pictures=2,
+    draw=ModelLessons(steps=2, pictures=3, edits=2, words=0, experts="gen"),
 )
 RECIPES = {"sketch": LessonsConfig(), "debug": DEBUG}
 
@@ -127,6 +146,9 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
     yield from school.sharpen(config.decoder)
     if config.own.steps:
         yield from school.study("own", config.own, school.own_lessons(config.own_pictures))
+    if config.draw.steps:
+        school.settle()
+        yield from school.study("draw", config.draw)
     school.graduate(out / "model")
 
 
@@ -156,8 +178,10 @@ class School:
         self.bagel.autoencoder.requires_grad_(False)
         self.bagel.vit_model.requires_grad_(not config.eyes.frozen)
         self.bagel.train().to(device)
+        self.recall = Recall(self.bagel).to(device)
         self.taught = {name: p for name, p in self.bagel.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.taught.items()}
+        self.taught |= {f"{RECALL}{name}": p for name, p in self.recall.named_parameters()}
 
     def _joined(self, bagel_config: BagelConfig) -> Bagel:
         """A new model around the autoencoder and the eyes of the earlier stages."""
@@ -190,7 +214,8 @@ class School:
 
     def study(self, stage: str, lessons: ModelLessons, own: Sequence[Lesson] = ()) -> Iterator[Step]:
         """Teach a stage from its newest checkpoint, else from the weights as they are; yields a Step per update."""
-        schools = optimizers(self.taught, lessons.matrix_rate, lessons.rate)
+        learning = self._learners(lessons)
+        schools = optimizers(learning, lessons.matrix_rate, lessons.rate)
         bases = rates(schools)
         start = self._resume(stage, schools)
         for step, page in enumerate(self._pages(lessons, start, own), start=start):
@@ -198,13 +223,26 @@ class School:
             for optimizer in schools.values():
                 optimizer.zero_grad(set_to_none=True)
             with shared_cores(self.config.hands):
-                metrics = teach(self.bagel, lessons, page, self.device, self.config.hands)
-                metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(self.taught.values(), lessons.clip))
+                recall = self.recall if lessons.recall else None
+                metrics = teach(self.bagel, lessons, page, self.device, self.config.hands, recall)
+                metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(learning.values(), lessons.clip))
                 step_all(schools, self.config.hands)
             blend(self.average, self.bagel, keep_at(step, lessons.average))
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
                 self._save(stage, step + 1, schools)
             yield Step(stage, step, lessons.steps, metrics.pop("loss"), metrics)
+
+    def _learners(self, lessons: ModelLessons) -> dict[str, Tensor]:
+        """What a stage teaches; nothing is computed for the rest."""
+        for name, parameter in self.taught.items():
+            asked = lessons.recall > 0 or not name.startswith(RECALL)
+            parameter.requires_grad_(asked and learns(name, lessons.experts))
+        return {name: parameter for name, parameter in self.taught.items() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Go on from the averaged weights: a stage that leaves some alone leaves them as they will be saved."""
+        self.bagel.load_state_dict(self.average, strict=False)
 
     def sharpen(self, lessons: DecoderLessons) -> Iterator[Step]:
         """Teach the decoder alone; what the joined model has learnt of latents stays true."""
@@ -243,7 +281,8 @@ class School:
         with torch.no_grad():
             for name, parameter in self.taught.items():
                 parameter.copy_(tensors[f"model/{name}"])
-                self.average[name].copy_(tensors[f"average/{name}"])
+            for name, average in self.average.items():
+                average.copy_(tensors[f"average/{name}"])
         for name, optimizer in schools.items():
             checkpoint.unpack_optimizer(name, optimizer, tensors)
         return record["step"]

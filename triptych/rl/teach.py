@@ -23,10 +23,12 @@ from triptych.data.render import render
 from triptych.model import flow
 from triptych.model.bagel import Bagel
 from triptych.model.sequence import Block, Latent, Text, View
+from triptych.model.transformer import Experts
 from triptych.model.vae import patchify
 from triptych.model.words import encode, say_plan, say_reflection
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.eyes_lessons import worn
+from triptych.rl.recall import LAYER, Recall
 
 SEEING = ("answer", "reflect")  # lessons in words about a picture
 DOUBT = 1e-3  # least doubt about a word, so that those which are sure still count
@@ -55,6 +57,8 @@ class ModelLessons:
     drop_text: float = 0.1  # so that guidance has a branch without the text
     drop_image: float = 0.05  # and one without the picture, for edits
     own: float = 0.0  # share of edits and reflections on the model's own pictures
+    recall: float = 0.0  # weight of the lesson that tokens know the word before them, in `recall.py`
+    experts: Experts = "both"  # which weights learn; "gen" leaves every word as it is
     mix: Mix = field(default_factory=Mix)
 
 
@@ -112,14 +116,22 @@ def shared_cores(hands: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device, hands: int = 1) -> dict[str, float]:
-    """Put a step's gradients on the parameters; returns the metrics.
+def teach(
+    bagel: Bagel,
+    config: ModelLessons,
+    page: Sheet,
+    device: torch.device,
+    hands: int = 1,
+    recall: Recall | None = None,
+) -> dict[str, float]:
+    """Put a step's gradients on the parameters, those of `recall` included; returns the metrics.
 
     Each group is cut into `hands` parts that are worked on at the same time, one thread each; gradients are added in a
     fixed order, so that a step is the same number whatever the threads do. With one intra-op thread per hand, two hands
     on two CPU cores do nearly twice the work of one, where two intra-op threads do a fifth more.
     """
-    parameters = [parameter for parameter in bagel.parameters() if parameter.requires_grad]
+    learners = [bagel] if recall is None else [bagel, recall]
+    parameters = [parameter for one in learners for parameter in one.parameters() if parameter.requires_grad]
     parts = [
         (lessons[hand::hands], len(lessons[hand::hands]) / len(lessons), page.seed + hands * group + hand)
         for group, lessons in enumerate(page.groups)
@@ -131,7 +143,7 @@ def teach(bagel: Bagel, config: ModelLessons, page: Sheet, device: torch.device,
         lessons, share, seed = part
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):  # a cache would be shared by the hands
             rows, targets = told(bagel, config, lessons, torch.Generator().manual_seed(seed))
-            loss, metrics = group_loss(bagel, config, rows, targets, lessons[0].kind)
+            loss, metrics = group_loss(bagel, config, rows, targets, lessons[0].kind, recall)
         gradients = torch.autograd.grad(loss * share, parameters, allow_unused=True)
         return gradients, {name: value * share for name, value in ({"loss": float(loss.detach())} | metrics).items()}
 
@@ -198,13 +210,22 @@ def told(
 
 
 def group_loss(
-    bagel: Bagel, config: ModelLessons, rows: list[list[Block]], targets: Tensor, name: str
+    bagel: Bagel,
+    config: ModelLessons,
+    rows: list[list[Block]],
+    targets: Tensor,
+    name: str,
+    recall: Recall | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Velocity error plus cross entropy of one packed group."""
-    batch = bagel.pack(rows)
-    und, gen = bagel(batch)
+    """Velocity error plus cross entropy of one packed group, and what the words know of one another if asked."""
+    batch, heard = bagel.pack(rows), list[Tensor]()
+    und, gen = bagel(batch, heard=heard)
     metrics: dict[str, float] = {}
     loss = torch.zeros((), device=bagel.device)
+    if recall is not None and config.recall and name in SEEING:
+        missed = recall.loss(heard[LAYER], batch)
+        loss = loss + config.recall * missed
+        metrics["recall"] = float(missed.detach())
     if len(batch.mse_slots):
         velocity = bagel.llm2vae(gen.flatten(0, 1)[batch.mse_slots]).float()
         error = (velocity - targets).square().mean()

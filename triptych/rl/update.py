@@ -23,15 +23,15 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
 from triptych.model.flow import gaussian_kl
 from triptych.model.scoring import Painting, Utterance
+from triptych.model.transformer import Experts, draws
 from triptych.rl import adapters
 from triptych.rl.batch import Batch
 from triptych.rl.clock import Clock
-from triptych.rl.config import Experts, Part, Stage, TrainConfig
+from triptych.rl.config import Part, Stage, TrainConfig
 from triptych.rl.losses import flow_grpo, grpo, token_kl
 from triptych.rl.teach import Sheet, teach
 from triptych.rl.tree import seed_of
 
-GEN = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.")  # marks of the names that draw
 FRESH = 4  # the seed of new adapters among those of a run
 
 
@@ -81,7 +81,7 @@ class Learner:
         self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
         self.homes: dict[str, list[nn.Parameter]] = {"und": [], "gen": []}
         for name, parameter in self.learning.items():
-            self.homes["gen" if any(mark in name for mark in GEN) else "und"].append(parameter)
+            self.homes["gen" if draws(name) else "und"].append(parameter)
         groups = [{"params": self.homes["und"]}, {"params": self.homes["gen"]}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.decay
