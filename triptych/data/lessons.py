@@ -59,7 +59,7 @@ class Mix:
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
-    unseen: float = 0.5  # of the scrambled ones: no picture but its list in words, to be compared with the prompt
+    unseen: float = 0.5  # of the flawed ones: no picture but its list in words, to be compared with the prompt
     layout: Layout = field(default_factory=lambda: Layout(usual=0.0))  # pictures of one prompt should differ
     at_once: Layout = field(default_factory=Layout)  # of pictures without a plan, where nothing says what goes where
 
@@ -104,7 +104,7 @@ def reflect(seed: int, mix: Mix) -> Lesson:
     unseen = False
     if chance.random() >= mix.right:
         mixed_up = chance.random() < mix.scrambled
-        unseen = mixed_up and chance.random() < mix.unseen
+        unseen = chance.random() < mix.unseen
         scene = scrambled(spec, chance, mix.layout) if mixed_up else spoil(scene, spec, seed, mistakes(chance, mix))
     change = fix(scene, spec, seed)
     return Lesson(
