@@ -25,6 +25,7 @@ from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewa
 from triptych.rl.stream import StickerPrompts
 from triptych.rl.teach import ModelLessons
 from triptych.rl.train import Step, train
+from triptych.rl.tree import seed_of
 from triptych.trace import Verdict
 
 PROMPTS = StickerPrompts(0)
@@ -135,7 +136,7 @@ def test_micro_batches_change_nothing_but_memory():
 
 def test_drawing_learns_to_please():
     """FlowGRPO on the brightness of a picture makes it brighter, and moves nothing but the gen experts."""
-    stage = replace(DEBUG.reason, parents=2, width=6, plan=False)
+    stage = replace(DEBUG.reason, parents=2, width=6, plans=0.0)
     picture = replace(stage.picture, rate=3e-3, kl=0.0, divide=True, window=2)
     sampling = replace(stage.sampling, text_guidance=1.0)
     config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=Tree(depth=0), steps=30)
@@ -151,6 +152,16 @@ def test_drawing_learns_to_please():
     assert (brightness() - untrained).mean() > 0.1  # levels, for the same prompts and noise, none of them trained on
     moved = {name for name, p in bagel.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("_moe_gen" in name or name.startswith(("llm2vae", "vae2llm", "time_")) for name in moved)
+
+
+def test_a_share_of_the_rollouts_draws_without_a_plan():
+    config = replace(DEBUG, reason=replace(DEBUG.reason, plans=0.5), tree=Tree(depth=0), steps=12)
+    planned = [step.metrics["planned"] for step in run(config)]
+    assert set(planned) == {0.0, 1.0}
+    often = [config.reason.decided(seed_of(config.seed, step, 4)).plans for step in range(400)]
+    assert 150 < sum(often) < 250
+    with pytest.raises(ConfigError, match=r"--reason\.plans"):
+        replace(DEBUG, reason=replace(DEBUG.reason, plans=1.5)).check()
 
 
 class Wordy:

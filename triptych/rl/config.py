@@ -64,12 +64,16 @@ class Stage:
     width: int = 8  # siblings in a group
     per_text: int = 1  # siblings that share a text, and differ in their strokes alone
     updates: int = 1  # on one rollout
-    plan: bool = True  # Reason: say a plan first
+    plans: float = 1.0  # Reason: share of the rollouts that say a plan first; the others draw at once
 
     @property
     def speaks(self) -> bool:
         """Whether its text learns."""
-        return self.text.on and self.plan
+        return self.text.on and self.plans > 0
+
+    def decided(self, seed: int) -> Stage:
+        """The stage of one rollout, which says plans or says none: the seed chooses, by the share of each."""
+        return replace(self, plans=float(np.random.default_rng(seed).random() < self.plans))
 
     def sampled(self, points: int, seed: int) -> Sampling:
         """The sampling of one step: stochastic steps chosen by the seed, and none where pictures do not learn."""
@@ -213,6 +217,8 @@ def _check_stage(name: str, stage: Stage) -> None:
             f"per_text={stage.per_text} does not divide width={stage.width}; expected so many whole sets of siblings: "
             f"set --{name}.per-text"
         )
+    if not 0 <= stage.plans <= 1:
+        raise ConfigError(f"plans={stage.plans}: expected a share in 0..1; set --{name}.plans")
     if stage.speaks and stage.sampling.temperature == 0:
         raise ConfigError(
             f"temperature=0: greedy text has nothing to learn from; set --{name}.sampling.temperature above 0"

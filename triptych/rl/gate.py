@@ -53,7 +53,7 @@ def gaps(bagel: Bagel, prompts: Sequence[str], config: TrainConfig, seed: int) -
     seeds = [seed_of(seed, row) for row in range(len(prompts))]
     noise = [seed] * len(prompts)
     first = config.reason.sampled(config.reason.sampling.draw_points, seed)
-    plans = bagel.plan(prompts, first, seeds) if config.reason.plan else [None] * len(prompts)
+    plans = bagel.plan(prompts, first, seeds) if config.reason.plans > 0 else [None] * len(prompts)
     drawn = bagel.draw(prompts, plans, first, noise, seeds)
     told = [Utterance(p, None, plan) for p, plan in zip(prompts, plans, strict=True) if plan is not None]
     painted = [

@@ -61,6 +61,7 @@ def describe(groups: Sequence[Group], gains: Sequence[Gains]) -> dict[str, float
 def _texts(nodes: Sequence[Node]) -> dict[str, float | None]:
     said = [turn.said for node in nodes if (turn := node.trace.turns[-1]).said is not None]
     return {
+        "planned": _mean(node.trace.turns[0].said is not None for node in nodes),
         "length": _mean(len(one.tokens) for one in said if one is not None),
         "longest": max((float(len(one.tokens)) for one in said if one is not None), default=None),
         "distinct": _mean([len({one.text for one in said if one is not None}) / len(said)] if said else []),

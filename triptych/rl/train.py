@@ -110,7 +110,8 @@ Growths = list[tuple[Growth, slice | None]]  # how to grow, and which turns of a
 def _growths(config: TrainConfig, standing: Standing) -> tuple[str, Growths]:
     """What this step grows: a beat of the tree, or whole chains."""
     seed = seed_of(config.seed, standing.step, 1)
-    first = Growth(config.reason, config.reason.sampled(config.reason.sampling.draw_points, seed), config.reward)
+    begun = config.reason.decided(seed_of(config.seed, standing.step, 4))
+    first = Growth(begun, begun.sampled(begun.sampling.draw_points, seed), config.reward)
     later = Growth(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
     if config.tree.kind == "trajectory":
         return "trajectory", [(first, slice(0, 1)), (later, slice(1, None))]

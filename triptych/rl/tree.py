@@ -74,7 +74,7 @@ def expand(policy: Policy, judge: Judge, parents: Sequence[Node], growth: Growth
     """One group of siblings per parent: Reason from prompts, Refine from pictures. Parents are all of one kind."""
     traces, seeds = _siblings(parents, growth.stage, seed)
     if parents[0].is_root:
-        grown = reason(policy, traces, growth.sampling, growth.stage.plan, seeds=seeds)
+        grown = reason(policy, traces, growth.sampling, growth.stage.plans > 0, seeds=seeds)
     else:
         grown = refine(policy, traces, growth.sampling, seeds=seeds)
     verdicts = judged(judge, grown, [parent.verdict for parent in parents for _ in range(growth.stage.width)])
@@ -92,7 +92,7 @@ def chains(
     """Full-trajectory RL: siblings are whole chains from a prompt, with one reward at the end for all they said and
     drew: V, and for the text the form of every answer too. The width is that of `first`."""
     traces, seeds = _siblings(parents, first.stage, seed)
-    traces = reason(policy, traces, first.sampling, first.stage.plan, seeds=seeds)
+    traces = reason(policy, traces, first.sampling, first.stage.plans > 0, seeds=seeds)
     for turn in range(turns):
         going = [row for row, trace in enumerate(traces) if not trace.finished]
         if not going:
