@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from triptych.model.bagel import Bagel
     from triptych.model.config import BAGEL_7B, SKETCH, Sampling
     from triptych.model.weights import load
+    from triptych.model.words import parse_answer
     from triptych.rewards.judge import Judge
     from triptych.rewards.world import WorldJudge
     from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
@@ -41,6 +42,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "Verdict",
     "WorldJudge",
     "load",
+    "parse_answer",
     "parse_prompt",
     "play",
     "reason",
@@ -60,6 +62,7 @@ _HOMES = {
     "triptych.model.bagel": ("Bagel",),
     "triptych.model.config": ("BAGEL_7B", "SKETCH", "Sampling"),
     "triptych.model.weights": ("load",),
+    "triptych.model.words": ("parse_answer",),
     "triptych.rewards.judge": ("Judge",),
     "triptych.rewards.world": ("WorldJudge",),
     "triptych.trace": ("Completion", "Drawing", "Item", "Prompt", "Spec", "Trace", "Turn", "Verdict"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from triptych.data.captions import parse_instruction
+from triptych.data.captions import ALL_HELD, describe_question, parse_instruction, plan_text
 from triptych.data.deficits import remarks
 from triptych.data.edits import apply
 from triptych.data.layout import Layout
@@ -24,7 +24,7 @@ from triptych.model.config import SKETCH
 from triptych.model.sequence import Latent, Text, View, grid_ids
 from triptych.model.transformer import draws
 from triptych.model.vae import patchify
-from triptych.model.words import say_reflection
+from triptych.model.words import say_answer, say_reflection
 from triptych.rl import checkpoint
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
@@ -242,7 +242,7 @@ def test_a_picture_is_asked_about_several_times_and_every_answer_is_taught():
         asked = [one.asked, *(question for question, _ in one.more)]
         assert len(set(asked)) == len(asked)
         spoken = [bagel.tokenizer.decode(block.ids).strip() for block in row if isinstance(block, Text) and block.loss]
-        assert spoken == [one.reply, *(reply for _, reply in one.more)]
+        assert spoken == [say_answer(one.thought, one.reply), *(reply for _, reply in one.more)]
 
 
 def test_pictures_at_once_are_laid_out_as_usual_and_others_freely():
@@ -261,6 +261,7 @@ def test_a_picture_that_is_not_seen_is_given_in_words():
     bagel = Bagel(SKETCH, build_tokenizer())
     several = [one for one in (lesson("reflect", seed) for seed in range(80)) if one.before is None][:8]
     rows, _ = told(bagel, ModelLessons(), several, torch.Generator().manual_seed(0))
+    assert len(several) == 8
     for one, row in zip(several, rows, strict=True):
         assert not any(isinstance(block, View) for block in row)
         (said,) = [block for block in row if isinstance(block, Text) and block.loss]
@@ -272,6 +273,31 @@ def test_a_picture_that_is_not_seen_is_given_in_words():
         words = bagel.tokenizer.decode(learnt)
         assert "<think>" not in words and "</think>" in words
         assert not set(words.split(".")[0].split()) & (set(CLASSES) - set(COLORS))
+
+
+def test_questions_are_answered_behind_what_is_seen():
+    """The first answer lists the picture; with its list given, only what follows from it is learnt."""
+    bagel = Bagel(SKETCH, build_tokenizer())
+    mix = Mix(fits=1.0, describes=0.3)
+    several = [lesson("answer", seed, mix) for seed in range(120)]
+    for one in several:
+        if one.thought is None:
+            assert one.asked == describe_question() and one.before is not None
+        elif ". " in one.thought:
+            assert one.asked.startswith("does the picture show")
+            assert (one.reply == "yes") == one.thought.endswith(f"{ALL_HELD}.")
+        elif one.before is not None:
+            assert one.thought == plan_text(one.before)
+    unseen = [one for one in several if one.before is None]
+    assert 15 < len(unseen) < 60
+    rows, _ = told(bagel, ModelLessons(), unseen, torch.Generator().manual_seed(0))
+    for one, row in zip(unseen, rows, strict=True):
+        assert not any(isinstance(block, View) for block in row)
+        first, *_ = [block for block in row if isinstance(block, Text) and block.loss]
+        learnt = [token for place, token in enumerate(first.ids) if place not in set(first.given)]
+        words = bagel.tokenizer.decode(learnt)
+        assert "<think>" not in words and words.endswith(f"</think>{one.reply}")
+        assert ". " in one.thought or words == f"</think>{one.reply}"
 
 
 def test_scrambled_pictures_hold_the_words_of_the_prompt_and_are_mostly_wrong():

@@ -1,9 +1,11 @@
 """Laws of lessons on own pictures."""
 
+from triptych.data.captions import plan_text
 from triptych.data.layout import FREE_LAYOUT
-from triptych.data.lessons import Lesson
+from triptych.data.lessons import Lesson, Mix
+from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker
-from triptych.rl.own import settled
+from triptych.rl.own import own_lessons, settled
 from triptych.rl.teach import ModelLessons, sheet
 from triptych.trace import Item, Spec
 
@@ -26,3 +28,15 @@ def test_stops_on_own_pictures_are_as_frequent_as_in_other_lessons():
     (said,) = [group for group in sheet(config, 0, 0, own).groups if group]
     share = sum(one.reply is None for one in said) / len(said)
     assert abs(share - config.mix.right) < 0.1  # four deviations of 400 draws
+
+
+def test_own_pictures_are_asked_about_and_whether_they_fit():
+    spec = Spec("free", (Item("cat", 2),))
+    scenes = [Scene.sample(spec, 0), Scene.sample(Spec("free", (Item("cat", 1),)), 1)]
+    own = own_lessons([spec, spec], render(scenes).numpy(), lambda _: scenes, 0, Mix())
+    one, other = [lesson for lesson in own if lesson.kind == "answer"]
+    assert one.thought == plan_text(scenes[0]) and one.picture is not None
+    assert other.asked.startswith("does the picture show") and other.reply == "no" and "two cats" in other.thought
+    config = ModelLessons(pictures=0, edits=0, words=40, answers=1.0, own=1.0)
+    (asked,) = [group for group in sheet(config, 0, 0, own).groups if group]
+    assert {id(lesson) for lesson in asked} == {id(one), id(other)}

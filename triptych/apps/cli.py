@@ -131,12 +131,17 @@ class Ask(ModelChoice):
     def run(self, open_model: Open) -> int:
         from triptych.apps.inputs import check_at_least, check_text
         from triptych.model.pictures import read_picture
+        from triptych.model.words import CLOSE, parse_answer, parse_thought
 
         check_at_least("seed", self.seed, 0)
         question, image = check_text(self.question, "question"), read_picture(self.image)
         model = self.load(open_model)
-        (answer,) = model.answer([image], [question], model.config.fine, [self.seed])
-        _print(json.dumps({"question": question, "answer": answer.text}) if self.as_json else answer.text)
+        (said,) = model.answer([image], [question], model.config.fine, [self.seed])
+        answer, thought = parse_answer(said.text), parse_thought(said.text) if CLOSE in said.text else None
+        if self.as_json:
+            _print(json.dumps({"question": question, "answer": answer, "thought": thought}))
+        else:
+            _print(answer if thought is None else f"({thought})\n{answer}")
         return 0
 
 

@@ -86,7 +86,12 @@ def remarked_text(scene: Scene, spec: Spec) -> str:
 
 
 def split_remarks(reflection: str) -> list[tuple[str, bool]]:
-    """A reflection in pieces, in order: False where it lists what is seen, True where it says what that is worth."""
+    """A reflection in pieces, in order: False where it lists what is seen, True where it says what that is worth.
+
+    A bare list is all of one piece.
+    """
+    if ". " not in reflection:
+        return [(reflection, False)]
     listed, verdict = reflection.split(". ", 1)
     pieces: list[tuple[str, bool]] = []
     for number, part in enumerate(listed.split(", ")):

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 from triptych.data.captions import (
+    NO,
+    YES,
     describe_question,
     fits_question,
     instruction_text,
@@ -34,7 +36,7 @@ Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
 class Lesson:
     """One pair. `asked` is a prompt, an instruction or a question; `thought` and `reply` are what should be said
     (a reflection without a reply is a stop); `before` is the picture that is seen, `after` the one to be drawn. A
-    reflection without a picture is given what it lists, and learns what that is worth."""
+    reflection or an answer without a picture is given what it lists, and learns what that is worth."""
 
     kind: Kind
     asked: str
@@ -55,6 +57,7 @@ class Mix:
     fits: float = 0.25  # questions whether a text fits the picture
     assorted: float = 0.6  # answers about stickers that have nothing to do with one another: there is much to mistake
     describes: float = 0.3  # of these: a list of all that is there; what else names classes without a prompt to copy?
+    listed: float = 0.3  # of the other questions: no picture but its list in words, to be searched and counted
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
@@ -117,32 +120,39 @@ def reflect(seed: int, mix: Mix) -> Lesson:
 
 
 def answer(seed: int, mix: Mix) -> Lesson:
-    """A picture and questions about it with their answers; or a picture and all that is on it."""
+    """A picture and questions about it, the first answered behind a list of what is seen; or that list alone."""
     chance = random.Random(seed)
+    unseen = chance.random() < mix.listed
     if chance.random() < mix.assorted:
         scene = assorted(chance, mix.layout)
         if chance.random() < mix.describes:
             return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
-        return _quiz(scene, questions(scene, seed, mix))
+        return quiz(scene, seed, mix, unseen=unseen)
     spec = random_spec(seed)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() >= mix.fits:
-        return _quiz(scene, questions(scene, seed, mix))
+        return quiz(scene, seed, mix, unseen=unseen)
     if chance.random() < 0.5:
         scene = spoil(scene, spec, seed, 1)
-    right = all(one.held for one in check(scene, spec))
-    fit = fits_question(prompt_text(spec, wording_of(spec))), "yes" if right else "no"
-    return _quiz(scene, [fit, *questions(scene, seed, mix)[1:]])
+    return quiz(scene, seed, mix, spec, unseen)
 
 
-def questions(scene: Scene, seed: int, mix: Mix) -> list[tuple[str, str]]:
-    """Several questions about a scene and their answers, none of them twice."""
-    return list(dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions)).items())
+def quiz(
+    scene: Scene, seed: int, mix: Mix, fits: Spec | None = None, unseen: bool = False, picture: np.ndarray | None = None
+) -> Lesson:
+    """Questions about a scene, in `picture` if it was drawn by the model; the first one whether it fits a spec, if any.
 
-
-def _quiz(scene: Scene, pairs: Sequence[tuple[str, str]]) -> Lesson:
+    The thought before the first answer is a list of all that is seen, and whether it fits is a matter of reflection.
+    What was listed need not be listed again for the questions that follow.
+    """
+    pairs = list(dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions)).items())
+    thought = plan_text(scene)
+    if fits is not None:
+        right = all(one.held for one in check(scene, fits))
+        pairs[0] = fits_question(prompt_text(fits, wording_of(fits))), YES if right else NO
+        thought = reflection_text(scene, fits, fix(scene, fits, seed))
     (question, reply), *more = pairs
-    return Lesson("answer", question, reply=reply, before=scene, more=tuple(more))
+    return Lesson("answer", question, thought, reply, None if unseen else scene, picture=picture, more=tuple(more))
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

@@ -20,7 +20,7 @@ from triptych.data.render import render
 from triptych.data.scene import Scene, check
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
-from triptych.model.words import is_stop, parse_edit
+from triptych.model.words import is_stop, parse_answer, parse_edit
 from triptych.rewards.world import StickerJudge, WorldJudge
 from triptych.trace import Completion, Prompt, Spec, Trace
 
@@ -118,7 +118,7 @@ def answering(policy: Student, specs: Sequence[Spec], seeds: Sequence[int], samp
     scenes = [Scene.sample(spec, seed) for spec, seed in zip(specs, seeds, strict=True)]
     pairs = [question_answer(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
     replies = policy.answer(list(render(scenes).numpy()), [question for question, _ in pairs], sampling, list(seeds))
-    return [reply.text == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
+    return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
 def mending(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool]]:

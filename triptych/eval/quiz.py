@@ -29,7 +29,7 @@ from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, pixels_sha25
 from triptych.eval.report import Row
 from triptych.model.config import Sampling
 from triptych.model.pictures import read_picture
-from triptych.model.words import is_stop, parse_edit, reflection_is_formed
+from triptych.model.words import is_stop, parse_answer, parse_edit, reflection_is_formed
 from triptych.trace import Verdict
 
 QUESTIONS = "questions.jsonl"
@@ -236,7 +236,7 @@ def read_option(reply: str, options: Sequence[str]) -> str | None:
     Case, punctuation, thoughts, and words such as "it is" and "the" before the answer do not matter; digits are
     numbers in words.
     """
-    words = re.findall(r"[a-z]+|[0-9]+", reply.rsplit("</think>", 1)[-1].lower())
+    words = re.findall(r"[a-z]+|[0-9]+", parse_answer(reply).lower())
     plain = " ".join(NUMBERS[int(word)] if word.isdigit() and int(word) < len(NUMBERS) else word for word in words)
     start = _LEAD.match(f"{plain} ")
     rest = f"{plain} "[start.end() if start else 0 :]

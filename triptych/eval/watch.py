@@ -26,7 +26,7 @@ from triptych.eval.fixed import HELD_OUT, Known, untouched
 from triptych.eval.report import Row
 from triptych.eval.suites import rehearsal
 from triptych.loop import play
-from triptych.model.words import is_stop, parse_edit
+from triptych.model.words import is_stop, parse_answer, parse_edit
 from triptych.rewards.world import WorldJudge
 from triptych.trace import Trace
 
@@ -198,7 +198,7 @@ def _answers(
         asked = [question for question, _ in pairs[part]]
         seeds = list(range(watch.seed, watch.seed + len(pairs)))[part]
         replies += policy.answer(pictures[part], asked, policy.config.fine, seeds)
-    return [reply.text == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
+    return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
 def _decisions(policy: Student, name: str, known: Known, watch: Watch) -> dict[str, float | None]:

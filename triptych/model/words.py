@@ -1,7 +1,8 @@
 """The model's words: its tokenizer, and every prompt template beside the parser of its answer (parity kit b.10).
 
 A plan is `<think>plan</think>`; a reflection is `<think>reflection</think>instruction`, or STOP in place of the
-instruction. What was generated is kept as token ids and is never tokenised again.
+instruction; an answer may begin with a thought in the same tags. What was generated is kept as token
+ids and is never tokenised again.
 """
 
 from __future__ import annotations
@@ -76,6 +77,11 @@ def say_reflection(reflection: str, instruction: str | None) -> str:
     return f"{OPEN}{reflection}{CLOSE}{instruction or STOP}"
 
 
+def say_answer(thought: str | None, reply: str) -> str:
+    """What should be answered, behind a thought where there is one."""
+    return reply if thought is None else f"{say_plan(thought)}{reply}"
+
+
 def plan_is_formed(text: object) -> bool:
     """Format reward of Reason: exactly one pair of tags, opening the text and closing it."""
     return isinstance(text, str) and _PLAN.fullmatch(text.strip()) is not None
@@ -94,6 +100,11 @@ def parse_edit(text: str) -> str:
 def is_stop(instruction: str) -> bool:
     """Whether an instruction says that the picture is right as it is. An empty one does not."""
     return _STOP_MARK in instruction.lower()
+
+
+def parse_answer(text: str) -> str:
+    """What follows the last closing tag, stripped; without a tag, all that was said."""
+    return text.rsplit(CLOSE, 1)[-1].strip()
 
 
 def parse_thought(text: str) -> str:

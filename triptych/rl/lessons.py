@@ -258,7 +258,7 @@ class School:
             policy = self.averaged()
             found = own_pictures(policy, count, seed, policy.config.fine)
             keep(folder, *found)
-        return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed)
+        return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed, self.config.own.mix)
 
     def _pages(self, lessons: ModelLessons, start: int, own: Sequence[Lesson]):
         steps, seed = range(start, lessons.steps), self.config.seed + (len(own) > 0)

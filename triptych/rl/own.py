@@ -19,7 +19,7 @@ from triptych.data.captions import instruction_text, reflection_text
 from triptych.data.edits import apply, fix
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.layout import middle
-from triptych.data.lessons import Lesson
+from triptych.data.lessons import Lesson, Mix, quiz
 from triptych.data.scene import Scene, random_spec
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
@@ -43,8 +43,8 @@ def own_pictures(
     return specs, np.stack(pictures)
 
 
-def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: int) -> list[Lesson]:
-    """A reflection on every picture, and an edit of every one that can be mended."""
+def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: int, mix: Mix) -> list[Lesson]:
+    """A reflection on every picture, questions about it, and an edit of every one that can be mended."""
     lessons: list[Lesson] = []
     for index, (spec, picture, scene) in enumerate(zip(specs, pictures, find(list(pictures)), strict=True)):
         change = fix(scene, spec, seed + index)
@@ -53,6 +53,8 @@ def own_lessons(specs: Sequence[Spec], pictures: np.ndarray, find: Find, seed: i
         lessons.append(
             Lesson("reflect", asked, reflection_text(scene, spec, change), order, before=scene, picture=picture)
         )
+        fits = spec if index % 2 else None
+        lessons.append(quiz(scene, seed + index, mix, fits, picture=picture))
         if change is not None and order is not None:
             after = settled(apply(scene, change, seed + index))  # what was drawn a pixel off is drawn in its place
             lessons.append(Lesson("edit", order, before=scene, after=after, picture=picture))

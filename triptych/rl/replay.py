@@ -33,5 +33,6 @@ def page(replay: Replay, groups: Sequence[Group], seed: int, step: int, find: Fi
     drawn = drawn[:: max(1, len(drawn) // max(replay.own, 1))][: replay.own]
     own = []
     if find is not None and drawn:
-        own = own_lessons([spec for spec, _ in drawn], np.stack([image for _, image in drawn]), find, seed + step)
+        specs, pictures = [spec for spec, _ in drawn], np.stack([image for _, image in drawn])
+        own = own_lessons(specs, pictures, find, seed + step, replay.lessons.mix)
     return sheet(replay.lessons, seed, step, own)

@@ -25,7 +25,7 @@ from triptych.model.bagel import Bagel
 from triptych.model.sequence import Block, Latent, Text, View
 from triptych.model.transformer import Experts
 from triptych.model.vae import patchify
-from triptych.model.words import encode, say_plan, say_reflection
+from triptych.model.words import encode, say_answer, say_plan, say_reflection
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.eyes_lessons import worn
 from triptych.rl.recall import LAYER, Recall
@@ -56,7 +56,7 @@ class ModelLessons:
     time_shift: float = 6.0  # the layout is decided at high noise: look there more often
     drop_text: float = 0.1  # so that guidance has a branch without the text
     drop_image: float = 0.05  # and one without the picture, for edits
-    own: float = 0.0  # share of edits and reflections on the model's own pictures
+    own: float = 0.0  # share of edits, reflections and answers on the model's own pictures
     recall: float = 0.0  # weight of the lesson that tokens know the word before them, in `recall.py`
     experts: Experts = "both"  # which weights learn; "gen" leaves every word as it is
     mix: Mix = field(default_factory=Mix)
@@ -82,18 +82,18 @@ def kinds_of_step(config: ModelLessons) -> tuple[tuple[Kind, ...], ...]:
 
 
 def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()) -> Sheet:
-    """The lessons of a step; a share of edits and reflections is taken from `own`."""
+    """The lessons of a step; a share of edits, reflections and answers is taken from `own`."""
     rows = config.pictures + config.edits + config.words
     first = (seed * 1_000_003 + 500_000_000) + step * rows
     chance = random.Random(first)
-    edits, reflections = ([one for one in own if one.kind == kind] for kind in ("edit", "reflect"))
+    edits, reflections, quizzes = ([one for one in own if one.kind == kind] for kind in ("edit", "reflect", "answer"))
     content = [one for one in reflections if one.reply is None]
     critical = [one for one in reflections if one.reply is not None]
     groups = []
     for kinds in kinds_of_step(config):
         group = []
         for kind in kinds:
-            mine = edits if kind == "edit" else []
+            mine = {"edit": edits, "answer": quizzes}.get(kind, [])
             if kind == "reflect":  # most own pictures may be right: stops are balanced as in other lessons
                 mine = content if not critical or (content and chance.random() < config.mix.right) else critical
             if mine and chance.random() < config.own:
@@ -258,21 +258,20 @@ def _words(bagel: Bagel, one: Lesson) -> list[Block]:
     if one.kind == "plan":
         blocks.append(Text(encode(tokenizer, say_plan(one.thought or "")), loss=True))
     elif one.kind == "reflect":
-        blocks.append(_reflection(bagel, one))
+        blocks.append(_thoughtful(bagel, one, say_reflection(one.thought or "", one.reply)))
     elif one.kind == "answer":
-        blocks.append(Text(encode(tokenizer, one.reply or ""), loss=True))
+        blocks.append(_thoughtful(bagel, one, say_answer(one.thought, one.reply or "")))
     for question, reply in one.more:
         blocks.append(Text(encode(tokenizer, templates.answer.format(question=question))))
         blocks.append(Text(encode(tokenizer, reply), loss=True))
     return blocks
 
 
-def _reflection(bagel: Bagel, one: Lesson) -> Text:
+def _thoughtful(bagel: Bagel, one: Lesson, said: str) -> Text:
     """What should be said of a picture; of one that is not seen, what it shows is given."""
-    said = say_reflection(one.thought or "", one.reply)
     if one.before is not None or one.thought is None:
         return Text(encode(bagel.tokenizer, said), loss=True)
-    lead, tail = said.split(one.thought)
+    lead, _, tail = said.partition(one.thought)
     ids, given = [], []
     for piece, learnt in [(lead, False), *split_remarks(one.thought), (tail, True)]:
         more = encode(bagel.tokenizer, piece)
