@@ -19,7 +19,7 @@ from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.model.config import SKETCH, BagelConfig
-from triptych.model.words import parse_thought, say_plan, say_reflection
+from triptych.model.words import parse_thought, say_answer, say_plan, say_reflection
 from triptych.rewards.world import WorldJudge
 from triptych.trace import Completion, Drawing
 
@@ -97,8 +97,9 @@ class ScriptedPolicy:
         seeds: Sequence[int],
         tell: Any = None,
     ) -> list[Completion]:
-        """It says what it sees, whatever the question."""
-        return self._say([plan_text(self._see(image)) for image in images], tell)
+        """It thinks of what it sees, and says that, whatever the question."""
+        seen = [plan_text(self._see(image)) for image in images]
+        return self._say([say_answer(text, text) for text in seen], tell)
 
     def _paint(self, scene: Scene) -> Drawing:
         image = render_array(scene)

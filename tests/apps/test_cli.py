@@ -158,6 +158,9 @@ def test_ask_prints_the_answer(picture: Path, capsys: pytest.CaptureFixture):
     assert triptych("ask", picture, "how many clocks are there?", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["question"] == "how many clocks are there?" and answer["answer"].count("clock") == 3
+    assert answer["thought"] == answer["answer"]
+    assert triptych("ask", picture, "how many clocks are there?") == 0
+    assert capsys.readouterr().out == f"({answer['thought']})\n{answer['answer']}\n"
 
 
 def test_judge_checks_every_fact(picture: Path, capsys: pytest.CaptureFixture):
