@@ -182,9 +182,10 @@ class Learner:
         replay = self.config.replay
         with tally.clock.part("replay"):
             metrics = teach(self.bagel, replay.lessons, page, self.bagel.device)
-        for parameter in self.learning.values():
-            if parameter.grad is not None:
-                parameter.grad *= replay.weight
+        found = [parameter.grad for parameter in self.learning.values() if parameter.grad is not None]
+        for gradient in found:
+            gradient *= replay.weight
+        tally.add("replay_norm", torch.nn.utils.get_total_norm(found))
         for name, value in metrics.items():
             tally.add(f"replay_{name}", torch.tensor(value))
         return replay.weight * metrics["loss"]
