@@ -278,7 +278,7 @@ def test_a_picture_that_is_not_seen_is_given_in_words():
 def test_questions_are_answered_behind_what_is_seen():
     """The first answer lists the picture; with its list given, only what follows from it is learnt."""
     bagel = Bagel(SKETCH, build_tokenizer())
-    mix = Mix(fits=1.0, describes=0.3)
+    mix = Mix(fits=1.0, describes=0.3, listing=True)
     several = [lesson("answer", seed, mix) for seed in range(120)]
     for one in several:
         if one.thought is None:
@@ -298,6 +298,13 @@ def test_questions_are_answered_behind_what_is_seen():
         words = bagel.tokenizer.decode(learnt)
         assert "<think>" not in words and words.endswith(f"</think>{one.reply}")
         assert ". " in one.thought or words == f"</think>{one.reply}"
+
+
+def test_only_whether_a_picture_fits_is_thought_about_unless_lists_are_asked_for():
+    several = [lesson("answer", seed, Mix(fits=0.5)) for seed in range(80)]
+    fitting = [one.asked.startswith("does the picture show") for one in several]
+    assert [one.thought is not None for one in several] == fitting and 5 < sum(fitting) < 40
+    assert all(one.before is not None for one in several)
 
 
 def test_scrambled_pictures_hold_the_words_of_the_prompt_and_are_mostly_wrong():

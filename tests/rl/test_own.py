@@ -33,7 +33,7 @@ def test_stops_on_own_pictures_are_as_frequent_as_in_other_lessons():
 def test_own_pictures_are_asked_about_and_whether_they_fit():
     spec = Spec("free", (Item("cat", 2),))
     scenes = [Scene.sample(spec, 0), Scene.sample(Spec("free", (Item("cat", 1),)), 1)]
-    own = own_lessons([spec, spec], render(scenes).numpy(), lambda _: scenes, 0, Mix())
+    own = own_lessons([spec, spec], render(scenes).numpy(), lambda _: scenes, 0, Mix(listing=True))
     one, other = [lesson for lesson in own if lesson.kind == "answer"]
     assert one.thought == plan_text(scenes[0]) and one.picture is not None
     assert other.asked.startswith("does the picture show") and other.reply == "no" and "two cats" in other.thought

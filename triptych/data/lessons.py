@@ -57,7 +57,8 @@ class Mix:
     fits: float = 0.25  # questions whether a text fits the picture
     assorted: float = 0.6  # answers about stickers that have nothing to do with one another: there is much to mistake
     describes: float = 0.3  # of these: a list of all that is there; what else names classes without a prompt to copy?
-    listed: float = 0.3  # of the other questions: no picture but its list in words, to be searched and counted
+    listing: bool = False  # other questions are answered behind a list of what is seen; else at once, in a word
+    listed: float = 0.3  # of these: no picture but its list in words, to be searched and counted
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
@@ -120,9 +121,9 @@ def reflect(seed: int, mix: Mix) -> Lesson:
 
 
 def answer(seed: int, mix: Mix) -> Lesson:
-    """A picture and questions about it, the first answered behind a list of what is seen; or that list alone."""
+    """A picture and questions about it; or a list of all that is seen."""
     chance = random.Random(seed)
-    unseen = chance.random() < mix.listed
+    unseen = mix.listing and chance.random() < mix.listed
     if chance.random() < mix.assorted:
         scene = assorted(chance, mix.layout)
         if chance.random() < mix.describes:
@@ -142,11 +143,11 @@ def quiz(
 ) -> Lesson:
     """Questions about a scene, in `picture` if it was drawn by the model; the first one whether it fits a spec, if any.
 
-    The thought before the first answer is a list of all that is seen, and whether it fits is a matter of reflection.
-    What was listed need not be listed again for the questions that follow.
+    Whether it fits is answered behind a reflection, and with `mix.listing` any other first question behind a list of
+    what is seen. What was listed need not be listed again for the questions that follow.
     """
     pairs = list(dict(question_answer(scene, seed + 2**48 * turn) for turn in range(mix.questions)).items())
-    thought = plan_text(scene)
+    thought = plan_text(scene) if mix.listing else None
     if fits is not None:
         right = all(one.held for one in check(scene, fits))
         pairs[0] = fits_question(prompt_text(fits, wording_of(fits))), YES if right else NO
