@@ -37,7 +37,8 @@ from triptych.rewards.world import WorldJudge
 from triptych.trace import Completion, Prompt, Trace
 
 if TYPE_CHECKING:
-    from triptych.apps.cli import Bench, Open
+    from triptych.apps.choices import Open
+    from triptych.apps.cli import Bench
 
 EXAMPLE = "A photo of three clocks on the left and one cats on the right"
 ORDER = "paint the sticker at center red"  # what a model that may not stop is made to ask for; any order costs the same
