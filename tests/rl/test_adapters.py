@@ -257,7 +257,7 @@ def test_settings_that_cannot_work_are_refused(config, message):
 
 def test_replayed_words_need_adapters_that_speak():
     silent = replace(DEBUG.reason, text=replace(DEBUG.reason.text, on=False))
-    config = replace(DEBUG, reason=silent, refine=silent, lora=Lora(rank=2, experts="gen"), replay=Replay(weight=1.0))
+    config = replace(DEBUG, reason=silent, refine=silent, lora=Lora(rank=2, experts="gen"), replay=Replay(rate=1e-4))
     with pytest.raises(ConfigError, match="lessons"):
         config.check()
 

@@ -340,6 +340,7 @@ def test_every_recipe_is_sound(name):
         (replace(DEBUG, tree=Tree(right=2.0)), "right=2.0"),
         (replace(DEBUG, reference="average", average=0.0), "--average"),
         (replace(DEBUG, steps=0), "steps=0"),
+        (replace(DEBUG, replay=Replay(rate=-1.0)), "replay.rate=-1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, message):
@@ -351,27 +352,44 @@ def finds(pictures):
     return [Scene.sample(PROMPTS(0).spec, seed) for seed, _ in enumerate(pictures)]
 
 
+SMALL = ModelLessons(pictures=1, edits=2, words=2, own=1.0, noises=1)
+
+
+def taught(config: TrainConfig, out: Path, again: bool = False):
+    """A run whose pictures are large enough for lessons."""
+    bagel, side = tiny(), Resize(96, 96, 16)
+    bagel.config = replace(bagel.config, image_size=(96, 96), vae_resize=side, vit_resize=side)
+    return train(bagel, PROMPTS, BrightnessJudge(), config, out, again, find=finds)
+
+
 def test_lessons_beside_rewards_are_exact_too(tmp_path):
     """They hold a share of own pictures, and a run with them resumes as exactly as one without."""
-    small = ModelLessons(pictures=1, edits=2, words=2, own=1.0, noises=1)
-    config = replace(lessons_only(DEBUG), replay=Replay(1.0, 4, small), steps=2)
-
-    def taught(out, again=False):
-        bagel, side = tiny(), Resize(96, 96, 16)
-        bagel.config = replace(bagel.config, image_size=(96, 96), vae_resize=side, vit_resize=side)
-        return train(bagel, PROMPTS, BrightnessJudge(), config, out, again, find=finds)
-
-    whole = list(taught(tmp_path / "whole"))
+    config = replace(lessons_only(DEBUG), replay=Replay(1e-4, 4, SMALL), steps=2)
+    whole = list(taught(config, tmp_path / "whole"))
     assert all(step.metrics["replay_loss"] > 0 and "text_ratio" not in step.metrics for step in whole)
-    steps = taught(tmp_path / "cut")
+    steps = taught(config, tmp_path / "cut")
     next(steps)
     next(steps)  # the first one is saved when the second is asked for
     steps.close()
-    list(taught(tmp_path / "cut", again=True))
+    list(taught(config, tmp_path / "cut", again=True))
     assert same(newest(tmp_path / "whole"), newest(tmp_path / "cut"))
     page = replay.page(config.replay, whole[0].groups, 0, 0, finds)
     assert [one.picture is not None for one in page.groups[1]] == [True, True]
     assert replay.page(Replay(), whole[0].groups, 0, 0, finds) is None
+
+
+def test_lessons_do_not_drown_rewards(tmp_path):
+    """Their gradients are far longer: in one sum with those of rewards, AdamW would divide by what is not a reward."""
+    once = replace(DEBUG, steps=1, reason=replace(DEBUG.reason, updates=1))
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    (without,) = taught(once, alone)
+    (step,) = taught(replace(once, replay=Replay(1e-4, 4, SMALL)), beside)
+    assert step.metrics["replay_norm"] > step.metrics["norm"] == without.metrics["norm"] > 0
+    with_none, with_both = newest(alone), newest(beside)
+    moments = [name for name in with_none if name.startswith("adamw/")]
+    assert moments and all(torch.equal(with_none[name], with_both[name]) for name in moments)
+    assert any(name.startswith("lessons/") for name in with_both)
+    assert not any(name.startswith("lessons/") for name in with_none)
 
 
 def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):

@@ -100,7 +100,7 @@ class Tree:
 class Replay:
     """Lessons beside the rewards (replay.py); rows are per update."""
 
-    weight: float = 0.0  # of the lessons' loss beside those of the rewards; 0 is off
+    rate: float = 0.0  # their own learning rate, with moments of their own; 0 is off
     own: int = 32  # most pictures of a rollout that become lessons
     lessons: ModelLessons = field(default_factory=lambda: ModelLessons(pictures=6, edits=6, words=12, own=0.5))
 
@@ -179,6 +179,8 @@ class TrainConfig:
             raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average={self.average}: expected a share of 0 or more, below 1")
+        if self.replay.rate < 0:
+            raise ConfigError(f"replay.rate={self.replay.rate}: expected 0 (no lessons) or more")
 
 
 def _check_lora(config: TrainConfig) -> None:
@@ -201,7 +203,7 @@ def _check_lora(config: TrainConfig) -> None:
                     f"{name}.{kind} moves the {part.experts} experts, and only the {lora.experts} ones have adapters; "
                     f"set --lora.experts both, or --{name}.{kind}.no-on"
                 )
-    if config.replay.weight and lora.experts == "gen":
+    if config.replay.rate and lora.experts == "gen":
         raise ConfigError("replayed lessons teach words too, and lora.experts=gen has none to move; set it to both")
 
 

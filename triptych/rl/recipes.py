@@ -33,6 +33,7 @@ from triptych.rl.teach import ModelLessons
 _SKETCH_SAMPLING = replace(
     SKETCH_FINE, temperature=1.0, draw_points=13, edit_points=13, text_guidance=1.0, eta_draw=1.0, eta_edit=1.0
 )
+LESSONS_ALONE = 1e-4  # their rate where nothing else learns
 # No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
     reason=Stage(
@@ -58,7 +59,7 @@ SKETCH_RL = TrainConfig(
     # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
     # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
     replay=Replay(
-        weight=1.0,
+        rate=5e-5,
         own=64,
         lessons=ModelLessons(pictures=4, edits=6, words=48, answers=0.3, own=0.6, mix=Mix(right=0.75)),
     ),
@@ -178,7 +179,7 @@ def rewards_alone(config: TrainConfig, kl: float) -> TrainConfig:
     pulled = _each(
         config, lambda stage: replace(stage, text=replace(stage.text, kl=kl), picture=replace(stage.picture, kl=kl))
     )
-    return replace(pulled, replay=replace(config.replay, weight=0.0))
+    return replace(pulled, replay=replace(config.replay, rate=0.0))
 
 
 def lessons_only(config: TrainConfig) -> TrainConfig:
@@ -189,7 +190,7 @@ def lessons_only(config: TrainConfig) -> TrainConfig:
             stage, text=replace(stage.text, on=False), picture=replace(stage.picture, on=False), updates=2
         ),
     )
-    return replace(silent, replay=replace(config.replay, weight=1.0))
+    return replace(silent, replay=replace(config.replay, rate=LESSONS_ALONE))
 
 
 def _grown(config: TrainConfig, **changes: Any) -> TrainConfig:

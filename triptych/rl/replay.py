@@ -22,7 +22,7 @@ def page(replay: Replay, groups: Sequence[Group], seed: int, step: int, find: Fi
 
     Without a finder none of them is on the model's own pictures.
     """
-    if not replay.weight:
+    if not replay.rate:
         return None
     traces = [node.trace for group in groups for node in group.siblings]
     drawn = [

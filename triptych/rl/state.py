@@ -77,6 +77,7 @@ def save(out: Path, standing: Standing, learner: Learner) -> None:
     if learner.average is not None:
         tensors |= {f"average/{name}": tensor for name, tensor in learner.average.items()}
     tensors |= checkpoint.pack_optimizer("adamw", learner.optimizer)
+    tensors |= checkpoint.pack_optimizer("lessons", learner.lessons)
     nodes, pictures = write_nodes(standing.waiting)
     counts = {**asdict(replace(standing, waiting=())), "waiting": nodes}
     counts.pop("step")
@@ -95,6 +96,7 @@ def resume(out: Path, learner: Learner) -> Standing:
             if learner.average is not None:
                 learner.average[name].copy_(tensors[f"average/{name}"])
     checkpoint.unpack_optimizer("adamw", learner.optimizer, tensors)
+    checkpoint.unpack_optimizer("lessons", learner.lessons, tensors)
     record["waiting"] = tuple(read_nodes(record["waiting"], tensors))
     record["judged"] = tuple((missing, asked) for missing, asked in record["judged"])
     return Standing(**record)

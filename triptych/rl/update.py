@@ -1,8 +1,11 @@
 """One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
 
 Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. One
-AdamW holds both, with a learning rate each. The vision tower and the autoencoder are frozen by default; with adapters
-(adapters.py) everything but them is. Copies are of what learns alone: a frozen weight is in memory once.
+AdamW holds both, with a learning rate each, and another the moments of replayed lessons: their gradients are ten to a
+hundred times longer than those of rewards, which in one sum, divided by its size, would move next to nothing.
+
+The vision tower and the autoencoder are frozen by default; with adapters (adapters.py) everything but them is. Copies
+are of what learns alone: a frozen weight is in memory once.
 """
 
 from __future__ import annotations
@@ -86,6 +89,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.decay
         )
+        self.lessons = torch.optim.AdamW(
+            list(self.learning.values()), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0
+        )
         parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
         with_kl = any(part.kl for part in parts if part.on)
         self.average = _copies(self.learning) if config.average else None
@@ -102,30 +108,37 @@ class Learner:
     def update(
         self, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
     ) -> tuple[dict[str, float], bool]:
-        """Learn from one rollout, as often as the first stage says, and from a page of lessons beside it.
+        """Learn from one rollout, as often as the first stage says, and after each time from a page of lessons.
 
+        Rewards come first, so that the ratios of the first update are those of the policy that was sampled from.
         Returns metrics, and whether all was finite.
         """
         tally, known = Tally(clock), {}
-        if all(teaching.batch.empty for teaching in teachings) and page is None:
+        empty = all(teaching.batch.empty for teaching in teachings)
+        if empty and page is None:
             return {}, True
         stage = teachings[0].stage
         self._set_rates(stage, min(1.0, (step + 1) / max(self.config.warmup, 1)))
         for _ in range(stage.updates):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self._replay(page, tally)
-            for number, teaching in enumerate(teachings):
-                loss += self._backward(number, teaching, tally, known)
-            norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
-            tally.add("loss", torch.tensor(loss))
-            tally.add("norm", torch.tensor(norm))
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                self.optimizer.zero_grad(set_to_none=True)
+            if not empty:
+                losses = [self._backward(n, teaching, tally, known) for n, teaching in enumerate(teachings)]
+                if not self._step(self.optimizer, sum(losses), "", tally):
+                    return tally.read(), False
+            if page is not None and not self._step(self.lessons, self._replay(page, tally), "replay_", tally):
                 return tally.read(), False
-            self.optimizer.step()
             self._blend()
-        self.optimizer.zero_grad(set_to_none=True)
         return tally.read(), True
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: float, name: str, tally: Tally) -> bool:
+        """Move the weights by their gradients, and clear these; nothing moves, and it returns False, if not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
+        tally.add(f"{name}loss", torch.tensor(loss))
+        tally.add(f"{name}norm", torch.tensor(norm))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            optimizer.step()
+        self.bagel.zero_grad(set_to_none=True)
+        return finite
 
     @torch.no_grad()
     def graduate(self, folder: Path | None = None) -> None:
@@ -153,6 +166,7 @@ class Learner:
         for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
             reaches = own.on and own.experts in (home, "both")
             self.optimizer.param_groups[home == "gen"]["lr"] = share * (own if reaches else other).rate
+        self.lessons.param_groups[0]["lr"] = share * self.config.replay.rate
 
     def _backward(self, number: int, teaching: Teaching, tally: Tally, known: dict) -> float:
         """Add the gradients of one stage's batch; returns its loss."""
@@ -175,20 +189,14 @@ class Learner:
             loss += float(part.detach())
         return loss
 
-    def _replay(self, page: Sheet | None, tally: Tally) -> float:
-        """Put the gradients of lessons on the parameters; returns their weighted loss."""
-        if page is None:
-            return 0.0
-        replay = self.config.replay
+    def _replay(self, page: Sheet, tally: Tally) -> float:
+        """Put the gradients of lessons on the parameters; returns their loss."""
         with tally.clock.part("replay"):
-            metrics = teach(self.bagel, replay.lessons, page, self.bagel.device)
-        found = [parameter.grad for parameter in self.learning.values() if parameter.grad is not None]
-        for gradient in found:
-            gradient *= replay.weight
-        tally.add("replay_norm", torch.nn.utils.get_total_norm(found))
+            metrics = teach(self.bagel, self.config.replay.lessons, page, self.bagel.device)
         for name, value in metrics.items():
-            tally.add(f"replay_{name}", torch.tensor(value))
-        return replay.weight * metrics["loss"]
+            if name != "loss":
+                tally.add(f"replay_{name}", torch.tensor(value))
+        return metrics["loss"]
 
     def _text_loss(
         self, rows: Sequence[Utterance], gains: Tensor, teaching: Teaching, tally: Tally, known: dict, key: tuple
