@@ -76,7 +76,27 @@ def test_a_difference_by_hand():
     assert [pair.prompt for pair in found.losses] == [3] and [pair.prompt for pair in found.ties] == [1]
     assert found.sign_p == 1.0  # 2 (3 + 1) / 8
     record = json.loads(json.dumps(found.to_record()))
-    assert record["wins"][0] == {"prompt": 0, "text": "prompt 0", "column": "Color", "first": 0.0, "second": 1.0}
+    assert record["wins"][0] == {
+        "prompt": 0,
+        "unit": 0,
+        "text": "prompt 0",
+        "column": "Color",
+        "first": 0.0,
+        "second": 1.0,
+    }
+
+
+def test_questions_about_one_picture_win_or_lose_together():
+    """Six questions about two pictures are two pairs, not six: five wins among them prove nothing."""
+    group = [0, 0, 0, 0, 1, 1]
+    first, second = (
+        [replace(each, group=unit) for each, unit in zip(rows_of(scores), group, strict=True)]
+        for scores in ([0.0, 0.0, 0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    )
+    found = compare(first, second, COLUMNS, turn=0)
+    assert (len(found.wins), len(found.losses)) == (5, 1)
+    assert found.sign_p == 0.5  # two pictures won, none lost: 2 / 4
+    assert compare(first[:4], [*first[:3], second[3]], COLUMNS, turn=0).sign_p == 1.0
 
 
 def test_the_sign_test_by_hand():

@@ -37,6 +37,7 @@ FORBIDS = {
 }
 PAIRS = ("benchmark", "columns", "prompts", "prompts_sha256")  # without these there are no pairs at all
 UNRECORDED = "not recorded"
+NOTHING = 1e-9  # a difference of shares below this is rounding
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt in both runs: the shares of right pictures over its seeds, None where no verdict is known."""
+    """One prompt in both runs: the shares of right pictures over its seeds, None where no verdict is known.
+
+    `unit` is what shares its luck: the prompt itself, or in a quiz the prompt whose picture is asked about.
+    """
 
     prompt: int
+    unit: int
     text: str
     column: str
     first: float | None
@@ -97,8 +102,16 @@ class Comparison:
 
     @property
     def sign_p(self) -> float | None:
-        """Two-sided exact sign test of wins against losses (McNemar's with one seed); None without either."""
-        more, total = max(len(self.wins), len(self.losses)), len(self.wins) + len(self.losses)
+        """Two-sided exact sign test of wins against losses (McNemar's with one seed); None without either.
+
+        Questions about one picture are not independent: they win or lose together, by the sum of their shares.
+        """
+        gains: dict[int, float] = {}
+        for pair in self.pairs:
+            if pair.first is not None and pair.second is not None:
+                gains[pair.unit] = gains.get(pair.unit, 0.0) + pair.second - pair.first
+        won, lost = sum(gain > NOTHING for gain in gains.values()), sum(gain < -NOTHING for gain in gains.values())
+        more, total = max(won, lost), won + lost
         if not total:
             return None
         tail = sum(math.comb(total, count) for count in range(more, total + 1))
@@ -125,7 +138,7 @@ def compare(
     asked = {row.prompt: row for row in (*second, *first)}
     ours, theirs = _by_prompt(first, turn), _by_prompt(second, turn)
     pairs = tuple(
-        Pair(prompt, row.text, row.column, _share(ours.get(prompt), turn), _share(theirs.get(prompt), turn))
+        Pair(prompt, row.unit, row.text, row.column, _share(ours.get(prompt), turn), _share(theirs.get(prompt), turn))
         for prompt, row in sorted(asked.items())
     )
     paired = {pair.prompt for pair in pairs if pair.outcome != "unpaired"}
