@@ -186,3 +186,11 @@ def test_a_setting_that_is_off_is_named(record, named):
 
 def test_absent_settings_keep_their_defaults():
     assert weights.config_from_json({}) == BAGEL_7B
+
+
+@pytest.mark.parametrize("name", ["sketch", "sketch-lessons"])
+def test_the_packaged_models_load_by_name_and_are_small(name):
+    """Training starts from the lessons (every recipe of SKETCH names them) and ends in `sketch`: both must be there."""
+    folder = weights.find(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 40 * 2**20
+    assert weights.load(name).config.world == "stickers"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from triptych.apps.cli import main
 from triptych.data.scene import Scene
 from triptych.errors import ConfigError, JudgeError, TrainingError
+from triptych.model import weights
 from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
 from triptych.rl import checkpoint, replay
@@ -341,6 +342,7 @@ def test_every_recipe_is_sound(name):
         (replace(DEBUG, reference="average", average=0.0), "--average"),
         (replace(DEBUG, steps=0), "steps=0"),
         (replace(DEBUG, replay=Replay(rate=-1.0)), "replay.rate=-1.0"),
+        (replace(DEBUG, halved=-3), "halved=-3"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, message):
@@ -398,3 +400,23 @@ def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):
     assert not any(name.startswith(("vit_model", "autoencoder")) for name in held)
     assert any(name.startswith("connector") for name in held)
     assert load_file(tmp_path / "checkpoints" / "step-00000002" / "state.safetensors")
+
+
+def test_every_recipe_of_sketch_starts_from_the_packaged_lessons():
+    starts = {name: config.model for name, (config, _) in RECIPES.items() if not name.endswith(("-7b", "debug"))}
+    assert {*starts.values()} == {"sketch-lessons"} and len(starts) >= 10
+    (packaged, lessons) = (weights.load(name).state_dict() for name in ("sketch", "sketch-lessons"))
+    assert packaged.keys() == lessons.keys()
+    assert all(packaged[name].shape == lessons[name].shape for name in packaged)
+
+
+def test_rates_rise_and_then_fall_as_one_over_time(tmp_path):
+    config = replace(DEBUG, warmup=4, halved=20)
+    assert [config.share(step) for step in (0, 1, 20, 40, 60)] == pytest.approx([0.25, 0.5 / 1.05, 1 / 2, 1 / 3, 1 / 4])
+    assert [replace(config, halved=0).share(step) for step in (0, 3, 4, 1000)] == [0.25, 1, 1, 1]
+    for steps, alike in ((1, True), (2, False)):  # at step 0 nothing has fallen yet
+        ends = []
+        for halved in (0, 1):
+            run(replace(DEBUG, steps=steps, halved=halved), tmp_path / f"{steps}-{halved}")
+            ends.append(newest(tmp_path / f"{steps}-{halved}"))
+        assert same(*ends) == alike

@@ -154,7 +154,8 @@ class TrainConfig:
     reference: Literal["frozen", "average", "adapter"] = "frozen"  # what the KL is measured from
     # frozen: the first weights; average: the running average; adapter: the model without its adapters, no copy at all
     average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
-    warmup: int = 10
+    warmup: int = 10  # steps over which rates rise
+    halved: int = 0  # steps after which rates are a half, twice as many a third, and so on; 0 keeps them
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     decay: float = 0.0
@@ -179,8 +180,18 @@ class TrainConfig:
             raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average={self.average}: expected a share of 0 or more, below 1")
-        if self.replay.rate < 0:
-            raise ConfigError(f"replay.rate={self.replay.rate}: expected 0 (no lessons) or more")
+        if min(self.replay.rate, self.warmup, self.halved) < 0:
+            raise ConfigError(
+                f"replay.rate={self.replay.rate}, warmup={self.warmup}, halved={self.halved}: expected 0 or more"
+            )
+
+    def share(self, step: int) -> float:
+        """The share of its rates that a step learns with: it rises, then falls as 1 / (1 + step / halved).
+
+        It knows no last step, so that a run that goes on further than it was meant to is the run it would have been.
+        """
+        risen = min(1.0, (step + 1) / max(self.warmup, 1))
+        return risen / (1 + step / self.halved) if self.halved else risen
 
 
 def _check_lora(config: TrainConfig) -> None:

@@ -36,17 +36,19 @@ _SKETCH_SAMPLING = replace(
 LESSONS_ALONE = 1e-4  # their rate where nothing else learns
 # No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
+    model="sketch-lessons",
     reason=Stage(
         text=TextPart(rate=2e-4, grain="strict", kl=0.0),
-        picture=PicturePart(rate=7e-5, divide=True, kl=0.0),
+        picture=PicturePart(rate=1.5e-4, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
         parents=8,
-        width=8,
+        width=12,
         updates=2,
+        plans=0.0,  # its planned pictures are right already; what there is to learn is to draw without
     ),
     refine=Stage(
-        text=TextPart(rate=2e-4, balance=True, kl=0.0),
-        picture=PicturePart(rate=1e-4, baseline="told", kl=0.0),
+        text=TextPart(rate=5e-5, balance=True, kl=0.0),  # it is sure of its words, and AdamW makes much of little
+        picture=PicturePart(rate=1.5e-4, baseline="told", kl=0.0),
         # With its guidance: an edit that fails for want of it would teach to stop on wrong pictures.
         sampling=replace(_SKETCH_SAMPLING, text_guidance=SKETCH_FINE.text_guidance),
         parents=5,
@@ -59,9 +61,9 @@ SKETCH_RL = TrainConfig(
     # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
     # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
     replay=Replay(
-        rate=5e-5,
+        rate=3e-5,
         own=64,
-        lessons=ModelLessons(pictures=4, edits=6, words=48, answers=0.3, own=0.6, mix=Mix(right=0.75)),
+        lessons=ModelLessons(pictures=8, plans=0.6, edits=6, words=24, answers=0.3, own=0.6, mix=Mix(right=0.75)),
     ),
 )
 

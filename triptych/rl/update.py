@@ -118,7 +118,7 @@ class Learner:
         if empty and page is None:
             return {}, True
         stage = teachings[0].stage
-        self._set_rates(stage, min(1.0, (step + 1) / max(self.config.warmup, 1)))
+        self._set_rates(stage, self.config.share(step))
         for _ in range(stage.updates):
             if not empty:
                 losses = [self._backward(n, teaching, tally, known) for n, teaching in enumerate(teachings)]
