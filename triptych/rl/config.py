@@ -156,6 +156,7 @@ class TrainConfig:
     average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
     warmup: int = 10  # steps over which rates rise
     halved: int = 0  # steps after which rates are a half, twice as many a third, and so on; 0 keeps them
+    moments: Literal["stages", "shared"] = "stages"  # of AdamW: each stage its own, or one for all but the lessons
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     decay: float = 0.0

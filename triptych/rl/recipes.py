@@ -57,6 +57,7 @@ SKETCH_RL = TrainConfig(
         updates=2,
     ),
     tree=Tree(right=0.5),
+    halved=30,
     average=0.97,  # of some thirty updates: at a rate that moves anything, each of them is noisy
     # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
     # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
@@ -137,6 +138,7 @@ RELEASE_7B = TrainConfig(
     compute="bfloat16",
     tree=Tree(parents="pools"),
     reward=RewardRule("release"),
+    moments="shared",
     limits=Limits(text_ratio=0.1, stroke_gap=1e-3),  # bfloat16 through a cache and at once are not the same
     reason=Stage(_RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16),
     refine=Stage(

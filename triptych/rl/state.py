@@ -76,8 +76,8 @@ def save(out: Path, standing: Standing, learner: Learner) -> None:
     tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in learner.learning.items()}
     if learner.average is not None:
         tensors |= {f"average/{name}": tensor for name, tensor in learner.average.items()}
-    tensors |= checkpoint.pack_optimizer("adamw", learner.optimizer)
-    tensors |= checkpoint.pack_optimizer("lessons", learner.lessons)
+    for name, optimizer in learner.optimizers.items():
+        tensors |= checkpoint.pack_optimizer(f"adamw_{name}", optimizer)
     nodes, pictures = write_nodes(standing.waiting)
     counts = {**asdict(replace(standing, waiting=())), "waiting": nodes}
     counts.pop("step")
@@ -95,8 +95,8 @@ def resume(out: Path, learner: Learner) -> Standing:
             parameter.copy_(tensors[f"model/{name}"])
             if learner.average is not None:
                 learner.average[name].copy_(tensors[f"average/{name}"])
-    checkpoint.unpack_optimizer("adamw", learner.optimizer, tensors)
-    checkpoint.unpack_optimizer("lessons", learner.lessons, tensors)
+    for name, optimizer in learner.optimizers.items():
+        checkpoint.unpack_optimizer(f"adamw_{name}", optimizer, tensors)
     record["waiting"] = tuple(read_nodes(record["waiting"], tensors))
     record["judged"] = tuple((missing, asked) for missing, asked in record["judged"])
     return Standing(**record)

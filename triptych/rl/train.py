@@ -92,8 +92,9 @@ def train(
         with clock.part("rollout"), learner.precision():
             rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
         with clock.part("update"):
+            source = "refine" if stage == "refine" else "reason"
             page = replay.page(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
-            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
+            metrics, finite = learner.update(source, _teachings(rollout, growths), standing.step, clock, page)
         before, standing = standing, _advance(standing, rollout, finite, config)
         metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
         picked = standing.waiting[: config.refine.parents]

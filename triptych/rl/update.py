@@ -1,8 +1,9 @@
 """One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
 
-Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. One
-AdamW holds both, with a learning rate each, and another the moments of replayed lessons: their gradients are ten to a
-hundred times longer than those of rewards, which in one sum, divided by its size, would move next to nothing.
+Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. An
+AdamW holds both, with a learning rate each. Reason, Refine and replayed lessons have one of their own: the gradients of
+an edit are ten times as long as those of a first picture, and those of lessons a hundred times, so that in moments that
+are shared, whose size each update is divided by, the shortest would move next to nothing.
 
 The vision tower and the autoencoder are frozen by default; with adapters (adapters.py) everything but them is. Copies
 are of what learns alone: a frozen weight is in memory once.
@@ -35,6 +36,9 @@ from triptych.rl.losses import flow_grpo, grpo, token_kl
 from triptych.rl.teach import Sheet, teach
 from triptych.rl.tree import seed_of
 
+HOMES = ("und", "gen")
+LESSONS = "lessons"
+SOURCES = ("reason", "refine", LESSONS)  # of gradients, each with moments of its own
 FRESH = 4  # the seed of new adapters among those of a run
 
 
@@ -82,20 +86,24 @@ class Learner:
         bagel.autoencoder.requires_grad_(False)
         bagel.vit_model.requires_grad_(config.vision)
         self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
-        self.homes: dict[str, list[nn.Parameter]] = {"und": [], "gen": []}
+        self.homes: dict[str, list[nn.Parameter]] = {home: [] for home in HOMES}
         for name, parameter in self.learning.items():
             self.homes["gen" if draws(name) else "und"].append(parameter)
-        groups = [{"params": self.homes["und"]}, {"params": self.homes["gen"]}]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.decay
-        )
-        self.lessons = torch.optim.AdamW(
-            list(self.learning.values()), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0
-        )
+        shared = config.moments == "shared"
+        self.optimizers = {
+            name: self._adamw(0.0 if name == LESSONS else config.decay)
+            for name in SOURCES
+            if not (shared and name == "refine")
+        }
         parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
         with_kl = any(part.kl for part in parts if part.on)
         self.average = _copies(self.learning) if config.average else None
         self.first = _copies(self.learning) if with_kl and config.reference == "frozen" else None
+
+    def _adamw(self, decay: float) -> torch.optim.AdamW:
+        """An optimiser of both homes, in the order of HOMES; it takes memory for what gradients reach alone."""
+        config, groups = self.config, [{"params": self.homes[home]} for home in HOMES]
+        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=decay)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -106,9 +114,11 @@ class Learner:
             yield
 
     def update(
-        self, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
+        self, source: str, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
     ) -> tuple[dict[str, float], bool]:
         """Learn from one rollout, as often as the first stage says, and after each time from a page of lessons.
+
+        `source` is the stage whose moments are taken, "reason" or "refine"; whole chains take the first.
 
         Rewards come first, so that the ratios of the first update are those of the policy that was sampled from.
         Returns metrics, and whether all was finite.
@@ -118,14 +128,17 @@ class Learner:
         if empty and page is None:
             return {}, True
         stage = teachings[0].stage
-        self._set_rates(stage, self.config.share(step))
+        optimizer = self.optimizers.get(source, self.optimizers["reason"])
+        self._set_rates(optimizer, stage, self.config.share(step))
         for _ in range(stage.updates):
             if not empty:
                 losses = [self._backward(n, teaching, tally, known) for n, teaching in enumerate(teachings)]
-                if not self._step(self.optimizer, sum(losses), "", tally):
+                if not self._step(optimizer, sum(losses), "", tally):
                     return tally.read(), False
-            if page is not None and not self._step(self.lessons, self._replay(page, tally), "replay_", tally):
-                return tally.read(), False
+            if page is not None:
+                loss = self._replay(page, tally)
+                if not self._step(self.optimizers[LESSONS], loss, "replay_", tally):
+                    return tally.read(), False
             self._blend()
         return tally.read(), True
 
@@ -162,11 +175,12 @@ class Learner:
         with torch.no_grad(), self.precision(), wearing:
             yield
 
-    def _set_rates(self, stage: Stage, share: float) -> None:
+    def _set_rates(self, optimizer: torch.optim.Optimizer, stage: Stage, share: float) -> None:
         for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
             reaches = own.on and own.experts in (home, "both")
-            self.optimizer.param_groups[home == "gen"]["lr"] = share * (own if reaches else other).rate
-        self.lessons.param_groups[0]["lr"] = share * self.config.replay.rate
+            optimizer.param_groups[HOMES.index(home)]["lr"] = share * (own if reaches else other).rate
+        for group in self.optimizers[LESSONS].param_groups:
+            group["lr"] = share * self.config.replay.rate
 
     def _backward(self, number: int, teaching: Teaching, tally: Tally, known: dict) -> float:
         """Add the gradients of one stage's batch; returns its loss."""
