@@ -105,10 +105,14 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
     list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
     (lines,) = paper.table([("lessons", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
     overall = {line.title: line.cells["Overall"].value for line in lines if line.cells}
-    assert overall == {"lessons, at once": 1, "lessons, loop, <= 0 turns": 0, "lessons, loop, <= 1 turns": 1}
+    assert overall == {
+        "lessons, at once, <= 0 turns": 1,
+        "lessons, planned, <= 0 turns": 0,
+        "lessons, planned, <= 1 turns": 1,
+    }
     assert [line.title for line in lines] == [slot[0] for slot in paper.SLOTS]
-    assert "R3, <= 4 turns: not measured" in paper.missing(lines)
-    assert "| R3, <= 4 turns | - |" in paper.markdown("rehearsal", lines)
+    assert "R3, planned, <= 4 turns: not measured" in paper.missing(lines)
+    assert "| R3, at once, <= 4 turns | - |" in paper.markdown("rehearsal", lines)
     (lines,) = paper.table([("mine", tmp_path / "plan")]).values()
     assert [line.title for line in lines] == ["mine, <= 0 turns", "mine, <= 1 turns"]
     with pytest.raises(ConfigError, match="both"):
@@ -137,7 +141,7 @@ def test_two_runs_of_training_make_a_study(tmp_path, capfd):
     assert set(told["curves"]["v"]) == {"debug", "chains"} and told["curves"]["v"]["chains"]["runs"] == 1
     rows = [json.loads(text) for text in (tmp_path / "tree" / "steps.jsonl").read_text().splitlines()]
     assert told["curves"]["v"]["debug"]["mean"] == [rows[0]["v"]]
-    assert told["curves"]["planned_score_0"]["debug"]["samples"] == [0, rows[0]["samples"]]
+    assert told["curves"]["at_once_right_0"]["debug"]["samples"] == [0, rows[0]["samples"]]
     assert {path.name for path in (tmp_path / "study").iterdir()} == {
         "curves.svg",
         "curves.png",

@@ -14,11 +14,11 @@ from triptych.eval.ledger import Ledger
 from triptych.eval.report import OVERALL, Estimate, cell
 
 # Rows of the table: title, the label of the folder, whether it plans, most turns.
-SLOTS = (
-    ("lessons, at once", "lessons", False, 0),
-    *((f"lessons, loop, <= {turn} turns", "lessons", True, turn) for turn in range(5)),
-    ("Reason only", "reason-only", True, 0),
-    *((f"R3, <= {turn} turns", "r3", True, turn) for turn in range(5)),
+SLOTS = tuple(
+    (f"{title}, {'planned' if plan else 'at once'}, <= {turn} turns", label, plan, turn)
+    for title, label, turns in (("lessons", "lessons", 5), ("Reason only", "reason-only", 1), ("R3", "r3", 5))
+    for plan in (False, True)
+    for turn in range(turns)
 )
 
 

@@ -141,13 +141,13 @@ def smooth(points: np.ndarray, width: int = SMOOTH) -> np.ndarray:
 def panels(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """What the figure shows: a title, and (source, metric, what a dashed line stands for) of each line in it."""
     turns = max((course.turns or 0 for course in courses), default=0)
-    after = [("evaluation", "planned_{}_0", "first picture")]
-    if turns:
-        after.append(("evaluation", f"planned_{{}}_{turns}", f"after up to {turns} turn{'' if turns == 1 else 's'}"))
+    counts = {0: "first picture", turns: f"after up to {turns} turn{'' if turns == 1 else 's'}"} if turns else {0: ""}
     return [
         ("V in training", [("step", "v", "")]),
-        ("right, held out", [(kind, name.format("right"), told) for kind, name, told in after]),
-        ("checks that hold, held out", [(kind, name.format("score"), told) for kind, name, told in after]),
+        *(
+            (f"right {title}, held out", [("evaluation", f"{way}_right_{turn}", told) for turn, told in counts.items()])
+            for way, title in (("at_once", "at once"), ("planned", "with a plan"))
+        ),
         ("ITA, own pictures", [("evaluation", "ita", "all"), ("evaluation", "ita_balanced", "right and wrong alike")]),
         ("VQA, own pictures", [("evaluation", "vqa", "")]),
         (
