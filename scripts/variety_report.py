@@ -2,9 +2,10 @@
 
     python scripts/variety_report.py runs/lessons runs/r3
 
-The run must have kept its pictures. "Places" is the share of pairs whose stickers stand in other cells of the 3 x 3 grid,
-"things" of those that show other classes, colours or sizes; "either" counts a pair once. Wrong pictures differ as they
-please, so the shares are told of all pairs, and of those in which both pictures are right. The finder says what is seen.
+The run must have kept its pictures. "Places" is the share of pairs whose stickers stand in other cells of the 3 x 3
+grid, "things" of those that show other classes, colours or sizes; "either" counts a pair once. Wrong pictures differ as
+they please, so the shares are told of all pairs, and of those in which both pictures are right. The finder says what is
+seen.
 """
 
 from __future__ import annotations

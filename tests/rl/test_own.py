@@ -1,10 +1,13 @@
 """Laws of lessons on own pictures."""
 
+import numpy as np
+
 from triptych.data.captions import plan_text
 from triptych.data.layout import FREE_LAYOUT
 from triptych.data.lessons import Lesson, Mix
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker
+from triptych.data.vocabulary import UNKNOWN, build_tokenizer
 from triptych.rl.own import own_lessons, settled
 from triptych.rl.teach import ModelLessons, sheet
 from triptych.trace import Item, Spec
@@ -40,3 +43,19 @@ def test_own_pictures_are_asked_about_and_whether_they_fit():
     config = ModelLessons(pictures=0, edits=0, words=40, answers=1.0, own=1.0)
     (asked,) = [group for group in sheet(config, 0, 0, own).groups if group]
     assert {id(lesson) for lesson in asked} == {id(one), id(other)}
+
+
+def test_a_picture_of_more_stickers_than_anyone_can_count_makes_lessons_in_known_words():
+    """A model that learns to draw may draw ten clocks where one was asked for, on top of each other or not."""
+    chance, known = np.random.default_rng(0), build_tokenizer()
+    scenes = [
+        Scene(tuple(Sticker(name, "red", float(x), float(y)) for x, y in chance.uniform(12, 84, (count, 2))))
+        for name in ("clock", "cat")
+        for count in (9, 10, 16)
+    ]
+    specs = [Spec("counting", (Item("clock", 1, "red"),))] * len(scenes)
+    pictures = np.zeros((len(scenes), 96, 96, 3), np.uint8)
+    lessons = own_lessons(specs, pictures, lambda images: scenes, 0, Mix())
+    said = [text for lesson in lessons for text in (lesson.asked, lesson.thought, lesson.reply) if text]
+    assert any("red clock more red yes extra" in text for text in said)
+    assert not any(UNKNOWN in known.encode(text).tokens for text in said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from triptych.data.layout import reach
-from triptych.data.lexicon import NUMBERS
+from triptych.data.lexicon import number_word
 from triptych.data.scene import POSITION_BAND, Scene, Sticker, in_region, members, size_holds
 from triptych.trace import Spec
 
@@ -60,7 +60,7 @@ def remarks(scene: Scene, spec: Spec) -> list[str]:
                 relation, other = item.position
                 facts.append((relation, not _relation_deficit(relation, sticker, groups[other])))
             words = [f"{fact} {YES if holds else NO}" for fact, holds in facts]
-            said[id(sticker)] = " ".join([NUMBERS[number], *words, *[EXTRA] * (number > item.count)])
+            said[id(sticker)] = " ".join([number_word(number), *words, *[EXTRA] * (number > item.count)])
     return [said[id(sticker)] for sticker in stickers]
 
 

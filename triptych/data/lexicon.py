@@ -75,6 +75,11 @@ OVER |= dict.fromkeys(("below", "under", "underneath", "beneath"), "below")
 RELATIONS = BESIDE | OVER
 
 
+def number_word(number: int) -> str:
+    """"three"; a number that the benchmarks have no word for is "more"."""
+    return NUMBERS[number] if number < len(NUMBERS) else "more"
+
+
 def article(word: str) -> str:
     """GenEval's article: "an" before a vowel letter, else "a", by spelling and not by sound."""
     return "an" if word.lower().startswith(tuple("aeiou")) else "a"

@@ -24,7 +24,7 @@ from triptych.data.layout import (
     reach,
     scatter,
 )
-from triptych.data.lexicon import NUMBERS, plural
+from triptych.data.lexicon import number_word, plural
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec
@@ -156,8 +156,8 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
         verb = "is" if item.count == 1 else "are"
         rivals = sum(other.name == item.name for other in spec.include) > 1
         what = f"{item.color} {name}" if rivals and item.color else name
-        number = NUMBERS[len(found)] if len(found) < len(NUMBERS) else "more"
-        checks.append(_checked(index, "count", f"{NUMBERS[item.count]} {what}", number, len(found) == item.count))
+        asked, number = number_word(item.count), number_word(len(found))
+        checks.append(_checked(index, "count", f"{asked} {what}", number, len(found) == item.count))
         if item.color is not None:
             wrong = [sticker.color for sticker in found if sticker.color != item.color]
             checks.append(_checked(index, "color", f"{name} {verb} {item.color}", *_verdict(found, wrong)))
