@@ -41,24 +41,25 @@ SKETCH_RL = TrainConfig(
         text=TextPart(rate=2e-4, grain="strict", kl=0.0),
         picture=PicturePart(rate=1.5e-4, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
-        parents=8,
-        width=12,
+        parents=12,  # gradients differ more from prompt to prompt than from sibling to sibling
+        width=8,
         updates=2,
         plans=0.0,  # its planned pictures are right already; what there is to learn is to draw without
     ),
     refine=Stage(
-        text=TextPart(rate=5e-5, balance=True, kl=0.0),  # it is sure of its words, and AdamW makes much of little
-        picture=PicturePart(rate=1.5e-4, baseline="told", kl=0.0),
+        # Most of its groups are flat, since it is sure of its words and mostly right, and AdamW makes much of little.
+        text=TextPart(rate=3e-5, balance=True, kl=0.0),
+        picture=PicturePart(rate=5e-5, baseline="told", kl=0.0),
         # With its guidance: an edit that fails for want of it would teach to stop on wrong pictures.
         sampling=replace(_SKETCH_SAMPLING, text_guidance=SKETCH_FINE.text_guidance),
-        parents=5,
-        width=12,
-        per_text=3,  # so that an edit is compared with edits of the same picture by the same words
+        parents=6,
+        width=8,
+        per_text=2,  # so that an edit is compared with edits of the same picture by the same words
         updates=2,
     ),
     tree=Tree(right=0.5),
-    halved=30,
-    average=0.97,  # of some thirty updates: at a rate that moves anything, each of them is noisy
+    halved=60,
+    average=0.99,  # of some hundred updates: at a rate that moves anything, each of them is noisy
     # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
     # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
     replay=Replay(

@@ -32,6 +32,7 @@ from triptych.rl import adapters
 from triptych.rl.batch import Batch
 from triptych.rl.clock import Clock
 from triptych.rl.config import Part, Stage, TrainConfig
+from triptych.rl.course import keep_at
 from triptych.rl.losses import flow_grpo, grpo, token_kl
 from triptych.rl.teach import Sheet, teach
 from triptych.rl.tree import seed_of
@@ -139,7 +140,7 @@ class Learner:
                 loss = self._replay(page, tally)
                 if not self._step(self.optimizers[LESSONS], loss, "replay_", tally):
                     return tally.read(), False
-            self._blend()
+            self._blend(step)
         return tally.read(), True
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: float, name: str, tally: Tally) -> bool:
@@ -273,10 +274,11 @@ class Learner:
                 parameter.requires_grad_(True)
 
     @torch.no_grad()
-    def _blend(self) -> None:
+    def _blend(self, step: int) -> None:
+        """Move the average towards the policy, further in early steps, so that little of the first weights stays."""
         if self.average is not None:
             for name, parameter in self.learning.items():
-                self.average[name].lerp_(parameter, 1 - self.config.average)
+                self.average[name].lerp_(parameter, 1 - keep_at(step, self.config.average))
 
 
 def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
