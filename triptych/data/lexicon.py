@@ -76,7 +76,7 @@ RELATIONS = BESIDE | OVER
 
 
 def number_word(number: int) -> str:
-    """"three"; a number that the benchmarks have no word for is "more"."""
+    """Such as "three"; a number that the benchmarks have no word for is "more"."""
     return NUMBERS[number] if number < len(NUMBERS) else "more"
 
 
