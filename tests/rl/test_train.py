@@ -431,3 +431,17 @@ def test_stages_do_not_drown_one_another(tmp_path):
             run(replace(DEBUG, steps=steps, moments=moments), out)
             ends.append({name: each for name, each in newest(out).items() if name.startswith("adamw_reason/")})
         assert ends[0] and same(*ends) == (moments == "stages")
+
+
+def test_the_published_average_keeps_little_of_the_first_weights(tmp_path):
+    """However long an average is, a short run publishes what it has learnt and not where it began."""
+    run(replace(DEBUG, average=0.999, steps=4, every=4), tmp_path / "run")
+    tensors, first = newest(tmp_path / "run"), dict(tiny().named_parameters())
+    learnt = {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
+
+    def apart(kind: str) -> float:
+        """From the average to the first weights, or to the newest ones."""
+        others = first if kind == "first" else {name[6:]: tensor for name, tensor in learnt.items()}
+        return sum(float((tensors[f"average/{name[6:]}"] - others[name[6:]].detach()).norm()) for name in learnt)
+
+    assert 0 < apart("newest") < apart("first") / 2
