@@ -29,13 +29,13 @@ FIRST = 3_000_000_000  # seeds of these scenes begin here, far from those of oth
 class DecoderLessons(Course):
     """How the decoder is taught once the encoder is fixed."""
 
-    steps: int = 3500  # a third of a second each on one core: far cheaper than any other gain in sharpness
+    steps: int = 3500
     batch: int = 8
     rate: float = 6e-4
     warmup: int = 30
     cooldown: float = 0.6
     average: float = 0.99
-    noise: float = 0.3  # most noise on a latent, as a share of the latents' spread; half of it left ripples
+    noise: float = 0.3  # most noise on a latent, as a share of the latents' spread
 
 
 def scenes_for_edges(first: int, batch: int) -> list[Scene]:

@@ -41,7 +41,7 @@ SKETCH_RL = TrainConfig(
         text=TextPart(rate=2e-4, grain="strict", kl=0.0),
         picture=PicturePart(rate=1.5e-4, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
-        parents=12,  # gradients differ more from prompt to prompt than from sibling to sibling
+        parents=12,  # many prompts, fewer siblings: no few prompts decide a step
         width=8,
         updates=2,
         plans=0.0,  # its planned pictures are right already; what there is to learn is to draw without
