@@ -100,13 +100,10 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        usable = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    except RuntimeError:
-        usable = False
-    if not usable:
+        torch.zeros(1, device=name).item()  # what "meta" cannot
+    except (RuntimeError, AssertionError) as error:
         gpus = torch.cuda.device_count()
-        raise ConfigError(f"--device {name}: no such device here; expected auto, cpu, or one of {gpus} GPUs")
+        raise ConfigError(f"--device {name}: no such device here; expected auto, cpu, or one of {gpus} GPUs") from error
     return name
 
 

@@ -5,6 +5,7 @@ A lesson is a function of (kind, seed) alone. Text is kept apart from the model'
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 
 Kind = Literal["depict", "plan", "edit", "reflect", "answer"]
+HARD, APART = 10**15, 10_000  # seeds of hard specs begin here, so far apart: no other lesson or suite has them
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class Mix:
     listed: float = 0.3  # of these: no picture but its list in words, to be searched and counted
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
+    hard: float = 0.0  # prompts of what is drawn and read worst: half ask for a small sticker, half for a white one
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
     unseen: float = 0.5  # of the flawed ones: no picture but its list in words, to be compared with the prompt
@@ -75,13 +78,13 @@ def lesson(kind: Kind, seed: int, mix: Mix = Mix()) -> Lesson:
 
 def depict(seed: int, mix: Mix) -> Lesson:
     """A prompt and a picture of it."""
-    spec = random_spec(seed)
+    spec = asked_of(seed, mix)
     return Lesson("depict", prompt(spec, seed, mix), after=Scene.sample(spec, seed, mix.at_once))
 
 
 def plan(seed: int, mix: Mix) -> Lesson:
     """A prompt, a plan in words, and the picture that the plan describes."""
-    spec = random_spec(seed)
+    spec = asked_of(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     return Lesson("plan", prompt(spec, seed, mix), thought=plan_text(scene), after=scene)
 
@@ -89,7 +92,7 @@ def plan(seed: int, mix: Mix) -> Lesson:
 def edit(seed: int, mix: Mix) -> Lesson:
     """A picture, an instruction, and the picture after it."""
     chance = random.Random(seed)
-    spec = random_spec(seed)
+    spec = asked_of(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() < mix.spoiled:
         scene = spoil(scene, spec, seed, mistakes(chance, mix))
@@ -103,7 +106,7 @@ def edit(seed: int, mix: Mix) -> Lesson:
 def reflect(seed: int, mix: Mix) -> Lesson:
     """A picture beside its prompt: what is seen, what is wrong first, and one instruction; or a stop."""
     chance = random.Random(seed)
-    spec = random_spec(seed)
+    spec = asked_of(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     unseen = False
     if chance.random() >= mix.right:
@@ -129,7 +132,7 @@ def answer(seed: int, mix: Mix) -> Lesson:
         if chance.random() < mix.describes:
             return Lesson("answer", describe_question(), reply=plan_text(scene), before=scene)
         return quiz(scene, seed, mix, unseen=unseen)
-    spec = random_spec(seed)
+    spec = asked_of(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() >= mix.fits:
         return quiz(scene, seed, mix, unseen=unseen)
@@ -154,6 +157,19 @@ def quiz(
         thought = reflection_text(scene, fits, fix(scene, fits, seed))
     (question, reply), *more = pairs
     return Lesson("answer", question, thought, reply, None if unseen else scene, picture=picture, more=tuple(more))
+
+
+def asked_of(seed: int, mix: Mix) -> Spec:
+    """The spec of a lesson: one of the endless set, or with the share `hard` the next of the set that is hard."""
+    chance = random.Random(f"hard {seed}")
+    if chance.random() >= mix.hard:
+        return random_spec(seed)
+    small = chance.random() < 0.5
+    for later in itertools.count(HARD + seed * APART):
+        spec = random_spec(later)
+        if any(item.size == "smaller" if small else item.color == "white" for item in spec.include):
+            return spec
+    raise AssertionError("the set is endless")
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

@@ -226,15 +226,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention `[batch head query head_dim]` with grouped keys and a bool mask `[batch 1 query key]`.
 
     With gradients on a CPU the products are written out: the fused kernel's masked backward is far slower there.
+    On a GPU the fused kernel that takes a mask takes no groups (see `enable_gqa` in torch): keys are repeated.
     """
-    if query.requires_grad and query.device.type == "cpu":
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
-        return weights.to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+    groups, on_cpu = query.shape[1] // key.shape[1], query.device.type == "cpu"
+    if on_cpu and not query.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=groups > 1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if not on_cpu:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
+    return weights.to(value.dtype) @ value
 
 
 def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -58,9 +58,9 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, 
     found = steps(folder)
     if not found:
         return None
-    return load_file(found[-1] / "state.safetensors", device=str(device)), json.loads(
-        (found[-1] / "state.json").read_text()
-    )
+    tensors = load_file(found[-1] / "state.safetensors")  # to the CPU first: it knows few devices by name
+    record = json.loads((found[-1] / "state.json").read_text())
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, record
 
 
 def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

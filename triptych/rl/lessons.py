@@ -257,7 +257,7 @@ class School:
         found = kept(folder)
         if found is None:
             policy = self.averaged()
-            found = own_pictures(policy, count, seed, policy.config.fine)
+            found = own_pictures(policy, count, seed, policy.config.fine, self.config.own.mix)
             keep(folder, *found)
         return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed, self.config.own.mix)
 

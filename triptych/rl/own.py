@@ -19,8 +19,8 @@ from triptych.data.captions import instruction_text, reflection_text
 from triptych.data.edits import apply, fix
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.layout import middle
-from triptych.data.lessons import Lesson, Mix, quiz
-from triptych.data.scene import Scene, random_spec
+from triptych.data.lessons import Lesson, Mix, asked_of, quiz
+from triptych.data.scene import Scene
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.trace import Prompt, Spec
@@ -29,10 +29,10 @@ Find = Callable[[Sequence[np.ndarray]], list[Scene]]
 
 
 def own_pictures(
-    policy: Policy, count: int, seed: int, sampling: Sampling, batch: int = 50
+    policy: Policy, count: int, seed: int, sampling: Sampling, mix: Mix, batch: int = 50
 ) -> tuple[list[Spec], np.ndarray]:
     """`count` pictures `[count height width 3] uint8` of fresh prompts; every second batch is planned first."""
-    specs = [random_spec(seed + index) for index in range(count)]
+    specs = [asked_of(seed + index, mix) for index in range(count)]
     pictures: list[np.ndarray] = []
     for number, start in enumerate(range(0, count, batch)):
         part = specs[start : start + batch]

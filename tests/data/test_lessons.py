@@ -1,0 +1,42 @@
+"""What a lesson asks for: a function of its seed alone, and a share of them is hard."""
+
+from dataclasses import replace
+
+import pytest
+
+from triptych.data.lessons import Mix, asked_of, lesson
+from triptych.data.scene import check, random_spec
+
+SEEDS = range(200)
+
+
+def is_small(spec) -> bool:
+    return any(item.size == "smaller" for item in spec.include)
+
+
+def is_white(spec) -> bool:
+    return any(item.color == "white" for item in spec.include)
+
+
+def test_without_a_share_lessons_are_those_of_the_endless_set():
+    assert [asked_of(seed, Mix(hard=0.0)) for seed in SEEDS] == [random_spec(seed) for seed in SEEDS]
+
+
+def test_hard_prompts_ask_for_small_and_for_white_stickers():
+    specs = [asked_of(seed, Mix(hard=1.0)) for seed in SEEDS]
+    assert all(is_small(spec) or is_white(spec) for spec in specs)
+    assert 70 < sum(map(is_small, specs)) < 130  # a half of each
+    assert specs == [asked_of(seed, Mix(hard=1.0)) for seed in SEEDS]
+
+
+def test_a_share_of_hard_prompts_leaves_the_others_alone():
+    changed = [asked_of(seed, Mix(hard=0.3)) != random_spec(seed) for seed in SEEDS]
+    assert 35 < sum(changed) < 85
+
+
+@pytest.mark.parametrize("kind", ["depict", "plan"])
+def test_a_picture_of_a_hard_prompt_is_right(kind):
+    mix = replace(Mix(), hard=1.0)
+    for seed in SEEDS:
+        after = lesson(kind, seed, mix).after
+        assert after and all(one.held for one in check(after, asked_of(seed, mix)))
