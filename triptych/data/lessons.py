@@ -165,11 +165,12 @@ def asked_of(seed: int, mix: Mix) -> Spec:
     if chance.random() >= mix.hard:
         return random_spec(seed)
     small = chance.random() < 0.5
-    for later in itertools.count(HARD + seed * APART):
-        spec = random_spec(later)
-        if any(item.size == "smaller" if small else item.color == "white" for item in spec.include):
-            return spec
-    raise AssertionError("the set is endless")
+    later = map(random_spec, itertools.count(HARD + seed * APART))
+    return next(
+        spec
+        for spec in later
+        if any(item.size == "smaller" if small else item.color == "white" for item in spec.include)
+    )
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

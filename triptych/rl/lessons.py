@@ -44,7 +44,8 @@ VIEW, RECALL = "vit_model.", "recall."
 
 
 # Mostly words about pictures, and some of what is looked at or mended is the model's own work, planned or not: without
-# it, right pictures are misread and mended; with too few wrong ones among those that are shown, wrong ones pass.
+# it, right pictures are misread and mended; with too few wrong ones among those that are shown, wrong ones pass. Some
+# prompts are hard, or else hardly any of its planned pictures is wrong.
 OWN = ModelLessons(
     steps=2200,
     pictures=20,
@@ -58,7 +59,7 @@ OWN = ModelLessons(
     words_weight=3.0,  # the words that turn on what is seen are few among those that list it
     own=0.4,
     recall=0.5,
-    mix=Mix(fits=0.3, scrambled=0.4, unseen=0.4, describes=0.1),
+    mix=Mix(fits=0.3, scrambled=0.4, unseen=0.4, describes=0.1, hard=0.3),
 )
 # The last stage: what so many words have cost is drawn again, and no word changes. Pictures at once need it most.
 DRAW = ModelLessons(
@@ -73,6 +74,7 @@ DRAW = ModelLessons(
     cooldown=0.6,
     average=0.98,
     experts="gen",
+    mix=Mix(hard=0.5),
 )
 
 
@@ -92,7 +94,7 @@ class LessonsConfig:
     model: ModelLessons = field(default_factory=ModelLessons)
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
-    own_pictures: int = 600  # drawn by the model before that stage, to learn from its own mistakes
+    own_pictures: int = 1200  # drawn by the model before that stage, to learn from its own mistakes
     draw: ModelLessons = DRAW
 
 
