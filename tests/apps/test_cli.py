@@ -203,6 +203,8 @@ def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
         (["draw", "two cats", "--seed", "-4"], "--seed -4"),
         (["draw", "two cats", "--best-of", "0"], "--best-of 0"),
         (["draw", "two cats", "--device", "abacus"], "abacus"),
+        (["draw", "two cats", "--device", "meta"], "meta"),
+        (["draw", "two cats", "--device", "cuda:99"], "cuda:99"),
         (["draw", "two cats", "--prompts", "some.txt"], "both"),
         (["draw", "--prompts", "missing.txt"], "missing.txt"),
         (["edit", "missing.png", "two cats"], "missing.png does not exist"),
