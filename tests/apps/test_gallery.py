@@ -85,6 +85,17 @@ def test_all_that_was_said_is_on_the_page():
     assert page.count('type="range"') == 1
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_words_stand_beside_the_picture_that_they_are_about(given: bool):
+    page = gallery.page(exhibit(trace=trace(given)))
+    (refine,) = re.findall(r'<article id="[^"]+" class="refine".*?</article>', page, flags=re.DOTALL)
+    looked, made = refine.split('id="picture-1"')
+    assert 'data-copy="0"' in looked and "too dark" in looked  # the reflection is about the picture before the edit
+    assert "too dark" not in made and re.search(r'class="order">make it lighter', made)
+    (stop,) = re.findall(r'<article id="[^"]+" class="stop".*?</article>', page, flags=re.DOTALL)
+    assert 'data-copy="1"' in stop and "all as asked." in stop
+
+
 def test_words_are_text_and_never_markup():
     said = Turn(Completion(f"<think>{NASTY}</think>{NASTY}"), Drawing(picture(9)), NASTY, {"reflect": 1.0, "edit": 1.0})
     nasty = Trace(Prompt(NASTY, image=picture(5)), (said,))
