@@ -51,6 +51,19 @@ def latent(seed: int, time: float | None = None) -> Latent:
 
 
 @torch.no_grad()
+def test_pictures_are_decoded_in_their_own_precision(bagel):
+    tokens = torch.randn(1, 6, bagel.config.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        around = bagel.decode_pictures(tokens, (2, 3))
+    assert np.array_equal(around, bagel.decode_pictures(tokens, (2, 3)))
+
+
+def test_keys_are_held_in_the_precision_they_are_computed_in(bagel):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bagel.blank(1).keys[0].dtype == torch.bfloat16
+    assert bagel.blank(1).keys[0].dtype == torch.float32
+
+
 def test_cached_reading_equals_full_reading(bagel):
     view = bagel.view_block(pictures(1)[0])
     rows = [

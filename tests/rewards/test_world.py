@@ -49,6 +49,17 @@ def test_what_is_rendered_is_read_back(scenes):
     assert [facts(scene) for scene in find(render(scenes))] == [facts(scene) for scene in scenes]
 
 
+def test_what_is_read_does_not_depend_on_the_precision_around_it(scenes):
+    noisy = [
+        image.float() + 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(7))
+        for image in render(scenes)
+    ]
+    pictures = [image.clamp(0, 255).to(torch.uint8) for image in noisy]
+    with torch.autocast("cpu", torch.bfloat16):
+        around = find(pictures)
+    assert around == find(pictures)
+
+
 def test_places_are_read_to_less_than_a_pixel():
     truth = Scene((Sticker("clock", "red", 20.3, 30.6), Sticker("cat", "blue", 70.9, 61.2, "larger")))
     (found,) = find(render([truth]))

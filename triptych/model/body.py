@@ -160,8 +160,10 @@ class Body(nn.Module):
     # --- reading and writing ----------------------------------------------------------------------------------------
 
     def blank(self, batch: int) -> Context:
-        """A context that has read nothing."""
-        return Context.empty(self.config.language, batch, self.device, self.dtype)
+        """A context that has read nothing; its keys and values are held as they are computed."""
+        cast = torch.is_autocast_enabled(self.device.type)
+        dtype = torch.get_autocast_dtype(self.device.type) if cast else self.dtype
+        return Context.empty(self.config.language, batch, self.device, dtype)
 
     def read(self, context: Context, rows: Sequence[Sequence[Block]]) -> Tensor:
         """Append blocks to each row of `context` in one forward; returns hidden states `[batch und hidden]`."""
@@ -295,7 +297,8 @@ class Body(nn.Module):
         """Latent tokens to pictures `[batch height width 3] uint8`."""
         side = self.config.latent_patch_size
         latent = unpatchify(tokens, side, grid[0] * side, grid[1] * side)
-        return to_pixels(self.autoencoder.decode(latent.to(self.autoencoder.decoder.conv_in.weight.dtype)))
+        with torch.autocast(self.device.type, enabled=False):  # its own precision: bfloat16 costs visible detail
+            return to_pixels(self.autoencoder.decode(latent.to(self.autoencoder.decoder.conv_in.weight.dtype)))
 
 
 def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sampling) -> Tensor:

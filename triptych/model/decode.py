@@ -43,7 +43,7 @@ def draw_tokens(
     draws = [torch.rand((), generator=each, device=each.device, dtype=torch.float64) for each in generators]
     # Inverse of the distribution function; float64, since the tail of a large vocabulary is lost in float32 sums.
     heights = logs.double().exp().cumsum(-1)
-    marks = torch.stack([draw.to(logits.device) for draw in draws])[:, None] * heights[:, -1:]
+    marks = torch.stack(draws).to(logits.device)[:, None] * heights[:, -1:]
     tokens = torch.searchsorted(heights, marks, right=True)
     return tokens[:, 0], logs.gather(-1, tokens)[:, 0]
 

@@ -141,15 +141,17 @@ def on_canvas(image: np.ndarray | Tensor) -> UInt8[Tensor, "96 96 3"]:
 def find(images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor, finder: Finder | None = None) -> list[Scene]:
     """The stickers of each picture `[height width 3] uint8`, row by row from the top. Any size is brought to 96 px.
 
-    Uses the packaged network on the CPU unless a `finder` is given.
+    Uses the packaged network on the CPU unless a `finder` is given; in its own precision, whatever the caller computes
+    in, so that a picture has one verdict.
     """
     finder = loaded_finder() if finder is None else finder
     device = next(finder.parameters()).device
     canvases = [on_canvas(image) for image in images]
     scenes: list[Scene] = []
-    for start in range(0, len(canvases), CHUNK):
-        batch = torch.stack(canvases[start : start + CHUNK]).to(device)
-        scenes.extend(read(batch, finder(batch)))
+    with torch.autocast(device.type, enabled=False):  # in bfloat16 the heat of neighbouring cells would be equal
+        for start in range(0, len(canvases), CHUNK):
+            batch = torch.stack(canvases[start : start + CHUNK]).to(device)
+            scenes.extend(read(batch, finder(batch)))
     return scenes
 
 
