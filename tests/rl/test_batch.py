@@ -69,6 +69,16 @@ def test_pictures_can_be_compared_among_those_that_were_told_the_same():
     assert float(gains(rows, STAGE).picture[2]) > 5
 
 
+def test_long_texts_do_not_outweigh_short_ones_on_the_other_side():
+    """A stop is shorter than an order, and the loss adds up tokens."""
+    wrong = group(node(1, 0, length=30), node(0, 0, length=30))
+    right = group(node(1, 0, length=10), node(0, 0, length=10), right=True)
+    found = [gains(one, STAGE) for one in (wrong, right)]
+    shares = balanced([wrong, right], found)
+    pulls = [share * length for share, length in zip(shares, (30, 10), strict=True)]
+    assert pulls[0] == pytest.approx(pulls[1]) and sum(pulls) == pytest.approx(40)
+
+
 def test_right_and_wrong_parents_can_pull_equally():
     groups = [group(node(2, 0), node(0, 0)), group(node(9, 0), node(0, 0)), group(node(1, 0), node(0, 0), right=True)]
     found = [gains(one, STAGE) for one in groups]

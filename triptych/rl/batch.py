@@ -113,9 +113,15 @@ def batch(groups: Sequence[Group], found: Sequence[Gains], stage: Stage, turns: 
 
 
 def balanced(groups: Sequence[Group], found: Sequence[Gains]) -> list[float]:
-    """Factors under which right parents and wrong ones pull equally hard on the text; 1 where there is but one kind."""
+    """Factors under which right parents and wrong ones pull equally hard on the text; 1 where there is but one kind.
+
+    A text pulls by its advantage in each of its tokens, and those that ask for an edit are longer than those that stop.
+    """
     right = [group.parent.verdict is not None and is_right(group.parent.verdict) for group in groups]
-    pulls = [float(gain.text.abs().sum()) for gain in found]
+    pulls = [
+        sum(abs(gain) * _words(node) for gain, node in zip(gains.text.tolist(), group.siblings, strict=True))
+        for gains, group in zip(found, groups, strict=True)
+    ]
     sums = [sum(pull for pull, kind in zip(pulls, right, strict=True) if kind is side) for side in (False, True)]
     if not all(sums):
         return [1.0] * len(groups)
@@ -140,6 +146,12 @@ def _told(node: Node) -> tuple[object, ...]:
     if turn.instruction is not None or turn.said is None:
         return (turn.instruction,)
     return tuple(turn.said.tokens.tolist()) or (turn.said.text,)
+
+
+def _words(node: Node) -> int:
+    """Tokens of the newest text of a node."""
+    said = node.trace.turns[-1].said
+    return 0 if said is None else len(said.tokens)
 
 
 def _turns(node: Node, turns: slice | None) -> range:
