@@ -20,14 +20,17 @@ from triptych.errors import ConfigError, JudgeError, TrainingError
 from triptych.model import weights
 from triptych.model.config import Resize
 from triptych.rewards.brightness import BrightnessJudge
+from triptych.rewards.shaping import Reward
 from triptych.rl import checkpoint, replay
+from triptych.rl.batch import gains
 from triptych.rl.config import Limits, Lora, Replay, Stage, TextPart, TrainConfig, Tree
 from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
+from triptych.rl.state import Standing, weights_mark
 from triptych.rl.stream import StickerPrompts
 from triptych.rl.teach import ModelLessons
-from triptych.rl.train import Step, train
-from triptych.rl.tree import seed_of
-from triptych.trace import Verdict
+from triptych.rl.train import Rollout, Step, _growths, _teachings, train
+from triptych.rl.tree import Group, Node, seed_of
+from triptych.trace import Completion, Drawing, Prompt, Strokes, Trace, Turn, Verdict
 
 PROMPTS = StickerPrompts(0)
 
@@ -400,6 +403,64 @@ def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):
     assert not any(name.startswith(("vit_model", "autoencoder")) for name in held)
     assert any(name.startswith("connector") for name in held)
     assert load_file(tmp_path / "checkpoints" / "step-00000002" / "state.safetensors")
+
+
+def drawn_by_three(asked: Trace, said: Completion | None) -> Group:
+    """Siblings of one parent with rewards of 0, 1 and 2."""
+    line = np.zeros(1, np.float32)
+    state = np.zeros((1, 4, 3), np.float32)
+    drawn = Drawing(np.zeros((2, 2, 3), np.uint8), Strokes(state, state, line, line, line, np.arange(1)))
+    turn = Turn(said, drawn, "add" if asked.turns else None)
+    nodes = [Node(asked + turn, Verdict(0.5), Reward(gain, gain, True, True)) for gain in (0.0, 1.0, 2.0)]
+    return Group(Node(asked, Verdict(0.5)), tuple(nodes))
+
+
+@pytest.mark.parametrize("name", ["sketch", "trajectory", "text-only", "image-only", "reason-only", "deeper"])
+def test_what_a_recipe_samples_is_compared(name):
+    """Whatever is said or drawn has gains where it learns, with a plan or without, in trees and in chains."""
+    config, asked = RECIPES[name][0], Trace(Prompt("a cat"))
+    first = drawn_by_three(asked, None)
+    later = drawn_by_three(first.siblings[0].trace, Completion("a", np.arange(3), np.zeros(3, np.float32)))
+    whole = Group(first.parent, later.siblings)
+    standings = [Standing(), *[Standing(waiting=(first.siblings[0],))] * (config.tree.depth > 0)]
+    for standing in standings:
+        label, growths = _growths(config, standing)
+        group = {"reason": first, "refine": later, "trajectory": whole}[label]
+        found = tuple(gains(group, growth.stage) for _, growth, _ in growths)
+        for taught in _teachings(Rollout([(group, found)], [group], [], (), 0), growths):
+            says = taught.source == "refine" and taught.stage.text.on
+            assert bool(taught.batch.text_gain.any()) is says, (label, taught.source)
+            assert bool(taught.batch.picture_gain.any()) is taught.stage.picture.on, (label, taught.source)
+
+
+def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):
+    """Edits with the rates and the moments of Refine, first pictures with those of Reason; neither sees the other's."""
+    stepped, plain = [], torch.optim.AdamW.step
+
+    def step(self):
+        stepped.append((id(self), [group["lr"] for group in self.param_groups]))
+        return plain(self)
+
+    def paced(stage: Stage, text: float, picture: float) -> Stage:
+        parts = {"text": replace(stage.text, rate=text), "picture": replace(stage.picture, rate=picture)}
+        return replace(stage, updates=1, **parts)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    stages = {"reason": paced(DEBUG.reason, 1e-3, 2e-3), "refine": paced(DEBUG.refine, 3e-3, 4e-3)}
+    run(replace(DEBUG, tree=Tree(kind="trajectory", depth=1), steps=1, warmup=0, **stages))
+    assert len({optimizer for optimizer, _ in stepped}) == len(stepped) == 2
+    assert [found for _, found in stepped] == [pytest.approx([1e-3, 2e-3]), pytest.approx([3e-3, 4e-3])]
+
+
+def test_the_mark_of_weights_is_that_of_their_bits_however_they_are_added_up():
+    model = tiny()
+    mark, threads = weights_mark(model), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert weights_mark(model) == mark
+    torch.set_num_threads(threads)
+    weight = model.language_model.lm_head.weight.data
+    weight[[0, 1]] = weight[[1, 0]]  # the same numbers in other places
+    assert weights_mark(model) != mark
 
 
 def test_every_recipe_of_sketch_starts_from_the_packaged_lessons():

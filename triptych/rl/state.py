@@ -24,6 +24,8 @@ from triptych.rl.tree import Node
 from triptych.rl.update import Learner
 from triptych.trace import Completion, Drawing, Prompt, Spec, Trace, Turn, Verdict
 
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
+PLACES, CHUNK = 1021, 2**22  # weights of places repeat, and tensors are summed up in parts
 FREE = ("steps", "samples", "device", "every", "keep", "micro")  # settings that a resumed run may change
 
 
@@ -134,12 +136,23 @@ def read_nodes(records: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tenso
 
 
 def weights_mark(model: nn.Module) -> str:
-    """A mark of a model's weights, cheap enough for billions of them: a hash of every tensor's sum and size of sum."""
-    sums = [
-        (name, float(tensor.detach().double().sum()), float(tensor.detach().double().abs().sum()))
-        for name, tensor in model.state_dict().items()
-    ]
+    """A mark of a model's weights, cheap enough for billions of them, and the same on every device.
+
+    A hash of two sums over each tensor's bits, one of them weighted by place. They are sums of integers, since those
+    of floats depend on the order of addition.
+    """
+    sums = [(name, *_sums_of_bits(tensor.detach())) for name, tensor in model.state_dict().items()]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+def _sums_of_bits(tensor: Tensor) -> tuple[int, int]:
+    bits = tensor.contiguous().reshape(-1).view(WORDS[tensor.element_size()])
+    plain = placed = 0
+    for start in range(0, bits.numel(), CHUNK):
+        part = bits[start : start + CHUNK].long()
+        plain += int(part.sum())
+        placed += int((part * (torch.arange(len(part), device=part.device) % PLACES + 1)).sum())
+    return plain, placed
 
 
 def _turn(record: Mapping[str, Any], image: np.ndarray | None) -> Turn:

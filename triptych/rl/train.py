@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from triptych.errors import JudgeError, TrainingError
 from triptych.model.bagel import Bagel
@@ -47,9 +48,9 @@ class Step:
 class Rollout:
     """What a step has grown: groups to learn from with their gains, and everything, the dropped ones too."""
 
-    kept: list[tuple[Group, Gains]]
+    kept: list[tuple[Group, tuple[Gains, ...]]]  # a stage at a time: one of the tree, or both of whole chains
     every: list[Group]
-    gains: list[Gains]  # of all groups that can be compared
+    gains: list[Gains]  # of all groups that can be compared, as the first stage sees them
     spares: tuple[Node, ...]
     place: int
 
@@ -92,9 +93,8 @@ def train(
         with clock.part("rollout"), learner.precision():
             rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
         with clock.part("update"):
-            source = "refine" if stage == "refine" else "reason"
             page = replay.page(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
-            metrics, finite = learner.update(source, _teachings(rollout, growths), standing.step, clock, page)
+            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
         before, standing = standing, _advance(standing, rollout, finite, config)
         metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
         picked = standing.waiting[: config.refine.parents]
@@ -105,29 +105,32 @@ def train(
     learner.graduate(None if out is None else out / "adapter")
 
 
-Growths = list[tuple[Growth, slice | None]]  # how to grow, and which turns of a trace it teaches (None: the newest)
+# The stage, how to grow it, and which turns of a trace teach it (None: the newest).
+Growths = list[tuple[Literal["reason", "refine"], Growth, slice | None]]
 
 
 def _growths(config: TrainConfig, standing: Standing) -> tuple[str, Growths]:
-    """What this step grows: a beat of the tree, or whole chains."""
+    """What this step grows: a beat of the tree, or whole chains, whose edits have no siblings told the same."""
     seed = seed_of(config.seed, standing.step, 1)
     begun = config.reason.decided(seed_of(config.seed, standing.step, 4))
     first = Growth(begun, begun.sampled(begun.sampling.draw_points, seed), config.reward)
     later = Growth(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
     if config.tree.kind == "trajectory":
-        return "trajectory", [(first, slice(0, 1)), (later, slice(1, None))]
-    return ("refine", [(later, None)]) if standing.waiting else ("reason", [(first, None)])
+        later = replace(later, stage=replace(later.stage, picture=replace(later.stage.picture, baseline="group")))
+        return "trajectory", [("reason", first, slice(0, 1)), ("refine", later, slice(1, None))]
+    return ("refine", [("refine", later, None)]) if standing.waiting else ("reason", [("reason", first, None)])
 
 
 def _roll_out(
     bagel: Bagel, judge: Judge, prompts: Prompts, config: TrainConfig, standing: Standing, growths: Growths, grow: Grow
 ) -> Rollout:
     """Grow this step's groups, and replace those without spread as often as the tree allows."""
-    stage, place, spares = growths[0][0].stage, standing.place, standing.waiting
-    kept: list[tuple[Group, Gains]] = []
+    stages = [growth.stage for _, growth, _ in growths]
+    place, spares = standing.place, standing.waiting
+    kept: list[tuple[Group, tuple[Gains, ...]]] = []
     every: list[Group] = []
     compared: list[Gains] = []
-    wanted = stage.parents
+    wanted = stages[0].parents
     for attempt in range(config.tree.resample + 1):
         if standing.waiting:
             parents, spares = spares[:wanted], spares[wanted:]
@@ -137,28 +140,31 @@ def _roll_out(
             break
         groups = _grown(bagel, judge, parents, config, growths, seed_of(config.seed, standing.step, 2, attempt), grow)
         every += groups
-        found = [(group, gains(group, stage)) for group in groups if len(group.siblings) > 1]
-        compared += [gain for _, gain in found]
+        found = [(group, tuple(gains(group, stage) for stage in stages)) for group in groups if len(group.siblings) > 1]
+        compared += [each[0] for _, each in found]
         last = attempt == config.tree.resample
-        kept += [entry for entry in found if last or not entry[1].dead]
-        wanted = stage.parents - len(kept)
-        if wanted <= 0 or not (stage.speaks or stage.picture.on):
+        kept += [(group, each) for group, each in found if last or not all(gain.dead for gain in each)]
+        wanted = stages[0].parents - len(kept)
+        if wanted <= 0 or not any(stage.speaks or stage.picture.on for stage in stages):
             break
     return Rollout(kept, every, compared, spares, place)
 
 
 def _teachings(rollout: Rollout, growths: Growths) -> list[Teaching]:
     """What a rollout teaches, stage by stage."""
-    groups, found = [group for group, _ in rollout.kept], [gain for _, gain in rollout.kept]
-    return [Teaching(g.stage, g.sampling, batch(groups, found, g.stage, turns)) for g, turns in growths]
+    groups = [group for group, _ in rollout.kept]
+    return [
+        Teaching(source, g.stage, g.sampling, batch(groups, [each[n] for _, each in rollout.kept], g.stage, turns))
+        for n, (source, g, turns) in enumerate(growths)
+    ]
 
 
 def _grown(
     bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, growths: Growths, seed: int, grow: Grow
 ) -> list[Group]:
     if config.tree.kind == "trajectory":
-        return chains(bagel, judge, parents, growths[0][0], growths[1][0], config.tree.depth, seed)
-    return grow(bagel, judge, parents, growths[0][0], seed)
+        return chains(bagel, judge, parents, growths[0][1], growths[1][1], config.tree.depth, seed)
+    return grow(bagel, judge, parents, growths[0][1], seed)
 
 
 def _advance(standing: Standing, rollout: Rollout, finite: bool, config: TrainConfig) -> Standing:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ FRESH = 4  # the seed of new adapters among those of a run
 
 @dataclass(frozen=True)
 class Teaching:
-    """A batch of one stage, and the sampling that it was drawn with."""
+    """A batch of one stage, and the sampling that it was drawn with; `source` names the moments that it is taken by."""
 
+    source: Literal["reason", "refine"]
     stage: Stage
     sampling: Sampling
     batch: Batch
@@ -115,33 +116,46 @@ class Learner:
             yield
 
     def update(
-        self, source: str, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
+        self, teachings: Sequence[Teaching], step: int, clock: Clock, page: Sheet | None = None
     ) -> tuple[dict[str, float], bool]:
-        """Learn from one rollout, as often as the first stage says, and after each time from a page of lessons.
-
-        `source` is the stage whose moments are taken, "reason" or "refine"; whole chains take the first.
+        """Learn from one rollout, as often as each stage says, and after each time from a page of lessons.
 
         Rewards come first, so that the ratios of the first update are those of the policy that was sampled from.
         Returns metrics, and whether all was finite.
         """
-        tally, known = Tally(clock), {}
-        empty = all(teaching.batch.empty for teaching in teachings)
-        if empty and page is None:
+        tally, known, share = Tally(clock), {}, self.config.share(step)
+        if page is None and all(teaching.batch.empty for teaching in teachings):
             return {}, True
-        stage = teachings[0].stage
-        optimizer = self.optimizers.get(source, self.optimizers["reason"])
-        self._set_rates(optimizer, stage, self.config.share(step))
-        for _ in range(stage.updates):
-            if not empty:
-                losses = [self._backward(n, teaching, tally, known) for n, teaching in enumerate(teachings)]
-                if not self._step(optimizer, sum(losses), "", tally):
-                    return tally.read(), False
+        for turn in range(max(teaching.stage.updates for teaching in teachings)):
+            now = [(n, one) for n, one in enumerate(teachings) if turn < one.stage.updates and not one.batch.empty]
+            if not self._learn(now, share, tally, known):
+                return tally.read(), False
             if page is not None:
+                self._set_rates(self.optimizers[LESSONS], [self.config.replay.rate] * len(HOMES), share)
                 loss = self._replay(page, tally)
                 if not self._step(self.optimizers[LESSONS], loss, "replay_", tally):
                     return tally.read(), False
             self._blend(step)
         return tally.read(), True
+
+    def _learn(self, teachings: Sequence[tuple[int, Teaching]], share: float, tally: Tally, known: dict) -> bool:
+        """Step by each stage's gradients, at its own rates and with its own moments.
+
+        Whole chains teach two stages at once: both gradients are taken before any weight moves.
+        """
+        taken: list[tuple[Teaching, float, dict[str, Tensor | None]]] = []
+        for number, teaching in teachings:
+            loss = self._backward(number, teaching, tally, known)
+            taken.append((teaching, loss, {name: parameter.grad for name, parameter in self.learning.items()}))
+            self.bagel.zero_grad(set_to_none=True)
+        for teaching, loss, gradients in taken:
+            for name, parameter in self.learning.items():
+                parameter.grad = gradients[name]
+            optimizer = self.optimizers.get(teaching.source, self.optimizers["reason"])
+            self._set_rates(optimizer, _rates(teaching.stage), share)
+            if not self._step(optimizer, loss, "", tally):
+                return False
+        return True
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: float, name: str, tally: Tally) -> bool:
         """Move the weights by their gradients, and clear these; nothing moves, and it returns False, if not finite."""
@@ -176,12 +190,9 @@ class Learner:
         with torch.no_grad(), self.precision(), wearing:
             yield
 
-    def _set_rates(self, optimizer: torch.optim.Optimizer, stage: Stage, share: float) -> None:
-        for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
-            reaches = own.on and own.experts in (home, "both")
-            optimizer.param_groups[HOMES.index(home)]["lr"] = share * (own if reaches else other).rate
-        for group in self.optimizers[LESSONS].param_groups:
-            group["lr"] = share * self.config.replay.rate
+    def _set_rates(self, optimizer: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = share * rate
 
     def _backward(self, number: int, teaching: Teaching, tally: Tally, known: dict) -> float:
         """Add the gradients of one stage's batch; returns its loss."""
@@ -304,3 +315,11 @@ def _observe(tally: Tally, name: str, gap: Tensor, part: Part) -> None:
     tally.add(f"{name}_ratio", ratio)
     tally.top(f"{name}_ratio_off", (ratio - 1).abs())
     tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip).float())
+
+
+def _rates(stage: Stage) -> list[float]:
+    """The rate of each home: that of the part that moves it, else that of the other one."""
+    rates = []
+    for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
+        rates.append((own if own.on and own.experts in (home, "both") else other).rate)
+    return rates
