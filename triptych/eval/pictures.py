@@ -41,12 +41,7 @@ class Entry:
 
     def load(self) -> Trace:
         """The picture as the only one of a trace. Raises PictureError."""
-        try:
-            return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
-        except PictureError:
-            raise
-        except Exception as error:  # a made-up file can make a decoder raise anything
-            raise PictureError(f"{self.picture} cannot be read as a picture: {error}; save it anew") from error
+        return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
 
 
 @dataclass(frozen=True)
