@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data.language import prompt_text
+from triptych.data.metadata import read_spec
 from triptych.errors import JudgeError, PictureError, PromptError
 from triptych.model.pictures import read_picture
-from triptych.rewards.geneval import read_spec
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.questions import Checks
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
