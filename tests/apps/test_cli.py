@@ -243,6 +243,25 @@ def test_bad_lines_of_a_file_are_named(capsys: pytest.CaptureFixture):
     assert "bad.jsonl, line 2" in refused(capsys, "draw", "--prompts", "bad.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a dragon", "unknown words: dragon"),
+        ("cat " * 2_000, "2,000 words"),
+        ("a c\x07at", "not text"),
+        ('{"prompt": "\\ud800 cat"}', "not text"),
+        ('{"prompt": "a cat", "tag": "colors", "include": [{"class": "dragon"}]}', "unknown words: dragon"),
+        ('{"prompt": "a cat", "tag": "colors", "include": [{"class": "cat", "color": "plaid"}]}', "plaid"),
+        ('{"prompt": "a cat", "tag": "x", "include": [{"class": "cat", "count": 9}, {"class": "dog"}]}', "10 stickers"),
+        ('{"prompt": "a cat", "tag": "x", "include": [{"class": "cat", "position": ["above", 3]}]}', "earlier item"),
+    ],
+)
+def test_a_line_that_cannot_be_drawn_is_named_with_the_reason(line: str, reason: str, capsys: pytest.CaptureFixture):
+    Path("mine.txt").write_text(f"two cats\n\n{line}\n")
+    told = refused(capsys, "draw", "--prompts", "mine.txt")
+    assert told.startswith("triptych: mine.txt, line 3: ") and reason in told
+
+
 @pytest.mark.parametrize("place", ["/proc/triptych/out", "file/out"])
 def test_places_that_cannot_be_written(place: str, capsys: pytest.CaptureFixture):
     Path("file").touch()
