@@ -24,7 +24,7 @@ def benchmark(name: Wording) -> list[Prompt]:
 
 @lru_cache
 def _benchmark(name: Wording) -> tuple[Prompt, ...]:
-    facts = json.loads((resources.files("triptych.data") / f"{name}.json").read_text())
+    facts = json.loads((resources.files("triptych.data") / f"{name}.json").read_text(encoding="utf-8"))
     specs = [Spec.from_metadata(fact) for fact in facts]
     return tuple(Prompt(prompt_text(spec, name), spec, source=name) for spec in specs)
 

@@ -225,7 +225,7 @@ def _write_config(bagel: Bagel, folder: Path) -> None:
     elif bagel._special is not None:
         record["special_tokens"] = list(asdict(bagel._special).values())
     for name, values in (("llm_config.json", language), ("vit_config.json", vision), ("triptych.json", record)):
-        (folder / name).write_text(json.dumps(values, indent=1) + "\n")
+        (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _build(kind: Any, record: Any, path: str) -> Any:
@@ -261,7 +261,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing; expected it beside the weights") from error
     except (OSError, ValueError, RecursionError) as error:
