@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from triptych.apps.cli import COMMANDS, main
 from triptych.apps.exhibit import Exhibit
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
+from triptych.model.weights import find
 from triptych.trace import Item, Spec, Trace
 
 PROMPT = "A photo of three clocks on the left and one cats on the right"
@@ -225,6 +227,19 @@ def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture):
     assert main(["draw", "two cats", "--model", "./nowhere"]) == 2
     error = capsys.readouterr().err
     assert "nowhere" in error and error.count("\n") == 1 and not Path("traces").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(capsys: pytest.CaptureFixture):
+    shutil.copytree(find("sketch"), "damaged", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = Path("damaged/llm_config.json")
+    whole = json.loads(path.read_text())
+    for width in (-256, 257):
+        path.write_text(json.dumps(whole | {"hidden_size": width}))
+        for words in (["info"], ["draw", "two cats"]):
+            assert main([*words, "--model", "damaged"]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and f"hidden_size is {width}" in error and "damaged" in error
+    assert not Path("traces").exists()
 
 
 def test_pictures_that_cannot_be_read(capsys: pytest.CaptureFixture):
