@@ -63,6 +63,39 @@ def test_randomness_comes_in_by_hand():
     assert not found, "these draw from a generator that nobody passed"
 
 
+def texts_without_encoding(module: ast.Module) -> Iterator[int]:
+    """Lines that read or write text in a file and leave its encoding to the machine's locale."""
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = ast.unparse(node.func)
+        values = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        modes = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        binary = any(re.fullmatch("[rwaxbt+]+", mode) and "b" in mode for mode in modes)
+        opens = name == "open" or (name.endswith(".open") and not re.match(r"os\.|[A-Z]\w*\.", name))  # not Image.open
+        if name.endswith((".read_text", ".write_text")) or (opens and not binary):
+            yield node.lineno
+
+
+def test_text_in_files_has_the_same_encoding_on_every_machine():
+    for path in PACKAGE:
+        for line in texts_without_encoding(tree(path)):
+            raise AssertionError(f'{path}:{line}: text in a file; expected encoding="utf-8"')
+
+
+def test_text_without_encoding_is_found():
+    bad = [
+        'open("b.txt")',
+        'open(p, "w")',
+        "p.open()",
+        'p.open(mode="a")',
+        "(p / q).read_text()",
+        "Path(p).write_text(t)",
+    ]
+    good = ['open(p, "rb")', 'p.open(mode="ab+")', 'p.open("a", encoding="utf-8")', "Image.open(p)", "os.open(p, 1)"]
+    assert list(texts_without_encoding(ast.parse("\n".join([*bad, *good])))) == list(range(1, len(bad) + 1))
+
+
 def test_imports_are_dependencies():
     """Whatever a module imports when it runs is brought by `pip install triptych`, or by an extra that names it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

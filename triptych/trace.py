@@ -212,7 +212,7 @@ class Trace:
         if self.image is not None:
             Image.fromarray(self.image).save(folder / "final.png")
         (folder / "trace.json").write_text(
-            json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n"
+            json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class Trace:
     def load(folder: Path) -> Trace:
         """Read a trace folder. Strokes are training data and are not kept in it."""
         folder = Path(folder)
-        record = json.loads((folder / "trace.json").read_text())
+        record = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
         spec = record["spec"]
         prompt = Prompt(
             text=record["prompt"],

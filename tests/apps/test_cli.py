@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from triptych.apps.cli import COMMANDS, main
 from triptych.apps.exhibit import Exhibit
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
+from triptych.model.weights import find
 from triptych.trace import Item, Spec, Trace
 
 PROMPT = "A photo of three clocks on the left and one cats on the right"
@@ -227,6 +229,19 @@ def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture):
     assert "nowhere" in error and error.count("\n") == 1 and not Path("traces").exists()
 
 
+def test_a_damaged_checkpoint_is_one_line(capsys: pytest.CaptureFixture):
+    shutil.copytree(find("sketch"), "damaged", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = Path("damaged/llm_config.json")
+    whole = json.loads(path.read_text())
+    for width in (-256, 257):
+        path.write_text(json.dumps(whole | {"hidden_size": width}))
+        for words in (["info"], ["draw", "two cats"]):
+            assert main([*words, "--model", "damaged"]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and f"hidden_size is {width}" in error and "damaged" in error
+    assert not Path("traces").exists()
+
+
 def test_pictures_that_cannot_be_read(capsys: pytest.CaptureFixture):
     Path("text.png").write_text("not a picture")
     Image.new("1", (20_000, 20_000)).save("huge.png")
@@ -241,6 +256,25 @@ def test_pictures_that_cannot_be_read(capsys: pytest.CaptureFixture):
 def test_bad_lines_of_a_file_are_named(capsys: pytest.CaptureFixture):
     Path("bad.jsonl").write_text('{"prompt": "a photo of two cats"}\n{"prompt": \n')
     assert "bad.jsonl, line 2" in refused(capsys, "draw", "--prompts", "bad.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a dragon", "unknown words: dragon"),
+        ("cat " * 2_000, "2,000 words"),
+        ("a c\x07at", "not text"),
+        ('{"prompt": "\\ud800 cat"}', "not text"),
+        ('{"prompt": "a cat", "tag": "colors", "include": [{"class": "dragon"}]}', "unknown words: dragon"),
+        ('{"prompt": "a cat", "tag": "colors", "include": [{"class": "cat", "color": "plaid"}]}', "plaid"),
+        ('{"prompt": "a cat", "tag": "x", "include": [{"class": "cat", "count": 9}, {"class": "dog"}]}', "10 stickers"),
+        ('{"prompt": "a cat", "tag": "x", "include": [{"class": "cat", "position": ["above", 3]}]}', "earlier item"),
+    ],
+)
+def test_a_line_that_cannot_be_drawn_is_named_with_the_reason(line: str, reason: str, capsys: pytest.CaptureFixture):
+    Path("mine.txt").write_text(f"two cats\n\n{line}\n")
+    told = refused(capsys, "draw", "--prompts", "mine.txt")
+    assert told.startswith("triptych: mine.txt, line 3: ") and reason in told
 
 
 @pytest.mark.parametrize("place", ["/proc/triptych/out", "file/out"])

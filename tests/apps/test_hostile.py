@@ -143,14 +143,31 @@ def recordings() -> Iterator[tuple[str, bytes]]:
 # --- pictures to be judged --------------------------------------------------------------------------------------------
 
 
-def png(width: int, height: int, depth: int = 8, color: int = 2, body: bytes = b"\0" * 100) -> bytes:
-    """A PNG whose header claims what its body may not hold."""
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+def png(
+    width: int, height: int, depth: int = 8, color: int = 2, body: bytes = b"\0" * 100, extra: bytes = b""
+) -> bytes:
+    """A PNG whose header claims what its body may not hold; `extra` chunks come before the body."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def wordy() -> list[bytes]:
+    """Whole pictures of 8 x 8 pixels whose texts unpack to more than Pillow reads."""
+    body, text = (b"\0" + b"\1" * 24) * 8, zlib.compress(b"x" * (1 << 21))
+    texts = [chunk(b"zTXt", b"key\0\0" + text), chunk(b"iTXt", b"key\0\1\0\0\0" + text)]
+    texts.append(chunk(b"zTXt", b"key\0\0" + zlib.compress(b"x" * 1_000_000)) * 70)
+    return [png(8, 8, body=body, extra=extra) for extra in texts]
+
+
+def short() -> list[bytes]:
+    """Pictures of formats whose readers do not say OSError of what is missing or makes no sense."""
+    dds = b"DDS " + struct.pack("<7I", 124, 0x1007, 8, 8, 0, 0, 0) + b"\0" * 44 + struct.pack("<2I4s", 32, 4, b"????")
+    return [b"P6 8 8 99999 " + b"\0" * 99, b"P6 x 8 255 ", b"P6 8", dds + b"\0" * 60]
 
 
 def whole(kind: str) -> bytes:
@@ -174,6 +191,8 @@ def pictures() -> list[bytes]:
         png(8, 8, 8, 9),
         png(8, 8)[:40] + b"\xff" * 40,
         b"\x89PNG\r\n\x1a\n" * 99,
+        *wordy(),
+        *short(),
     ]
 
 
@@ -353,6 +372,14 @@ def test_a_hostile_submission_costs_only_itself(capsys: pytest.CaptureFixture):
     assert len(told) == len(record["missing"]) == hostile
     assert all(line.isprintable() and len(line) < 6000 for line in told) and "Traceback" not in printed.err
     assert state() == before
+
+
+def test_a_hostile_picture_is_one_line_at_every_door(capsys: pytest.CaptureFixture):
+    for number, content in enumerate(pictures()):
+        path = Path(f"{number}.png")
+        path.write_bytes(content)
+        for words in (["edit", path, "two clocks"], ["ask", path, "how many clocks?"], ["judge", path, "two clocks"]):
+            assert path.name in one_line(capsys, *words)
 
 
 def test_a_damaged_run_is_one_line_and_stays_as_it_is(capsys: pytest.CaptureFixture):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
-from triptych.data.language import FREE, MOST, parse_prompt, prompt_text, tag_of, wording_of
+from triptych.data.language import FREE, MOST, check_drawable, parse_prompt, prompt_text, tag_of, wording_of
 from triptych.data.lexicon import NOUNS, article, plural, proper_plural
 from triptych.data.scene import Scene, random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -187,6 +187,27 @@ def test_what_cannot_be_drawn_is_refused_with_a_reason(sentence: str):
         parse_prompt(sentence)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([Item("dragon")], "unknown words: dragon. SKETCH knows"),
+        ([Item("cat", color="plaid"), Item("elefant")], r"unknown words: elefant \(close: elephant\), plaid"),
+        ([Item("cat", region="inside")], "unknown words: inside"),
+        ([Item("cat", size="normal")], "unknown words: normal"),
+        ([Item("cat", -1), Item("dog", 3)], "-1 cat: expected one to nine"),
+        ([Item("cat", 10**400)], "1000.* cat: expected one to nine"),
+        ([Item("cat", 5), Item("dog", 5)], "asks for 10 stickers"),
+        ([], "asks for 0 stickers"),
+        ([Item("cat"), Item("cat")], "no picture can be laid out"),
+        ([Item("cat", position=("above", 3))], "no picture can be laid out"),
+    ],
+)
+def test_a_spec_that_no_picture_meets_is_refused_with_a_reason(items: list[Item], reason: str):
+    with pytest.raises(PromptError, match=reason) as caught:
+        check_drawable(Spec("x", tuple(items)))
+    assert len(str(caught.value)) < 600
 
 
 SHUFFLED = some.lists(some.sampled_from([*CLASSES[:9], *COLORS, "a", "the", "two", "left", "of", "on", ",", "and"]))

@@ -56,7 +56,19 @@ def test_only_a_newline_ends_a_line(tmp_path: Path):
         '{"tag": "x", "include": []}',
         '{"tag": "x", "include": [{"class": "cat", "position": ["above", 7]}]}',
         '{"tag": "x", "include": [{"class": "cat", "count": 12}]}',
+        '{"tag": "x", "include": [{"class": "cat", "count": -1}]}',
+        '{"tag": "x", "include": [{"class": "cat", "count": -1}], "prompt": "a cat"}',
+        '{"tag": "x", "include": [{"class": "cat", "count": Infinity}], "prompt": "a cat"}',
+        '{"tag": "x", "include": [{"class": "cat", "position": ["above", 0]}], "prompt": "a cat"}',
+        '{"tag": "x", "include": [{"class": "\\ud800"}], "prompt": "a cat"}',
+        '{"tag": "x", "include": [{"class": 3}], "prompt": "a cat"}',
+        '{"tag": null, "include": [{"class": "cat"}], "prompt": "a cat"}',
+        '{"tag": "x", "include": [], "prompt": "a cat"}',
+        '{"tag": "x", "include": "cat", "prompt": "a cat"}',
+        '{"prompt": "a cat", "x": ' + "1" * 5000 + "}",
+        '{"a":' * 20_000,
     ],
+    ids=lambda line: line[-60:],
 )
 def test_a_line_that_cannot_be_read_is_named(line, tmp_path: Path):
     path = tmp_path / "mine.jsonl"

@@ -142,6 +142,13 @@ def test_bad_files_are_picture_errors(tmp_path):
         read_picture(tmp_path / "cut.png")
 
 
+def test_a_picture_with_a_damaged_exif_is_read_without_a_word(tmp_path, recwarn):
+    exif = b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 60  # a directory of 65,535 entries, and none of them there
+    Image.new("RGB", (8, 4)).save(tmp_path / "p.png", exif=exif)
+    assert read_picture(tmp_path / "p.png").shape == (4, 8, 3)
+    assert not recwarn.list
+
+
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

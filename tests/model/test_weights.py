@@ -140,6 +140,62 @@ def test_damaged_and_missing_files_are_model_errors(folder):
         weights.load(folder)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "[]", "no json", '{"version": "1.0", "model": {"type": "WordLevel"']
+)
+def test_a_damaged_tokenizer_is_named(content, folder):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read: .*expected"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"a": 3}, {"a": None, "b": "ema.safetensors"}, {"a": ""}, {"a": "../x.safetensors"}, {"a": ["x"]}, []]
+)
+def test_an_index_that_names_no_files_is_named(index, folder):
+    (folder / "ema.safetensors").unlink()
+    (folder / "ema.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ModelError, match=r"ema\.safetensors\.index\.json"):
+        weights.load(folder)
+
+
+SIZES = {
+    "llm_config.json": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    "vit_config.json": ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"),
+}
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in SIZES.items() for size in sizes])
+def test_sizes_of_no_model_are_model_errors_that_name_the_folder(name, size, folder):
+    config = json.loads((folder / name).read_text())
+    for value in (-256, 0, 257, 10**30, "64", None, [], 1.5):
+        if (size, value) in (("vocab_size", 257), ("num_hidden_layers", 257), ("num_hidden_layers", 10**30)):
+            continue  # these are sizes of a model, if of another, or of one that takes for ever
+        (folder / name).write_text(json.dumps(config | {size: value}))
+        with pytest.raises(ModelError, match=folder.name):
+            weights.outline(folder, weights.read_config(folder)[0])
+            weights.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("triptych.json", {"language": 3}, "language in triptych.json"),
+        ("triptych.json", {"special_tokens": 3}, "special tokens are 3"),
+        ("triptych.json", {"special_tokens": [1, 2]}, r"special tokens are \[1, 2\]"),
+        ("bagel_args.json", {}, r"bagel_args\.json lacks 'latent_patch_size'"),
+        ("bagel_args.json", {"special_token_ids": 3}, r"bagel_args\.json is 3"),
+        ("bagel_args.json", {"special_token_ids": {}}, r"bagel_args\.json lacks 'bos_token_id'"),
+    ],
+)
+def test_an_incomplete_configuration_is_named(name, content, named, folder):
+    whole = ("latent_patch_size", "max_latent_size", "vit_select_layer", "vit_max_num_patch_per_side")
+    rest = dict.fromkeys(whole, 2) if name == "bagel_args.json" and content else {}
+    (folder / name).write_text(json.dumps(rest | content))
+    with pytest.raises(ModelError, match=named):
+        weights.read_config(folder)
+
+
 def test_unknown_names_are_model_errors(tmp_path, monkeypatch):
     for name in ("no-such-model", tmp_path / "none", "./none/here"):
         with pytest.raises(ModelError, match="no model"):
@@ -177,6 +233,10 @@ def test_a_configuration_survives_json(config: BagelConfig):
         ({"fine": {"draw_renorm": "local"}}, "fine.draw_renorm"),
         ({"image_size": 96}, "image_size"),
         ({"vision": 3}, "vision"),
+        ({"language": {"hidden_size": -256}}, "language.hidden_size is -256; expected a size of 1 or more"),
+        ({"latent_patch_size": 0}, "latent_patch_size is 0"),
+        ({"image_size": [0, 512]}, "image_size is 0"),
+        ({"autoencoder": {"ch_mult": [1, -1]}}, "autoencoder.ch_mult is -1"),
     ],
 )
 def test_a_setting_that_is_off_is_named(record, named):

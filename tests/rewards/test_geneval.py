@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
+from triptych.data.metadata import read_spec
 from triptych.rewards import geneval
 from triptych.rewards.geneval import (
     COLORS,
@@ -16,7 +17,6 @@ from triptych.rewards.geneval import (
     confidence,
     judge,
     read_detections,
-    read_spec,
     relations,
 )
 from triptych.trace import Item, Spec

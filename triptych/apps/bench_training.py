@@ -129,9 +129,9 @@ def peak_of(device: torch.device) -> Callable[[], int] | None:
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
     def resident() -> int:
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         give_back(0)  # what was freed is no longer resident, so that it is not booked on the next part
-        reset.write_text("5")  # start a new high-water mark
+        reset.write_text("5", encoding="ascii")  # start a new high-water mark
         return int(line.split()[1]) * 1024
 
     try:

@@ -72,7 +72,7 @@ class Edit(PlayChoice):
         inputs.check_at_least("n", self.n, 1)
         inputs.check_at_least("turns", self.turns, 1)
         prompt = Prompt(inputs.check_text(self.prompt), image=read_picture(self.image))
-        return _play(self, [prompt], self.n, True, open_model)
+        return _play(self, [("", prompt)], self.n, True, open_model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +291,7 @@ def _load(*arguments: Any) -> Bagel:
     return load(*arguments)
 
 
-def _play(choice: Draw | Edit, prompts: Sequence[Any], count: int, plan: bool, open_model: Open) -> int:
+def _play(choice: Draw | Edit, prompts: Sequence[tuple[str, Any]], count: int, plan: bool, open_model: Open) -> int:
     from triptych.apps import studio
 
     record, code = studio.play(choice, prompts, count, plan, lambda: choice.load(open_model))

@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
 from triptych.model.transformer import draws
-from triptych.model.weights import find, read_config
+from triptych.model.weights import find, outline, read_config
 
 PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
 TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average
@@ -27,9 +26,7 @@ def describe(name: str) -> dict[str, Any]:
     """Sizes, parameters by part, and bytes by mode of a model that is not loaded. Raises ModelError."""
     folder = find(name)
     config, _ = read_config(folder)
-    with torch.device("meta"):
-        bagel = Bagel(config)
-    parameters = parts(bagel)
+    parameters = parts(outline(folder, config))
     total = sum(parameters.values())
     context = context_numbers(config)
     return {

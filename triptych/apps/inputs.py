@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,15 +52,30 @@ def _example(what: str) -> str:
     return "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
 
 
-def prompts_of(text: str, file: Path | None) -> list[Prompt]:
-    """The prompts of a run: the one that was typed, or those of a file (GenEval's jsonl, or plain lines)."""
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Say of a PromptError where the prompt stands; of a prompt that was typed, `where` is empty."""
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}" if where else str(error)) from error
+
+
+def prompts_of(text: str, file: Path | None) -> list[tuple[str, Prompt]]:
+    """The prompts of a run, each with its place: the one that was typed (at ""), or those of a file at "FILE, line N".
+
+    A file is GenEval's jsonl, or plain lines.
+    """
     if file is None:
-        return [Prompt(check_text(text))]
+        return [("", Prompt(check_text(text)))]
     if text:
         raise ConfigError("both a prompt and --prompts were given; expected one of them")
-    from triptych.data.prompts import read_prompts
+    from triptych.data.prompts import placed_prompts
 
-    prompts = [replace(prompt, text=check_text(prompt.text)) for prompt in read_prompts(file)]
+    prompts = []
+    for where, prompt in placed_prompts(file):
+        with placed(where):
+            prompts.append((where, replace(prompt, text=check_text(prompt.text))))
     if len(prompts) > MAX_PROMPTS:
         raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_PROMPTS:,}: split it")
     return prompts
@@ -68,15 +84,21 @@ def prompts_of(text: str, file: Path | None) -> list[Prompt]:
 def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
     """The prompt as the model is told it.
 
-    A model of the sticker world gets the canonical wording of what was read from the text, and the spec goes with it;
-    PromptError names the words that lie outside that world. Any other model gets the text as it is.
+    A model of the sticker world gets the canonical wording of what was read from the text, or of the spec that came
+    with it, and the spec goes along; a benchmark's own sentence stays to the letter. PromptError names what lies
+    outside that world or cannot be laid out in it. Any other model gets the text as it is.
     """
-    if config.world == "open" or prompt.spec is not None:
+    if config.world == "open":
         return prompt
-    from triptych.data.language import parse_prompt, prompt_text
+    from triptych.data.language import check_drawable, parse_prompt, prompt_text
 
-    spec = parse_prompt(prompt.text)
-    return replace(prompt, text=prompt_text(spec), spec=spec)
+    if prompt.spec is None:
+        spec = parse_prompt(prompt.text)
+        return replace(prompt, text=prompt_text(spec), spec=spec)
+    check_drawable(prompt.spec)
+    if prompt.text in (prompt_text(prompt.spec, "geneval"), prompt_text(prompt.spec, "genevalpp")):
+        return prompt
+    return replace(prompt, text=prompt_text(prompt.spec))
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

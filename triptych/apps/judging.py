@@ -193,7 +193,7 @@ def understood(entry: Entry | Fault) -> Entry | Fault:
     from triptych.eval.pictures import Fault
     from triptych.model.config import SKETCH
 
-    if isinstance(entry, Fault):
+    if isinstance(entry, Fault) or entry.prompt.spec is not None:
         return entry
     try:
         return replace(entry, prompt=understand(entry.prompt, SKETCH))
@@ -202,22 +202,18 @@ def understood(entry: Entry | Fault) -> Entry | Fault:
 
 
 def in_world(entry: Entry | Fault) -> Entry | Fault:
-    """The entry, if the sticker world's judge can check its spec."""
-    from triptych.data.layout import CELLS
-    from triptych.data.stickers import CLASSES, COLORS
+    """The entry, if the sticker world has a picture that meets its spec."""
+    from triptych.data.language import check_drawable
     from triptych.eval.pictures import Fault
 
     if isinstance(entry, Fault):
         return entry
-    items = () if entry.prompt.spec is None else entry.prompt.spec.include
-    odd = {item.name for item in items} - {*CLASSES} | {item.color for item in items} - {*COLORS, None}
-    odd |= {item.region for item in items} - {None, "left", "right", "above", "below"}
-    odd |= {item.size for item in items} - {None, "larger", "smaller"}
-    odd |= {f"{item.count} {item.name}" for item in items if not 1 <= item.count <= len(CELLS)}
-    if not odd:
-        return entry
-    words = ", ".join(sorted(map(repr, odd)))[:200]
-    return Fault(entry.name, entry.line, f"not of the sticker world: {words}; name a judge with --address")
+    try:
+        if entry.prompt.spec is not None:
+            check_drawable(entry.prompt.spec)
+    except PromptError as error:
+        return Fault(entry.name, entry.line, f"{error}; for other pictures name a judge with --address")
+    return entry
 
 
 def where(entry: Entry | Fault) -> str:

@@ -24,9 +24,9 @@ SMALL_MODEL = 500_000_000  # bytes of weights that are hashed for every draw's r
 
 
 def play(
-    choice: Draw | Edit, prompts: Sequence[Prompt], count: int, plan: bool, load: Callable[[], Policy]
+    choice: Draw | Edit, placed: Sequence[tuple[str, Prompt]], count: int, plan: bool, load: Callable[[], Policy]
 ) -> tuple[dict[str, Any], int]:
-    """Draw `count` traces of each prompt; returns what `--json` prints, and the exit code.
+    """Draw `count` traces of each prompt (of `inputs.prompts_of`); returns what `--json` prints, and the exit code.
 
     What can be refused is refused before the model is loaded.
     """
@@ -34,11 +34,16 @@ def play(
     inputs.check_at_least("batch", choice.batch, 1)
     inputs.check_at_least("best-of", choice.best_of, 1)
     seeds = inputs.seeds_of(choice.seed, count * choice.best_of)
+    prompts = [prompt for _, prompt in placed]
     title = prompts[0].text if len(prompts) == 1 else f"{len(prompts)} prompts"
     wall = Wall.open(choice.out, title, choice.seed, many=len(prompts) * count > 1)
     policy = load()
     manner = Manner(choice.turns, inputs.sampling_of(policy.config, choice.steps), plan, choice.batch, choice.best_of)
-    jobs = [Job(prompt.text, inputs.understand(prompt, policy.config), seed) for prompt in prompts for seed in seeds]
+    jobs: list[Job] = []
+    for where, prompt in placed:
+        with inputs.placed(where):
+            told = inputs.understand(prompt, policy.config)
+        jobs += [Job(prompt.text, told, seed) for seed in seeds]
     judge = WorldJudge() if policy.config.world == "stickers" else None
     console = terminal.open_console(choice.as_json)
     if len(prompts) == 1:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.data import lexicon
-from triptych.data.layout import CELLS
+from triptych.data.layout import CELLS, SIDES
 from triptych.data.lexicon import NUMBERS, article, plural
 from triptych.data.scene import Scene
 from triptych.data.stickers import CLASSES, COLORS
@@ -104,17 +104,32 @@ def parse_prompt(text: str) -> Spec:
     reader = _Reader(sentence)
     reader.read()
     items = reader.items
-    total = sum(item.count for item in items)
-    if total > MOST:
-        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MOST} at most: ask for fewer")
     tag = tag_of(items, reader.counted)
     exclude = (Item(items[0].name, items[0].count + 1),) if tag == "counting" else ()
     spec = Spec(tag, tuple(items), exclude)
+    check_drawable(spec)
+    return spec
+
+
+def check_drawable(spec: Spec) -> None:
+    """PromptError, saying what is in the way, unless the sticker world has a picture that meets the spec."""
+    items = spec.include
+    unknown = [item.name for item in items if item.name not in CLASSES]
+    unknown += [item.color for item in items if item.color not in (None, *COLORS)]
+    unknown += [item.region for item in items if item.region not in (None, *SIDES)]
+    unknown += [item.size for item in items if item.size not in (None, "larger", "smaller")]
+    if unknown:
+        raise PromptError(_outside(list(dict.fromkeys(unknown))))
+    for item in items:
+        if not 1 <= item.count <= MOST:
+            raise PromptError(_miscounted(str(item.count), item.name))
+    total = sum(item.count for item in items)
+    if not 1 <= total <= MOST:
+        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MOST} at most, and one at least")
     try:
         Scene.sample(spec, seed=0)
     except ConfigError as error:
         raise PromptError(f"no picture can be laid out for this prompt: {error}") from error
-    return spec
 
 
 def tag_of(items: Sequence[Item], counted: bool) -> str:
@@ -248,8 +263,12 @@ def _count(amount: str, noun: str) -> int:
     if amount == "a pair of" and noun in lexicon.PAIRED:
         return 1
     if not 1 <= number <= MOST:
-        raise PromptError(f"{_shortened(amount)} {noun}: expected one to nine, since a picture holds {MOST} stickers")
+        raise PromptError(_miscounted(amount, noun))
     return number
+
+
+def _miscounted(amount: str, noun: str) -> str:
+    return f"{_shortened(amount)} {noun}: expected one to nine, since a picture holds {MOST} stickers"
 
 
 def _outside(unknown: Sequence[str]) -> str:

@@ -25,12 +25,12 @@ from triptych.data.layout import (
     scatter,
 )
 from triptych.data.lexicon import number_word, plural
+from triptych.data.metadata import RELATIONS
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec
 
 BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
-RELATIONS = ("left of", "right of", "above", "below")
 REGION_BAND = 4  # px from the midline that a sticker of a region must keep
 POSITION_BAND = 6  # px between centres before one counts as beside the other
 

@@ -211,7 +211,9 @@ class Ledger:
             with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}-") as temporary:
                 new = Path(temporary) / self.folder.name
                 new.mkdir()
-                (new / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                (new / "manifest.json").write_text(
+                    json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
                 os.rename(new, self.folder)
         except OSError as error:
             if (self.folder / "manifest.json").exists():

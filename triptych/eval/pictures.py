@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data.language import prompt_text
+from triptych.data.metadata import read_spec
 from triptych.errors import JudgeError, PictureError, PromptError
 from triptych.model.pictures import read_picture
-from triptych.rewards.geneval import read_spec
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.questions import Checks
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
@@ -41,12 +41,7 @@ class Entry:
 
     def load(self) -> Trace:
         """The picture as the only one of a trace. Raises PictureError."""
-        try:
-            return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
-        except PictureError:
-            raise
-        except Exception as error:  # a made-up file can make a decoder raise anything
-            raise PictureError(f"{self.picture} cannot be read as a picture: {error}; save it anew") from error
+        return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
 
 
 @dataclass(frozen=True)

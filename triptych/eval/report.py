@@ -122,7 +122,7 @@ class Report:
     @staticmethod
     def load(path: Path) -> Report:
         """Read a report.json."""
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
         for name in ("accuracy", "score"):
             record[name] = {column: tuple(Estimate(**each) for each in turns) for column, turns in record[name].items()}
         return Report(**{**record, "edits": tuple(record["edits"])})

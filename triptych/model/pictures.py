@@ -82,21 +82,26 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
-            picture = Image.open(path)
-        with picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(f"{path} has {width}x{height} pixels; expected at most {MAX_PIXELS}: scale it down")
-            return np.array(flatten_rgba(ImageOps.exif_transpose(picture)))
+            warnings.simplefilter("ignore")  # our limit of pixels is the lower one, and damage is told as an error
+            return _decoded(path)
+    except PictureError:
+        raise
     except FileNotFoundError as error:
         raise PictureError(f"{path} does not exist; expected a picture file") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is too large; expected at most {MAX_PIXELS} pixels: scale it down") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} is not a picture; expected PNG, JPEG or another that Pillow reads") from error
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
+    except Exception as error:  # a made-up file can make a decoder raise anything
         raise PictureError(f"{path} cannot be read as a picture: {error}; save it anew") from error
+
+
+def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    with Image.open(path) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise PictureError(f"{path} has {width}x{height} pixels; expected at most {MAX_PIXELS}: scale it down")
+        return np.array(flatten_rgba(ImageOps.exif_transpose(picture)))
 
 
 def write_picture(path: str | Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -26,6 +26,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from triptych.errors import ModelError, OutputError
@@ -39,6 +40,8 @@ AUTOENCODER_FILE = "ae.safetensors"
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
 _SHOWN = 8  # names listed in an error
 _OURS = ("select_layer", "patches_per_side")  # settings of the vision tower that vit_config.json does not know
+_UNSIZED = ("fine.", "draft.", "vision.select_layer")  # whole numbers that may be 0 or less; all others are sizes
+_CONFIG_FILES = ("llm_config.json", "vit_config.json", "ae_config.json", "bagel_args.json", "triptych.json")
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
@@ -53,8 +56,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer, special = words.load_tokenizer(folder)
-    with torch.device("meta"):
-        bagel = Bagel(config, tokenizer, special)
+    bagel = outline(folder, config, tokenizer, special)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     expected, state = shapes(bagel), {}
     for key, tensor in _read(_model_files(folder), expected["ema.safetensors"], _tables(config), folder):
@@ -63,6 +65,25 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         state[_PREFIX + key] = tensor.to(device=device, dtype=torch.float32)
     bagel.load_state_dict(state, assign=True)
     return bagel.eval()
+
+
+def outline(
+    folder: Path, config: BagelConfig, tokenizer: Tokenizer | None = None, special: words.SpecialTokens | None = None
+) -> Bagel:
+    """The model of a folder's configuration, on the meta device: all but its numbers.
+
+    Raises ModelError for sizes that cannot be of one model, as what is built of them notices.
+    """
+    try:
+        for part in (config.language, config.vision):  # a vision tower would notice at its first picture
+            if part.hidden_size % part.num_attention_heads:
+                wanted = f"a multiple of its num_attention_heads, {part.num_attention_heads}"
+                raise ValueError(f"hidden_size is {part.hidden_size}; expected {wanted}")
+        with torch.device("meta"):
+            return Bagel(config, tokenizer, special)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        sizes = ", ".join(name for name in _CONFIG_FILES if (folder / name).is_file())
+        raise ModelError(f"the sizes in {folder} fit no model: {error}; check {sizes}, or fetch them again") from error
 
 
 def save(
@@ -145,12 +166,15 @@ def config_to_json(config: BagelConfig) -> dict[str, Any]:
 
 
 def config_from_json(record: Mapping[str, Any]) -> BagelConfig:
-    """Undo `config_to_json`; what is absent keeps its default. Raises ModelError on unknown names and wrong types."""
+    """Undo `config_to_json`; what is absent keeps its default. Raises ModelError on unknown names and wrong values."""
     return _build(BagelConfig, record, "")
 
 
 def read_config(folder: Path) -> tuple[BagelConfig, words.SpecialTokens | None]:
-    """The configuration of a checkpoint folder, and its special tokens where a file gives them without a tokenizer."""
+    """The configuration of a checkpoint folder, and its special tokens where a file gives them without a tokenizer.
+
+    Raises ModelError, with the folder or the file, for what is missing or damaged.
+    """
     ours = _json(folder / "triptych.json") if (folder / "triptych.json").is_file() else {}
     special = ours.pop("special_tokens", None)
     defaults = config_to_json(BAGEL_7B)
@@ -160,16 +184,34 @@ def read_config(folder: Path) -> tuple[BagelConfig, words.SpecialTokens | None]:
         sections["autoencoder"] = "ae_config.json"
     for section, name in sections.items():
         known = {key: value for key, value in _json(folder / name).items() if key in defaults[section]}
-        record[section] = defaults[section] | known | ours.get(section, {})
+        record[section] = defaults[section] | known | _named(ours.get(section, {}), f"{section} in triptych.json")
     if (folder / "bagel_args.json").is_file():
         arguments = _json(folder / "bagel_args.json")
-        record["latent_patch_size"] = arguments["latent_patch_size"]
-        record["max_latent_size"] = arguments["max_latent_size"]
-        record["vision"]["select_layer"] = arguments["vit_select_layer"]
-        record["vision"]["patches_per_side"] = arguments["vit_max_num_patch_per_side"]
-        ids = arguments["special_token_ids"]
-        special = [ids[key] for key in ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")]
-    return config_from_json(record), None if special is None else words.SpecialTokens(*special)
+        try:
+            record["latent_patch_size"] = arguments["latent_patch_size"]
+            record["max_latent_size"] = arguments["max_latent_size"]
+            record["vision"]["select_layer"] = arguments["vit_select_layer"]
+            record["vision"]["patches_per_side"] = arguments["vit_max_num_patch_per_side"]
+            ids = _named(arguments["special_token_ids"], "special_token_ids in bagel_args.json")
+            special = [ids[key] for key in ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")]
+        except KeyError as error:
+            raise ModelError(f"{folder / 'bagel_args.json'} lacks {error}; fetch it again") from error
+    try:
+        return config_from_json(record), None if special is None else _special(special)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def _special(ids: Any) -> words.SpecialTokens:
+    if not isinstance(ids, list) or len(ids) != 4 or not all(isinstance(each, int) and each >= 0 for each in ids):
+        raise ModelError(f"special tokens are {ids!r}; expected four ids of tokens")
+    return words.SpecialTokens(*ids)
+
+
+def _named(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ModelError(f"{what} is {value!r}; expected named values")
+    return value
 
 
 def _write_config(bagel: Bagel, folder: Path) -> None:
@@ -183,7 +225,7 @@ def _write_config(bagel: Bagel, folder: Path) -> None:
     elif bagel._special is not None:
         record["special_tokens"] = list(asdict(bagel._special).values())
     for name, values in (("llm_config.json", language), ("vit_config.json", vision), ("triptych.json", record)):
-        (folder / name).write_text(json.dumps(values, indent=1) + "\n")
+        (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _build(kind: Any, record: Any, path: str) -> Any:
@@ -210,6 +252,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, int) and value < 1 and not path.startswith(_UNSIZED):
+        raise ModelError(f"setting {path} is {value!r}; expected a size of 1 or more")
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ModelError(f"setting {path} is {value!r}; expected {getattr(hint, '__name__', hint)}")
@@ -217,10 +261,10 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing; expected it beside the weights") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}; fetch it again") from error
     if not isinstance(record, dict):
         raise ModelError(f"{path} holds no named values; fetch it again")
@@ -237,8 +281,11 @@ def _model_files(folder: Path) -> list[Path]:
     if found.suffix != ".json":
         return [found]
     index = _json(found).get("weight_map")
-    if not isinstance(index, dict):
+    if not isinstance(index, dict) or not index:
         raise ModelError(f"{found} has no weight_map; fetch it again")
+    for name in index.values():
+        if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
+            raise ModelError(f"{found} names {name!r} as weights; expected a safetensors file: fetch it again")
     return [folder / name for name in sorted(set(index.values()))]
 
 

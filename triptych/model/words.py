@@ -35,13 +35,16 @@ class SpecialTokens:
 
 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
-    """The tokenizer.json of a checkpoint folder and its special tokens. Raises ModelError if either is not there."""
+    """The tokenizer.json of a checkpoint folder and its special tokens. Raises ModelError if either cannot be had."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ModelError(
             f"{path} is missing; expected the tokenizer of the checkpoint beside its weights: copy or export it there"
         )
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise ModelError(f"{path} cannot be read: {error}; expected a whole tokenizer.json: fetch it again") from error
     return tokenizer, special_tokens(tokenizer)
 
 

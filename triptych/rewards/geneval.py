@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triptych.data.metadata import RELATIONS, as_array, as_object, short
 from triptych.trace import Item, Spec, Verdict
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS = ("left of", "right of", "above", "below")
 CONFIDENCE = 0.3  # least score of an object that counts ...
 COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting", where a doubtful extra object would fail the picture
 MOST = 16  # objects kept per class, the most confident ones
@@ -153,24 +153,16 @@ def to_record(spec: Spec, prompt: str, detections: Detections) -> dict[str, Any]
     return {"metadata": {**spec.to_metadata(), "prompt": prompt}, "detections": found}
 
 
-def read_spec(metadata: Any) -> Spec:
-    """The spec of a metadata record. Raises ValueError, saying what is off, for anything that cannot be judged."""
-    metadata = _mapping(metadata, "metadata")
-    tag = _text(metadata.get("tag"), "tag")
-    include, exclude = (_list(metadata.get(key, []), key) for key in ("include", "exclude"))
-    asked = tuple(_item(record, index, least=0) for index, record in enumerate(include))
-    return Spec(tag, asked, tuple(_item(record, None, least=1) for record in exclude))
-
-
 def read_detections(record: Any) -> dict[str, list[Detection]]:
     """The objects of a recorded picture. Raises ValueError, saying what is off, for boxes that are none."""
-    found = {name: _list(each, f"detections of {name!r}") for name, each in _mapping(record, "detections").items()}
+    found = {name: as_array(each, f"detections of {name!r}") for name, each in as_object(record, "detections").items()}
     return {name: [_detection(each, name) for each in objects] for name, objects in found.items()}
 
 
 def read_box(values: Any, name: str) -> tuple[float, float, float, float]:
     """Four finite numbers in order, or ValueError."""
-    numbers = tuple(number(value, f"a side of a box of {name!r}") for value in _list(values, f"a box of {name!r}")[:4])
+    sides = as_array(values, f"a box of {name!r}")[:4]
+    numbers = tuple(number(value, f"a side of a box of {name!r}") for value in sides)
     if len(numbers) < 4:
         raise ValueError(f"a box of {name!r} is {values!r}; expected left, top, right, bottom in pixels")
     left, top, right, bottom = numbers
@@ -188,59 +180,13 @@ def number(value: Any, what: str) -> float:
     except OverflowError:  # an integer of hundreds of digits
         finite = False
     if not finite:
-        raise ValueError(f"{what} is {_short(value)}; expected a finite number")
+        raise ValueError(f"{what} is {short(value)}; expected a finite number")
     return float(value)
 
 
 def _detection(record: Any, name: str) -> Detection:
-    record = _mapping(record, f"an object {name!r}")
+    record = as_object(record, f"an object {name!r}")
     color = record.get("color")
     if color is not None and color not in COLORS:
-        raise ValueError(f"an object {name!r} has the color {_short(color)}; expected one of {', '.join(COLORS)}")
+        raise ValueError(f"an object {name!r} has the color {short(color)}; expected one of {', '.join(COLORS)}")
     return Detection(read_box(record.get("box"), name), number(record.get("score"), f"the score of {name!r}"), color)
-
-
-def _item(record: Any, index: int | None, least: int) -> Item:
-    """An item of `include` at `index`, or of `exclude`, where there is no order."""
-    record = _mapping(record, "an item")
-    name, count = _text(record.get("class"), "class"), record.get("count", 1)
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
-        raise ValueError(f"the count of {name!r} is {_short(count)}; expected a whole number of {least} or more")
-    color = None if record.get("color") is None else _text(record["color"], f"the color of {name!r}")
-    region, size = (None if record.get(key) is None else _text(record[key], key) for key in ("region", "size"))
-    return Item(name, count, color, region, size, _position(record.get("position"), name, index))
-
-
-def _position(value: Any, name: str, index: int | None) -> tuple[str, int] | None:
-    if value is None or index is None:
-        return None
-    relation, target = value if isinstance(value, list) and len(value) == 2 else (None, None)
-    if relation not in RELATIONS or not isinstance(target, int) or not 0 <= target < index:
-        raise ValueError(
-            f"the position of {name!r} is {_short(value)}; expected a relation and the index of an earlier item"
-        )
-    return relation, target
-
-
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} is {_short(value)}; expected a JSON object")
-    return value
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{what} is {_short(value)}; expected a JSON array")
-    return value
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{what} is {_short(value)}; expected text")
-    return value
-
-
-def _short(value: Any) -> str:
-    """A value in a message: never longer than a few words."""
-    shown = "nothing" if value is None else ascii(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."

@@ -33,7 +33,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, aside / "state.safetensors"
         )
-        (aside / "state.json").write_text(json.dumps({"step": step, **record}))
+        (aside / "state.json").write_text(json.dumps({"step": step, **record}), encoding="utf-8")
         if final.exists():  # the same step again, after a resume from an older one
             shutil.rmtree(final)
         os.rename(aside, final)
@@ -59,7 +59,7 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, 
     if not found:
         return None
     tensors = load_file(found[-1] / "state.safetensors")  # to the CPU first: it knows few devices by name
-    record = json.loads((found[-1] / "state.json").read_text())
+    record = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
     return {name: tensor.to(device) for name, tensor in tensors.items()}, record
 
 

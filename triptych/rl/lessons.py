@@ -159,11 +159,11 @@ def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
     path, mine = Path(out) / "lessons.json", json.loads(json.dumps(asdict(config)))
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=1))
+        path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
         return
     if not resume:
         raise ConfigError(f"{out} holds lessons already; resume them with --resume, or choose another --out")
-    theirs = json.loads(path.read_text())
+    theirs = json.loads(path.read_text(encoding="utf-8"))
     free = {"device", "workers", "every"}  # these do not change what is learnt
     changed = [key for key in mine if key not in free and mine[key] != theirs.get(key)]
     if changed:

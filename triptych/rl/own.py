@@ -77,7 +77,7 @@ def keep(folder: Path, specs: Sequence[Spec], pictures: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"pictures": torch.from_numpy(pictures)}, folder / "pictures.partial")
     (folder / "pictures.partial").rename(folder / "pictures.safetensors")
-    (folder / "specs.partial").write_text(json.dumps([spec.to_metadata() for spec in specs]))
+    (folder / "specs.partial").write_text(json.dumps([spec.to_metadata() for spec in specs]), encoding="utf-8")
     (folder / "specs.partial").rename(folder / "specs.json")
 
 
@@ -85,5 +85,5 @@ def kept(folder: Path) -> tuple[list[Spec], np.ndarray] | None:
     """The pictures written down in a folder, or None."""
     if not (folder / "specs.json").is_file():
         return None
-    specs = [Spec.from_metadata(record) for record in json.loads((folder / "specs.json").read_text())]
+    specs = [Spec.from_metadata(record) for record in json.loads((folder / "specs.json").read_text(encoding="utf-8"))]
     return specs, load_file(folder / "pictures.safetensors")["pictures"].numpy()

@@ -56,10 +56,10 @@ def claim(out: Path, config: TrainConfig, start: nn.Module, resume: bool) -> Non
         if not path.exists():
             out.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(".partial")
-            aside.write_text(json.dumps(mine, indent=1) + "\n")
+            aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
             aside.rename(path)
             return
-        theirs = json.loads(path.read_text())
+        theirs = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"cannot use {out}: {error.strerror or error}; choose another --out") from error
     if not resume:
