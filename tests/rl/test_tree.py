@@ -18,8 +18,9 @@ from triptych.errors import JudgeError
 from triptych.model.config import SKETCH_FINE
 from triptych.rewards.shaping import Reward, RewardRule, is_right
 from triptych.rewards.world import judge_with
+from triptych.rl.clock import Clock, Timed
 from triptych.rl.config import Stage, Tree
-from triptych.rl.tree import Group, Growth, Node, chains, expand, pick, root
+from triptych.rl.tree import Group, Growth, Node, chains, expand, judged, pick, root
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
@@ -224,6 +225,28 @@ def test_equal_pictures_and_stopped_ones_are_no_second_parents():
     twin = Node(Trace(Prompt("a cat")) + Turn(None, Drawing(image.copy())), Verdict(0.5))
     done = Node(group.siblings[1].trace + Turn(None, None), Verdict(0.5))
     assert len(pick([Group(group.parent, (group.siblings[0], twin, done))], 4, Tree(), 0)) == 1
+
+
+def test_one_picture_of_two_prompts_is_a_parent_for_each():
+    blank = np.zeros((2, 2, 3), np.uint8)
+    nodes = [Node(Trace(Prompt(text)) + Turn(None, Drawing(blank)), Verdict(0.5)) for text in TEXTS]
+    groups = [Group(root(node.trace.prompt), (node,)) for node in nodes]
+    assert len(pick(groups, 4, Tree(), 0)) == 2
+
+
+def test_a_missing_verdict_costs_the_others_nothing():
+    class Patchy:
+        name, asked = "patchy", 0
+
+        def verdicts(self, traces):
+            self.asked += len(traces)
+            return [JudgeError("unreadable"), *[Verdict(1.0)] * (len(traces) - 1)]
+
+    judge, traces = Patchy(), [Trace(Prompt(text)) for text in "abc"]
+    clock = Clock()
+    missing, *others = judged(Timed(judge, clock), traces, [None] * 3)
+    assert isinstance(missing, JudgeError) and others == [Verdict(1.0)] * 2
+    assert judge.asked == 3 and "judge" in clock.seconds
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from triptych.rewards.judge import Judge
 from triptych.rl.tree import judged
 from triptych.trace import Prompt, Spec, Verdict
 
-HELD_OUT = 70  # rehearsal prompts, which every stream of training leaves out
+HELD_OUT = 70  # rehearsal prompts, which the prompts of training leave out
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from triptych.rewards.judge import Judge
+from triptych.errors import JudgeError
+from triptych.rewards.judge import Judge, verdicts_of
 from triptych.trace import Trace, Verdict
 
 
@@ -66,3 +67,8 @@ class Timed:
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         with self.clock.part("judge"):
             return self.judge(traces)
+
+    def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
+        """One per trace, in order, or why it is missing; the judge is asked as it can be asked best."""
+        with self.clock.part("judge"):
+            return verdicts_of(self.judge, traces)

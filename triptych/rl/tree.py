@@ -16,7 +16,7 @@ import numpy as np
 from triptych.errors import JudgeError
 from triptych.loop import Policy, Seeds, reason, refine
 from triptych.model.config import Sampling
-from triptych.rewards.judge import Judge
+from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.shaping import Reward, RewardRule, is_formed, is_right, shape
 from triptych.rl.config import Stage, Tree
 from triptych.trace import Prompt, Trace, Verdict
@@ -109,16 +109,13 @@ def chains(
 def judged(judge: Judge, traces: Sequence[Trace], known: Sequence[Verdict | None]) -> list[Verdict | JudgeError]:
     """A verdict per trace; a trace that has stopped keeps the `known` one of its picture.
 
-    All are asked for in one call, and one by one where that call fails.
+    All are asked for at once; one that is missing costs the others nothing (`verdicts_of`).
     """
     found: list[Verdict | JudgeError | None] = [
         verdict if trace.finished else None for trace, verdict in zip(traces, known, strict=True)
     ]
     rows = [row for row, verdict in enumerate(found) if verdict is None]
-    try:
-        fresh: list[Verdict | JudgeError] = list(judge([traces[row] for row in rows])) if rows else []
-    except JudgeError:
-        fresh = [_asked(judge, traces[row]) for row in rows]
+    fresh = verdicts_of(judge, [traces[row] for row in rows])
     told = {row: _sound(verdict) for row, verdict in zip(rows, fresh, strict=True)}
     return [told[row] if verdict is None else verdict for row, verdict in enumerate(found)]
 
@@ -131,12 +128,13 @@ def pick(groups: Sequence[Group], count: int, tree: Tree, seed: int) -> list[Nod
     even. "uniform" knows no pools: every picture has the same chance.
     """
     chance = np.random.default_rng(seed)
-    nodes: dict[bytes, tuple[Node, float]] = {}
+    nodes: dict[tuple[str, bytes], tuple[Node, float]] = {}
     for group in groups:
         spread = float(np.std([node.verdict.score for node in group.siblings if node.verdict])) if group.siblings else 0
         for node in group.siblings:
             if node.trace.image is not None and not node.trace.finished:
-                nodes.setdefault(node.trace.image.tobytes(), (node, spread + FLOOR))
+                key = (node.trace.prompt.text, node.trace.image.tobytes())
+                nodes.setdefault(key, (node, spread + FLOOR))
     known = list(nodes.values())
     if tree.parents == "uniform":
         return _drawn(known, count, chance, even=True)
@@ -192,13 +190,6 @@ def _sound(verdict: Verdict | JudgeError) -> Verdict | JudgeError:
     if isinstance(verdict, JudgeError) or 0 <= verdict.score <= 1:
         return verdict
     return JudgeError(f"score {verdict.score}: expected a share in 0..1; mend the judge")
-
-
-def _asked(judge: Judge, trace: Trace) -> Verdict | JudgeError:
-    try:
-        return judge([trace])[0]
-    except JudgeError as error:
-        return error
 
 
 def _drawn(entries: Sequence[tuple[Node, float]], count: int, chance: np.random.Generator, even: bool) -> list[Node]:
