@@ -7,7 +7,7 @@ import pytest
 
 from triptych.apps.cli import main
 from triptych.errors import ConfigError
-from triptych.rl.lessons import DEBUG, RECIPES, LessonsConfig
+from triptych.rl.lessons import DEBUG, MADE, RECIPES, LessonsConfig
 from triptych.rl.ranges import numbers
 
 NUMBERS = list(numbers(DEBUG))
@@ -60,3 +60,24 @@ def test_stages_without_steps_are_left_out():
     """Zero steps of a stage that nothing else waits for are a choice, whatever its rows would be."""
     nothing = replace(DEBUG.own, steps=0, pictures=0, edits=0, words=0)
     replace(DEBUG, start="sketch", own=nothing, own_pictures=0, eyes=replace(DEBUG.eyes, steps=0)).check()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_there_already_is_no_part_of_new_lessons(name: str, tmp_path: Path, capfd):
+    """A folder with something of the name is left as it is: at their end lessons would delete another's `model`."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("kept")
+    for again in ([], ["--resume"]):
+        assert main(["lessons", "debug", "--out", str(tmp_path), *again]) == 2
+        error = capfd.readouterr().err
+        assert f"holds {name} and no lessons.json" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "mine.txt"]
+
+
+def test_a_log_may_lie_in_the_folder_and_what_lessons_make_is_known(tmp_path: Path):
+    out = tmp_path / "lessons"
+    out.mkdir()
+    (out / "log").write_text("")
+    assert main(["lessons", "debug", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} - {"log", "lessons.json"} == {*MADE} - {"model.new"}
+    assert main(["lessons", "debug", "--out", str(out), "--resume"]) == 0  # its own model may be replaced

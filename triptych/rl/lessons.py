@@ -43,6 +43,8 @@ from triptych.rl.recall import Recall
 from triptych.rl.teach import ModelLessons, Pages, shared_cores, sheet, teach
 
 RECALL = "recall."
+STAGES = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
+MADE = (*STAGES, "own_pictures", "model", "model.new", "steps.jsonl")  # in the folder of a run, beside lessons.json
 
 
 # Mostly words about pictures, and some of what is looked at or mended is the model's own work, planned or not: without
@@ -171,6 +173,7 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
 def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
     path, mine = Path(out) / "lessons.json", json.loads(json.dumps(asdict(config)))
     if not path.exists():
+        checkpoint.check_free(out, MADE, path.name)
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(mine, indent=1))
         return

@@ -24,6 +24,10 @@ from triptych.rl.tree import Node
 from triptych.rl.update import Learner
 from triptych.trace import Completion, Drawing, Prompt, Spec, Trace, Turn, Verdict
 
+MADE = (  # in the folder of a run, beside run.json
+    *("checkpoints", "rollouts", "adapter", "model", "model.partial"),
+    *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard"),
+)
 FREE = ("steps", "samples", "device", "every", "keep", "micro")  # settings that a resumed run may change
 
 
@@ -52,6 +56,7 @@ def claim(out: Path, config: TrainConfig, start: nn.Module, resume: bool) -> Non
     path = Path(out) / "run.json"
     try:
         if not path.exists():
+            checkpoint.check_free(out, MADE, path.name)
             out.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(".partial")
             aside.write_text(json.dumps(mine, indent=1) + "\n")
