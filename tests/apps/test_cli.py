@@ -213,6 +213,8 @@ def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
         (["eval", "geneval", "--resume"], "--out"),
         (["eval", "geneval", "--limit", "0"], "--limit 0"),
         (["eval", "geneval", "--seeds", "0"], "--seeds 0"),
+        (["eval", "geneval", "--seeds", "10001"], "--seeds 10001: expected 1 to 10,000"),
+        (["eval", "geneval", "--turns", "1001"], "--turns 1001: expected 0 to 1,000"),
         (["info", "--model", "no-such-model"], "no-such-model"),
     ],
     ids=lambda value: " ".join(value)[:40].encode("ascii", "replace").decode() if isinstance(value, list) else "",

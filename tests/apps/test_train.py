@@ -75,6 +75,7 @@ def test_what_is_there_already_is_no_part_of_a_new_run(name, tmp_path, capfd):
 
 
 def test_a_log_may_lie_in_the_folder_and_what_a_run_makes_is_known(tmp_path):
+    pytest.importorskip("peft")
     out = tmp_path / "run"
     out.mkdir()
     (out / "log").write_text("")

@@ -19,7 +19,7 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.ledger import Ledger, code_sha256, fingerprint, pixels_sha256, recorded
+from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, Ledger, code_sha256, fingerprint, pixels_sha256, recorded
 from triptych.eval.report import OVERALL, Report, Row, summarize, table
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
 from triptych.model.config import SKETCH, Sampling
@@ -415,6 +415,20 @@ def test_settings_out_of_range_are_refused():
     for wrong in ({"batch_size": 0}, {"turns": -1}, {"seeds": ()}, {"seeds": (1, 1)}):
         with pytest.raises(ConfigError, match="expected a batch"):
             next(run(small(), None, Scripted(), **wrong, sampling=Sampling()))
+
+
+def test_what_could_not_be_read_back_is_not_begun(tmp_path):
+    """A run of the most turns or seeds is read as it was opened; one more is refused before there is a folder."""
+    largest = {"turns": MOST_TURNS}, {"seeds": range(MOST_SEEDS)}
+    for number, settings in enumerate(largest):
+        out = tmp_path / f"largest-{number}"
+        next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=out, play=scripted_play([[100]])))
+        found = Ledger.read(out).manifest
+        assert all(found[name] == (value if name == "turns" else [*value]) for name, value in settings.items())
+    for settings in ({"turns": MOST_TURNS + 1}, {"seeds": range(MOST_SEEDS + 1)}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=tmp_path / "too-large"))
+        assert not (tmp_path / "too-large").exists()
 
 
 def test_fingerprint_follows_every_weight():
