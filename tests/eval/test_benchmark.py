@@ -499,6 +499,32 @@ def test_the_table_names_columns_and_turns():
     assert sheet.getvalue().count("(1 missing)") == 4  # beside each mean that leaves one out
 
 
+def shown(report: Report, width: int) -> list[str]:
+    """The lines of a report's table on a terminal of that width."""
+    sheet = StringIO()
+    Console(file=sheet, width=width).print(table(report))
+    return sheet.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("suite", [GENEVAL, GENEVAL_PLUS], ids=lambda suite: suite.name)
+def test_overall_has_its_interval_after_every_edit(suite):
+    """The table shows what report.json holds: low and high ends under the mean of each number of turns."""
+    rows = [row(index, [float((index >> turn) % 3 == 0) for turn in range(5)]) for index in range(60)]
+    rows = [replace(each, column=suite.titles[each.prompt % len(suite.titles)]) for each in rows]
+    report = summarize(suite.name, rows, suite.titles, turns=4)
+    lines = shown(report, width=100)
+    assert not any("…" in line for line in lines)
+    for name, title in (("value", OVERALL), ("low", "95 % from"), ("high", "95 % to")):
+        (line,) = [line for line in lines if title in line]
+        told = [f"{getattr(each, name):.3f}" for each in report.accuracy[OVERALL]]
+        assert line.replace("│", " ").split(title)[1].split()[:5] == told and len(set(told)) > 2
+
+
+def test_one_number_has_its_interval_beside_it():
+    lines = shown(summarize("once", [row(0, [1.0]), row(1, [0.0])], ("Color",), turns=0), width=80)
+    assert not any("from" in line for line in lines) and sum("[0.000, 1.000]" in line for line in lines) == 2
+
+
 def test_the_paper_s_table_fits_a_terminal():
     rows = [row(index, [0.5] * 4 + [None], column=title) for index, title in enumerate(GENEVAL_PLUS.titles)]
     sheet = StringIO()
