@@ -8,6 +8,7 @@ from triptych.apps.cli import main
 from triptych.apps.train import parse
 from triptych.model import weights
 from triptych.rl.recipes import RECIPES, SKETCH_RL
+from triptych.rl.state import MADE
 
 
 def test_every_choice_is_an_option():
@@ -59,6 +60,28 @@ def test_what_cannot_work_is_one_line(asked, named, tmp_path, capfd):
     assert main(["train", "debug", "--out", str(tmp_path / "run"), *asked]) == 2
     error = capfd.readouterr().err
     assert named in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_there_already_is_no_part_of_a_new_run(name, tmp_path, capfd):
+    """A folder with something of the name is left as it is: at its end a run would delete another's `model`."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("kept")
+    for again in ([], ["--resume"]):
+        assert main(["train", "debug", "--out", str(tmp_path), *again]) == 2
+        error = capfd.readouterr().err
+        assert f"holds {name} and no run.json" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "mine.txt"]
+
+
+def test_a_log_may_lie_in_the_folder_and_what_a_run_makes_is_known(tmp_path):
+    pytest.importorskip("peft")
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "log").write_text("")
+    looking = ["--evaluate.every", "1", "--pages.every", "1", "--lora.rank", "2", "--reference", "adapter"]
+    assert main(["train", "debug", "--out", str(out), *looking, *LOOKS]) == 0
+    assert {path.name for path in out.iterdir()} - {"log", "run.json"} <= {*MADE}
 
 
 LOOKS = [f"--evaluate.{what}" for what in ("prompts=2", "turns=1", "fixed=1", "own=2", "batch=2")]

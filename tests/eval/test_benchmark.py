@@ -19,7 +19,7 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.ledger import Ledger, code_sha256, fingerprint, pixels_sha256, recorded
+from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, Ledger, code_sha256, fingerprint, pixels_sha256, recorded
 from triptych.eval.report import OVERALL, Report, Row, summarize, table
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
 from triptych.model.config import SKETCH, Sampling
@@ -417,6 +417,20 @@ def test_settings_out_of_range_are_refused():
             next(run(small(), None, Scripted(), **wrong, sampling=Sampling()))
 
 
+def test_what_could_not_be_read_back_is_not_begun(tmp_path):
+    """A run of the most turns or seeds is read as it was opened; one more is refused before there is a folder."""
+    largest = {"turns": MOST_TURNS}, {"seeds": range(MOST_SEEDS)}
+    for number, settings in enumerate(largest):
+        out = tmp_path / f"largest-{number}"
+        next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=out, play=scripted_play([[100]])))
+        found = Ledger.read(out).manifest
+        assert all(found[name] == (value if name == "turns" else [*value]) for name, value in settings.items())
+    for settings in ({"turns": MOST_TURNS + 1}, {"seeds": range(MOST_SEEDS + 1)}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=tmp_path / "too-large"))
+        assert not (tmp_path / "too-large").exists()
+
+
 def test_fingerprint_follows_every_weight():
     model = torch.nn.Linear(3, 2).bfloat16()
     before = fingerprint(model)
@@ -483,6 +497,32 @@ def test_the_table_names_columns_and_turns():
     for part in ("shown", "Color", OVERALL, "0.000", "1.000", "[1.000, 1.000]", "<= 1", "fixed 1", "missing: 1"):
         assert part in sheet.getvalue()
     assert sheet.getvalue().count("(1 missing)") == 4  # beside each mean that leaves one out
+
+
+def shown(report: Report, width: int) -> list[str]:
+    """The lines of a report's table on a terminal of that width."""
+    sheet = StringIO()
+    Console(file=sheet, width=width).print(table(report))
+    return sheet.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("suite", [GENEVAL, GENEVAL_PLUS], ids=lambda suite: suite.name)
+def test_overall_has_its_interval_after_every_edit(suite):
+    """The table shows what report.json holds: low and high ends under the mean of each number of turns."""
+    rows = [row(index, [float((index >> turn) % 3 == 0) for turn in range(5)]) for index in range(60)]
+    rows = [replace(each, column=suite.titles[each.prompt % len(suite.titles)]) for each in rows]
+    report = summarize(suite.name, rows, suite.titles, turns=4)
+    lines = shown(report, width=100)
+    assert not any("…" in line for line in lines)
+    for name, title in (("value", OVERALL), ("low", "95 % from"), ("high", "95 % to")):
+        (line,) = [line for line in lines if title in line]
+        told = [f"{getattr(each, name):.3f}" for each in report.accuracy[OVERALL]]
+        assert line.replace("│", " ").split(title)[1].split()[:5] == told and len(set(told)) > 2
+
+
+def test_one_number_has_its_interval_beside_it():
+    lines = shown(summarize("once", [row(0, [1.0]), row(1, [0.0])], ("Color",), turns=0), width=80)
+    assert not any("from" in line for line in lines) and sum("[0.000, 1.000]" in line for line in lines) == 2
 
 
 def test_the_paper_s_table_fits_a_terminal():

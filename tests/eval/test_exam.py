@@ -9,8 +9,10 @@ from triptych.data.captions import instruction_text
 from triptych.data.edits import fix, spoil
 from triptych.data.scene import Scene
 from triptych.eval.exam import Score, exam, mends
+from triptych.eval.report import Row, summarize
 from triptych.eval.suites import rehearsal
 from triptych.model.config import SKETCH
+from triptych.trace import Verdict
 
 PROMPTS = rehearsal(8).prompts
 TEXT_SKILLS = ("stops", "edits", "instructions", "balanced", "edited")
@@ -39,5 +41,33 @@ def test_only_a_mending_instruction_is_right(index):
 
 
 def test_nothing_measured_is_not_zero():
-    assert math.isnan(Score.of([]).mean) and Score.of([]).count == 0
-    assert Score.of([True, False]).mean == 0.5
+    for nothing in (Score.of([], []), Score.of([None, None], [0, 1])):
+        assert math.isnan(nothing.mean) and nothing.count == 0
+    score = Score.of([True, None, False], [0, 1, 2])
+    assert score.mean == 0.5 and score.count == 2
+
+
+def test_seeds_of_one_prompt_add_no_certainty_and_other_prompts_do():
+    """1.96 sqrt(p (1 - p) / prompts) each way, however often each prompt was asked; the benchmark's own interval."""
+    once, prompts = [index % 5 < 3 for index in range(300)], [*range(300)]
+    alone, thrice = Score.of(once, prompts), Score.of(once * 3, prompts * 3)
+    assert (alone.mean, alone.low, alone.high) == (thrice.mean, thrice.low, thrice.high) and thrice.count == 900
+    assert [alone.low, alone.high] == pytest.approx([0.6 - 0.0554, 0.6 + 0.0554], abs=0.01)
+    assert thrice.high - thrice.low > 1.5 * (
+        Score.of(once * 3, [*range(900)]).high - Score.of(once * 3, [*range(900)]).low
+    )
+    rows = [Row(index, "", "all", 0, (Verdict(float(right)),), False, (None,), 0.0) for index, right in enumerate(once)]
+    theirs = summarize("exam", rows, ("all",), 0).accuracy["all"][0]
+    assert (alone.mean, alone.low, alone.high) == pytest.approx((theirs.value, theirs.low, theirs.high))
+
+
+def test_every_skill_of_an_exam_knows_its_prompts():
+    """A policy that does the same under every seed is as uncertain after three seeds as after one."""
+    once, thrice = (
+        exam(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, seeds, SKETCH.fine, 1) for seeds in ([0], [0, 1, 2])
+    )
+    for name in ("stops", "edits", "balanced"):
+        assert thrice[name].count == 3 * once[name].count
+        assert (thrice[name].low, thrice[name].high) == (once[name].low, once[name].high)
+    assert once["stops"].count == once["edits"].count == once["instructions"].count == len(PROMPTS) // 2
+    assert once["balanced"].low < 0.5 < once["balanced"].high

@@ -69,7 +69,7 @@ def test_every_size_comes_out_on_the_stride_and_within_the_limit(size, rule):
 
 @given(st.tuples(sides, sides))
 def test_width_and_height_play_the_same_part(size):
-    """Forbids the swapped sides of the reference's drop branches (parity kit c.A12)."""
+    """Forbids c.A12 of the parity kit: swapped sides in the branches that drop something."""
     width, height = resized_size(size, BAGEL_7B.vae_resize)
     assert resized_size(size[::-1], BAGEL_7B.vae_resize) == (height, width)
 

@@ -115,6 +115,7 @@ def test_a_score_is_what_refine_recorded(bagel, sampling):
     ids=str,
 )
 def test_other_text_settings_give_other_scores(bagel, other):
+    """Forbids c.A5 of the parity kit: drawn with a temperature and a filter, scored without."""
     plans = bagel.plan(PROMPTS, GUIDED, [1, 2, 3])
     told = [Utterance(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
     scores = bagel.score_text(told, replace(GUIDED, **other))
@@ -141,6 +142,15 @@ def test_other_stroke_settings_give_other_scores(bagel, other):
     assert not np.allclose(found.numpy(), [one.strokes.logprob[0] for one in painted], atol=1e-4)
 
 
+def test_a2_a_first_picture_is_scored_under_the_guidance_that_it_was_drawn_with(bagel):
+    """On policy the ratio is 1 with the branch that drops the text, and is not without it."""
+    drawn = bagel.draw(PROMPTS, [None] * 3, GUIDED, [4, 4, 5], [6, 7, 8])
+    painted = [Painting(p, None, None, one.strokes) for p, one in zip(PROMPTS, drawn, strict=True)]
+    assert_same_strokes(bagel, painted, GUIDED)
+    for one, scores in zip(painted, bagel.score_strokes(painted, replace(GUIDED, text_guidance=1.0)), strict=True):
+        assert not np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-4)
+
+
 def test_rounding_the_stored_state_would_show(bagel):
     (one,) = bagel.draw(PROMPTS[:1], [None], PLAIN, [1], [2])
     rounded = replace(one.strokes, after=torch.from_numpy(one.strokes.after).bfloat16().float().numpy())
@@ -149,6 +159,7 @@ def test_rounding_the_stored_state_would_show(bagel):
 
 
 def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
+    """Forbids c.A5 of the parity kit: an end token without a loss, so that stopping is not trained."""
     plans = bagel.plan(PROMPTS, PLAIN, [1, 2, 3])
     ended = next(plan for plan in plans if plan.tokens[-1] == bagel.special.eos)
     told = [Utterance(PROMPTS[plans.index(ended)], None, ended)]

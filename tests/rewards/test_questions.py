@@ -101,6 +101,7 @@ def test_a_list_scores_the_share_answered_as_it_should_be():
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 12), st.booleans())
 def test_a_list_is_missing_unless_every_question_has_its_answer(answers: list[bool], asked: int, numbered: bool):
+    """Forbids c.A7 of the parity kit: a score over the answers that came, so that one right one alone is 1.0."""
     lines = [f"{i}. {'yes' if answer else 'No'}, so it is" for i, answer in enumerate(answers, 1)]
     text = "\n".join(line if numbered else line.partition(" ")[2] for line in lines)
     if asked == len(answers):
@@ -108,6 +109,18 @@ def test_a_list_is_missing_unless_every_question_has_its_answer(answers: list[bo
     else:
         with pytest.raises(JudgeError, match="missing"):
             checklist(asked).read(CLOCKS, Reply(text))
+
+
+@given(st.permutations(range(1, 6)))
+def test_answers_are_never_given_to_another_question(order: list[int]):
+    """Forbids c.A7 of the parity kit, which pairs by place: numbers in another order are no answer by place."""
+    text = "\n".join(f"{number}. {'yes' if number == 1 else 'no'}" for number in order)
+    try:
+        verdict = checklist(5).read(CLOCKS, Reply(text))
+    except JudgeError:
+        assert order != sorted(order)
+    else:
+        assert verdict.passed == ("Is it 0?",)
 
 
 def test_all_recorded_replies_are_read_as_the_benchmark_reads_them(shared: Path):

@@ -201,6 +201,8 @@ def test_what_passes_is_asked_again(failure: Answer):
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
 def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path: Path):
+    """Forbids c.A6 of the parity kit: calls that failed or cannot be read as a score of 0."""
+
     def play(request: Request) -> Answer:
         return failure if "picture 1" in request.text else right()
 

@@ -35,6 +35,7 @@ def group(*nodes: Node, right: bool = False) -> Group:
 
 
 def test_a_row_without_a_picture_is_left_out_before_the_mean():
+    """Forbids c.A14 of the parity kit: a stop that shifts the mean of the pictures that were drawn."""
     found = gains(group(node(2, 0.9), node(1, 0.1), node(0, 5.0, None)), STAGE)
     assert found.text.tolist() == pytest.approx([1, 0, -1])
     assert found.picture.tolist() == pytest.approx([0.4, -0.4, 0])

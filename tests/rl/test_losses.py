@@ -33,7 +33,10 @@ def test_every_advantage_case_of_the_kit(shared):
 
 @given(rewards_of, st.randoms(use_true_random=False), st.booleans())
 def test_a_groups_advantages_add_up_to_nothing(rewards, chance, divide):
-    """Also where some rows have no picture: they are left out before the mean, and stay at 0."""
+    """Also where some rows have no picture: they are left out before the mean, and stay at 0.
+
+    Forbids c.A14 of the parity kit: rows that are set to 0 after the mean was taken.
+    """
     mask = torch.tensor([chance.random() < 0.6 for _ in rewards])
     found = advantages(torch.tensor(rewards), mask, divide)
     assert float(found.sum()) == pytest.approx(0, abs=1e-4)
@@ -89,6 +92,7 @@ def test_on_policy_the_gradient_is_that_of_the_weighted_log_probability():
 
 
 def test_every_token_under_the_mask_counts_the_last_one_too():
+    """Forbids c.A5 of the parity kit, where the end token counts for nothing."""
     new, old, gain, mask = texts()
     for row, last in enumerate((4, 2, 0)):
         other = new.clone()

@@ -141,6 +141,7 @@ def test_siblings_share_the_first_noise_and_nothing_else(per_text, texts):
 
 
 def test_a_missing_verdict_leaves_its_group_and_is_no_zero():
+    """Forbids c.A6 of the parity kit: a judge that failed counted as a reward of 0 in the mean of its group."""
     policy = ScriptedPolicy()
     whole = expand(policy, Exact(policy), roots(*TEXTS), GROWTH, seed=0)
     groups = expand(policy, Exact(policy, silent=3), roots(*TEXTS), GROWTH, seed=0)

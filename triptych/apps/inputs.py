@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,10 +102,10 @@ def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
     return replace(prompt, text=prompt_text(prompt.spec))
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """ConfigError unless `value` is `least` or more."""
-    if value < least:
-        raise ConfigError(f"--{name} {value}: expected {least} or more")
+def check_at_least(name: str, value: int, least: int, most: float = inf) -> None:
+    """ConfigError unless `value` is `least` or more, and at most `most`."""
+    if value < least or value > most:
+        raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
 
 
 def sampling_of(config: BagelConfig, steps: int | None) -> Sampling:

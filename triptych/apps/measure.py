@@ -22,7 +22,7 @@ from triptych.apps.terminal import COUNTING, open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tally
 from triptych.eval.benchmark import Benchmark, run
-from triptych.eval.ledger import WHOLE, Ledger, Shard
+from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, WHOLE, Ledger, Shard
 from triptych.eval.rejudge import check_source, rejudge
 from triptych.eval.report import Row, table
 from triptych.loop import Policy
@@ -45,8 +45,8 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
     if choice.limit is not None:
         check_at_least("limit", choice.limit, 1)
         benchmark = benchmark.thinned(choice.limit)
-    check_at_least("seeds", choice.seeds, 1)
-    check_at_least("turns", choice.turns, 0)
+    check_at_least("seeds", choice.seeds, 1, MOST_SEEDS)
+    check_at_least("turns", choice.turns, 0, MOST_TURNS)
     check_at_least("batch", choice.batch, 1)
     out, shard = folder_of(choice), shard_of(choice.shard)
     if not choice.resume and not (shard != WHOLE and out.exists()):

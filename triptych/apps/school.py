@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tyro.conf import FlagCreatePairsOff, arg, subcommand
 
 from triptych.apps.exhibit import naming_errors
+from triptych.apps.inputs import device_of
 from triptych.apps.terminal import open_console
 from triptych.rl.lessons import RECIPES, LessonsConfig, Step, run
 
@@ -42,6 +43,7 @@ class Course:
 
     def run(self, open_model: Any = None) -> int:
         """Teach to the end; returns the exit code."""
+        device_of(self.config.device)  # an unknown one is refused before there is a folder
         log, console = StepLog(self.out / "steps.jsonl"), open_console(as_json=False)
         bars: dict[str, TaskID] = {}
         try:

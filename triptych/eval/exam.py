@@ -3,6 +3,8 @@
 Drawing (at once, and after a plan), carrying an edit out, deciding between a stop and an edit, naming the right edit,
 answering questions, and mending the model's own pictures. A loop cannot be better than these, so lessons and training
 are steered by them. Pictures are read by the judge of the world; texts by the parsers that stand beside their writers.
+An outcome is None where a prompt was not asked for that skill. Intervals are the benchmark's, over prompts
+(`eval/report.py`): all seeds of a prompt are drawn together.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from triptych.data.edits import apply, fix, random_edit, spoil
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.render import render
 from triptych.data.scene import Scene, check
+from triptych.eval.report import draws, estimate, ratio
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.model.words import is_stop, parse_answer, parse_edit
@@ -42,14 +45,19 @@ class Score:
     count: int
 
     @staticmethod
-    def of(outcomes: Sequence[bool], seed: int = 0, draws: int = 1000) -> Score:
-        """Resamples the outcomes themselves. No outcome gives nan: nothing was measured."""
-        if not outcomes:
+    def of(outcomes: Sequence[bool | None], prompts: Sequence[int], seed: int = 0) -> Score:
+        """Of outcomes and the prompt of each; None is none. No outcome gives nan: nothing was measured."""
+        known = [
+            (float(outcome), prompt) for outcome, prompt in zip(outcomes, prompts, strict=True) if outcome is not None
+        ]
+        if not known:
             return Score(float("nan"), float("nan"), float("nan"), 0)
-        values = np.asarray(outcomes, float)
-        means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-        low, high = np.quantile(means, (0.025, 0.975))
-        return Score(float(values.mean()), float(low), float(high), len(values))
+        values, asked = zip(*known, strict=True)
+        _, unit = np.unique(asked, return_inverse=True)
+        total, count = np.bincount(unit, values)[:, None], np.bincount(unit)[:, None]
+        found = estimate(ratio(draws(len(total), np.random.default_rng(seed)), total, count)[:, 0])
+        assert found.value is not None and found.low is not None and found.high is not None
+        return Score(found.value, found.low, found.high, len(known))
 
 
 def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
@@ -80,9 +88,9 @@ def editing(
 
 def reflecting(
     policy: Student, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling
-) -> dict[str, list[bool]]:
+) -> dict[str, list[bool | None]]:
     """Half of the pictures are right, half hold one mistake. `stops` on right ones, `edits` on flawed ones, and
-    `instructions` that mend a flawed one (a stop there is a wrong instruction)."""
+    `instructions` that mend a flawed one (a stop there is a wrong instruction); `balanced` is either decision."""
     scenes = [
         Scene.sample(spec, seed) if index % 2 == 0 else spoil(Scene.sample(spec, seed), spec, seed, 1)
         for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True))
@@ -90,12 +98,13 @@ def reflecting(
     texts = policy.reflect(_texts(specs), list(render(scenes).numpy()), sampling, list(seeds))
     asked = [parse_edit(text.text) for text in texts]
     return {
-        "stops": [is_stop(text) for text in asked[::2]],
-        "edits": [not is_stop(text) for text in asked[1::2]],
+        "stops": [None if index % 2 else is_stop(text) for index, text in enumerate(asked)],
+        "edits": [not is_stop(text) if index % 2 else None for index, text in enumerate(asked)],
         "instructions": [
-            mends(text, scene, spec, seed)
-            for text, scene, spec, seed in zip(asked[1::2], scenes[1::2], specs[1::2], seeds[1::2], strict=True)
+            mends(text, scene, spec, seed) if index % 2 else None
+            for index, (text, scene, spec, seed) in enumerate(zip(asked, scenes, specs, seeds, strict=True))
         ],
+        "balanced": [is_stop(text) != bool(index % 2) for index, text in enumerate(asked)],
     }
 
 
@@ -121,14 +130,23 @@ def answering(policy: Student, specs: Sequence[Spec], seeds: Sequence[int], samp
     return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
-def mending(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool]]:
+def mending(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool | None]]:
     """Of the first edits that played traces attempted on their own flawed pictures: those that `improved` the share of
     checks that hold, and those that made the picture `right`."""
-    tried = [trace for trace in traces if len(trace.images) > 1 and trace.prompt.spec is not None]
+    places = [index for index, one in enumerate(traces) if len(one.images) > 1 and one.prompt.spec is not None]
+    tried = [traces[place] for place in places]
     before = judge([Trace(trace.prompt, trace.turns[:1]) for trace in tried]) if tried else []
     after = judge([Trace(trace.prompt, trace.turns[:2]) for trace in tried]) if tried else []
-    flawed = [(one.score, other.score) for one, other in zip(before, after, strict=True) if one.score < 1]
-    return {"improved": [two > one for one, two in flawed], "right": [two == 1.0 for _, two in flawed]}
+    flawed = {
+        place: (one.score, other.score)
+        for place, one, other in zip(places, before, after, strict=True)
+        if one.score < 1
+    }
+    pairs = [flawed.get(place) for place in range(len(traces))]
+    return {
+        "improved": [None if pair is None else pair[1] > pair[0] for pair in pairs],
+        "right": [None if pair is None else pair[1] == 1.0 for pair in pairs],
+    }
 
 
 def exam(
@@ -148,8 +166,8 @@ def exam(
     judge = WorldJudge() if judge is None else judge
     scores: dict[str, Score] = {}
 
-    def note(name: str, outcomes: Sequence[bool]) -> None:
-        scores[name] = Score.of(outcomes)
+    def note(name: str, outcomes: Sequence[bool | None]) -> None:
+        scores[name] = Score.of(outcomes, [index for _ in seeds for index in range(len(prompts))])
         if tell is not None:
             tell(name, scores[name])
 
@@ -159,9 +177,8 @@ def exam(
         ([p for p, _ in part], [p.spec for p, _ in part if p.spec is not None], [s for _, s in part]) for part in parts
     ]
     reflections = [reflecting(policy, specs, numbers, sampling) for _, specs, numbers in split]
-    for name in ("stops", "edits", "instructions"):
+    for name in ("stops", "edits", "instructions", "balanced"):
         note(name, [value for part in reflections for value in part[name]])
-    note("balanced", [value for part in reflections for value in (*part["stops"], *part["edits"])])
     note("answers", [value for _, specs, numbers in split for value in answering(policy, specs, numbers, sampling)])
     note("edited", [value for _, specs, numbers in split for value in editing(policy, specs, numbers, judge, sampling)])
     for plan, name in ((False, "at once"), (True, "planned")):

@@ -44,12 +44,13 @@ Result = tuple[Row, Sequence[np.ndarray]]  # a row, and the pictures `[height wi
 Work = Callable[[Sequence[Job]], Iterable[Result]]  # one Result per job, in order
 
 WHOLE: Shard = (1, 1)
+MOST_TURNS, MOST_SEEDS = 1_000, 10_000  # of a run: no more is read, so no more is begun
 _NEEDED: dict[str, Callable[[Any], bool]] = {  # of a manifest, and what a reader can work with
     "benchmark": lambda name: isinstance(name, str),
     "columns": lambda titles: titles is None or _all(titles, str),
     "prompts": lambda count: type(count) is int and 0 <= count <= 10_000_000,
-    "turns": lambda count: type(count) is int and 0 <= count <= 1_000,
-    "seeds": lambda seeds: _all(seeds, int) and 0 < len(seeds) <= 10_000,
+    "turns": lambda count: type(count) is int and 0 <= count <= MOST_TURNS,
+    "seeds": lambda seeds: _all(seeds, int) and 0 < len(seeds) <= MOST_SEEDS,
 }
 
 
@@ -68,12 +69,14 @@ class Ledger:
         """Start a new folder, join the other shards of a run, or go on with one when `resume` is set.
 
         Raises OutputError if the folder (of a shard: its own file) is taken without `resume`, or cannot be written;
-        ConfigError if its manifest is another one, or if `shard` is no part.
+        ConfigError if its manifest is another one, or none that could be read back, or if `shard` is no part.
         """
         if not 1 <= shard[0] <= shard[1]:
             raise ConfigError(f"shard {shard[0]}/{shard[1]}: expected I/N with I from 1 to N, such as 1/2")
         ledger = Ledger(Path(folder), shard, keep)
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
+        if told := _unreadable(manifest):
+            raise ConfigError(f"{told}; expected at most {MOST_TURNS:,} turns and 1 to {MOST_SEEDS:,} seeds of a run")
         if not ledger.folder.exists() and ledger._found(manifest):
             return ledger
         taken = ledger.folder if shard == WHOLE else ledger.results
@@ -86,11 +89,8 @@ class Ledger:
     def read(folder: Path) -> Ledger:
         """The folder of a run, finished or not, to be read. Raises OutputError if it is none."""
         ledger = Ledger(Path(folder))
-        manifest = ledger.manifest
-        for name, holds in _NEEDED.items():
-            if not holds(manifest.get(name)):
-                told = f"{folder}/manifest.json: {name} is {str(manifest.get(name))[:40]!r}"
-                raise OutputError(f"{told}; expected the folder of a `triptych eval`: name another")
+        if told := _unreadable(ledger.manifest):
+            raise OutputError(f"{folder}/manifest.json: {told}; expected the folder of a `triptych eval`: name another")
         return ledger
 
     @property
@@ -322,6 +322,11 @@ def versions() -> dict[str, str]:
     except PackageNotFoundError:
         triptych = "source"
     return {"triptych": triptych, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _unreadable(manifest: Mapping[str, Any]) -> str:
+    wrong = [name for name, holds in _NEEDED.items() if not holds(manifest.get(name))]
+    return f"{wrong[0]} is {str(manifest.get(wrong[0]))[:40]!r}" if wrong else ""
 
 
 def _all(values: object, kind: type) -> bool:

@@ -157,7 +157,10 @@ def summarize(
 
 
 def table(report: Report) -> Table:
-    """A line per column, a number for the first picture and after each edit, and the last one's 95 % interval."""
+    """A line per column, a number for the first picture and after each edit, and the last one's 95 % interval.
+
+    Overall has its interval under every number.
+    """
     printed = Table(title=f"{report.benchmark}: {report.rows} rows, {report.prompts} prompts", caption=_caption(report))
     turns = len(report.edits)
     printed.add_column("column", overflow="fold")
@@ -169,6 +172,9 @@ def table(report: Report) -> Table:
             printed.add_section()
         means = [cell(each, with_interval=False).replace(" (", "\n(") for each in estimates]
         printed.add_row(column, *means, _ends(estimates[-1]))
+        if column == OVERALL and turns > 1:
+            for title, ends in (("from", [each.low for each in estimates]), ("to", [each.high for each in estimates])):
+                printed.add_row(f"  95 % {title}", *("-" if end is None else f"{end:.3f}" for end in ends))
     return printed
 
 

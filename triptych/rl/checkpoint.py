@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from triptych.errors import ModelError, OutputError
+from triptych.errors import ConfigError, ModelError, OutputError
 
 KEEP = 2  # checkpoints kept in a folder where nothing else is asked: the last, and the one before it
+
+
+def check_free(out: Path, names: Iterable[str], record: str) -> None:
+    """Raises ConfigError where a new run would mix with, write over or delete what its folder holds.
+
+    `names` are those of all that such a run writes beside its `record`; what else is there, such as a log, may stay.
+    """
+    taken = [name for name in names if os.path.lexists(Path(out) / name)]
+    if taken:
+        raise ConfigError(
+            f"{out} holds {', '.join(taken)} and no {record}, so they are no part of this run; expected a new or an "
+            "empty folder: choose another --out, or move them away"
+        )
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int = KEEP) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from triptych.model.bagel import Bagel
 from triptych.rl import checkpoint
 from triptych.rl.optimizers import rates, set_rates, step_all
 
@@ -60,6 +61,20 @@ def study(
             checkpoint.save(folder, step + 1, checkpoint.pack_course(pupil, average, schools), {})
         yield step, float(loss.detach()), metrics
     return average
+
+
+def initialise(bagel: Bagel) -> None:
+    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay."""
+    depth = bagel.config.language.num_hidden_layers
+    for name, parameter in bagel.named_parameters():
+        if name.startswith(("autoencoder.", "vit_model.")) or not parameter.requires_grad:
+            continue
+        if name.startswith("llm2vae.") or (parameter.dim() == 1 and name.endswith("bias")):
+            torch.nn.init.zeros_(parameter)
+        elif parameter.dim() == 2:
+            deviation = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+            quiet = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
+            torch.nn.init.normal_(parameter, std=deviation * quiet)
 
 
 def adamw(pupil: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.95)) -> dict[str, torch.optim.Optimizer]:

@@ -8,6 +8,7 @@ experts alone. The result is an ordinary checkpoint folder, with averaged weight
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,15 +33,18 @@ from triptych.rl.autoencoder_lessons import (
     study_autoencoder,
 )
 from triptych.rl.connector_lessons import ConnectorLessons, study_connector
-from triptych.rl.course import blend, keep_at, rate_at
+from triptych.rl.course import blend, initialise, keep_at, rate_at
 from triptych.rl.decoder_lessons import DecoderLessons, study_decoder
 from triptych.rl.eyes_lessons import EyesLessons, study_eyes
 from triptych.rl.optimizers import optimizers, rates, set_rates, step_all
 from triptych.rl.own import keep, kept, own_lessons, own_pictures
+from triptych.rl.ranges import check_ranges
 from triptych.rl.recall import Recall
-from triptych.rl.teach import ModelLessons, shared_cores, sheet, teach
+from triptych.rl.teach import ModelLessons, Pages, shared_cores, sheet, teach
 
-VIEW, RECALL = "vit_model.", "recall."
+RECALL = "recall."
+STAGES = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
+MADE = (*STAGES, "own_pictures", "model", "model.new", "steps.jsonl")  # in the folder of a run, beside lessons.json
 
 
 # Mostly words about pictures, and some of what is looked at or mended is the model's own work, planned or not: without
@@ -97,6 +101,17 @@ class LessonsConfig:
     own_pictures: int = 1200  # drawn by the model before that stage, to learn from its own mistakes
     draw: ModelLessons = DRAW
 
+    def check(self) -> None:
+        """Raises ConfigError for numbers that cannot be taught by, before anything is loaded or written."""
+        check_ranges(self)
+        if not self.start and min(self.autoencoder.steps, self.eyes.steps) < 1:
+            told = f"--autoencoder.steps {self.autoencoder.steps}, --eyes.steps {self.eyes.steps}"
+            raise ConfigError(f"{told}: expected 1 or more of each, or a --start to take both from")
+        if self.own.steps and not self.own_pictures:
+            raise ConfigError("--own-pictures 0: expected 1 or more to learn from, or --own.steps 0")
+        for stage in ("model", "own", "draw"):
+            getattr(self, stage).check(stage)
+
 
 DEBUG = LessonsConfig(
     every=2,
@@ -126,13 +141,14 @@ class Step:
 def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: BagelConfig = SKETCH) -> Iterator[Step]:
     """Teach all stages, yielding a Step per update; the checkpoint folder is `out/model` at the end.
 
-    Raises ConfigError if `out` holds another run's lessons, or any without `resume`.
+    Raises ConfigError for settings that cannot work, or if `out` holds another run's lessons, or any without `resume`.
     """
-    _claim(out, config, resume)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
-    if not config.start:
+    config.check()
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(automatic if config.device == "auto" else config.device)
+    school = School(config, out, device, bagel_config) if config.start else None
+    _claim(out, config, resume)  # once nothing is left that could be refused
+    if school is None:
         size = config.autoencoder.steps
         for index, loss, metrics in study_autoencoder(
             bagel_config.autoencoder, config.autoencoder, config.seed, device, out / "autoencoder", config.every
@@ -142,8 +158,7 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
             bagel_config.vision, config.eyes, config.seed, device, out / "eyes", config.every
         ):
             yield Step("eyes", index, config.eyes.steps, loss, metrics)
-    school = School(config, out, device, bagel_config)
-    if not config.start:
+        school = School(config, out, device, bagel_config)
         yield from school.connect(config.connector)
     yield from school.study("joined", config.model)
     yield from school.sharpen(config.decoder)
@@ -158,6 +173,7 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
 def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
     path, mine = Path(out) / "lessons.json", json.loads(json.dumps(asdict(config)))
     if not path.exists():
+        checkpoint.check_free(out, MADE, path.name)
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
         return
@@ -228,7 +244,7 @@ class School:
             with shared_cores(self.config.hands):
                 recall = self.recall if lessons.recall else None
                 metrics = teach(self.bagel, lessons, page, self.device, self.config.hands, recall)
-                metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(learning.values(), lessons.clip))
+                metrics["norm"] = float(torch.nn.utils.clip_grad_norm_(learning.values(), lessons.clip or math.inf))
                 step_all(schools, self.config.hands)
             blend(self.average, self.bagel, keep_at(step, lessons.average))
             if (step + 1) % self.config.every == 0 or step + 1 == lessons.steps:
@@ -311,27 +327,3 @@ class School:
         weights.save(self.averaged(), fresh, dtype=torch.bfloat16)
         shutil.rmtree(folder, ignore_errors=True)
         return fresh.rename(folder)
-
-
-class Pages(torch.utils.data.Dataset):
-    """The endless set of lesson sheets, by step number."""
-
-    def __init__(self, lessons: ModelLessons, seed: int, own: Sequence[Lesson]):
-        self.lessons, self.seed, self.own = lessons, seed, own
-
-    def __getitem__(self, step: int):
-        return sheet(self.lessons, self.seed, step, self.own)
-
-
-def initialise(bagel: Bagel) -> None:
-    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay."""
-    depth = bagel.config.language.num_hidden_layers
-    for name, parameter in bagel.named_parameters():
-        if name.startswith(("autoencoder.", VIEW)) or not parameter.requires_grad:
-            continue
-        if name.startswith("llm2vae.") or (parameter.dim() == 1 and name.endswith("bias")):
-            torch.nn.init.zeros_(parameter)
-        elif parameter.dim() == 2:
-            deviation = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
-            quiet = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
-            torch.nn.init.normal_(parameter, std=deviation * quiet)

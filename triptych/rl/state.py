@@ -26,6 +26,10 @@ from triptych.trace import Completion, Drawing, Prompt, Spec, Trace, Turn, Verdi
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers of as many bytes
 PLACES, CHUNK = 1021, 2**22  # weights of places repeat, and tensors are summed up in parts
+MADE = (  # in the folder of a run, beside run.json
+    *("checkpoints", "rollouts", "adapter", "model", "model.partial"),
+    *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard"),
+)
 FREE = ("steps", "samples", "device", "every", "keep", "micro")  # settings that a resumed run may change
 
 
@@ -54,6 +58,7 @@ def claim(out: Path, config: TrainConfig, start: nn.Module, resume: bool) -> Non
     path = Path(out) / "run.json"
     try:
         if not path.exists():
+            checkpoint.check_free(out, MADE, path.name)
             out.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(".partial")
             aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from torch import Tensor
 from triptych.data.captions import split_remarks
 from triptych.data.lessons import Kind, Lesson, Mix, lesson
 from triptych.data.render import render
+from triptych.errors import ConfigError
 from triptych.model import flow
 from triptych.model.bagel import Bagel
 from triptych.model.sequence import Block, Latent, Text, View
@@ -49,7 +50,7 @@ class ModelLessons:
     matrix_rate: float = 0.02  # Muon: the matrices of the layers
     warmup: int = 100
     cooldown: float = 0.5
-    clip: float = 1.0
+    clip: float = 1.0  # longest gradient; 0 is any
     average: float = 0.998
     words_weight: float = 1.0
     focus: float = 0.0  # words weigh by (1 - p) to this power: most words of an answer are sure once learnt
@@ -60,6 +61,18 @@ class ModelLessons:
     recall: float = 0.0  # weight of the lesson that tokens know the word before them, in `recall.py`
     experts: Experts = "both"  # which weights learn; "gen" leaves every word as it is
     mix: Mix = field(default_factory=Mix)
+
+    def check(self, stage: str) -> None:
+        """Raises ConfigError for rows that teach nothing; `stage` is what its options begin with."""
+        if not self.steps:
+            return
+        if not self.pictures + self.edits + self.words:
+            raise ConfigError(f"--{stage}.pictures, .edits and .words are all 0: expected a row or more for each step")
+        if self.words and self.experts == "gen":
+            raise ConfigError(
+                f"--{stage}.words {self.words} and --{stage}.experts gen, which hold no words: expected 0 words, or "
+                "und or both experts"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,16 @@ def sheet(config: ModelLessons, seed: int, step: int, own: Sequence[Lesson] = ()
             first += 1
         groups.append(tuple(group))
     return Sheet(tuple(groups), first)
+
+
+class Pages(torch.utils.data.Dataset):
+    """The endless set of lesson sheets, by step number."""
+
+    def __init__(self, lessons: ModelLessons, seed: int, own: Sequence[Lesson]):
+        self.lessons, self.seed, self.own = lessons, seed, own
+
+    def __getitem__(self, step: int):
+        return sheet(self.lessons, self.seed, step, self.own)
 
 
 @contextmanager
