@@ -211,9 +211,8 @@ class Ledger:
             with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}-") as temporary:
                 new = Path(temporary) / self.folder.name
                 new.mkdir()
-                (new / "manifest.json").write_text(
-                    json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
+                text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+                (new / "manifest.json").write_text(text, encoding="utf-8")
                 os.rename(new, self.folder)
         except OSError as error:
             if (self.folder / "manifest.json").exists():

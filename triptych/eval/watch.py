@@ -1,9 +1,10 @@
 """Watching a run of training: what the model can do on prompts that no reward is given for.
 
 Prompts are those of `suites.rehearsal`, which the prompts of training leave out (no benchmark is used to choose by; of
-replayed lessons one in a thousand asks what one of them asks). Each is played with a plan and without. On the model's own first pictures two more things are asked, as the paper asks them of
-R3: does the picture fit its prompt (ITA), and questions about it (VQA). False stops and false edits are counted on a
-set of pictures that stays the same all along. Measuring leaves the model and every generator as they were.
+replayed lessons one in a thousand asks what one of them asks). Each is played with a plan and without. On the model's
+own first pictures two more things are asked, as the paper asks them of R3: does the picture fit its prompt (ITA), and
+questions about it (VQA). False stops and false edits are counted on a set of pictures that stays the same all along.
+Measuring leaves the model and every generator as they were.
 """
 
 from __future__ import annotations
