@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych.apps import bench_training
+from triptych.apps import bench, bench_training
 from triptych.apps.bench_training import PARTS
+from triptych.apps.cli import main
 from triptych.rewards.brightness import BrightnessJudge
 from triptych.rl.config import Lora
 from triptych.rl.recipes import DEBUG, LORA_7B, SKETCH_RL, tiny
@@ -37,6 +38,17 @@ def test_a_training_step_by_part(rank):
     assert found["samples_per_second"] == pytest.approx(found["samples"] / (2 * found["seconds_per_step"]["total"]))
     assert len(bench_training.rows(found)) == 2 + len(PARTS)
     assert all(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items())
+
+
+def test_scenes_are_counted_by_the_second():
+    found = bench.rendering(batch=4, repeats=1)
+    assert found["batch"] == 4 and found["sampled_per_second"] > 0 and found["rendered_per_second"] > 0
+
+
+@pytest.mark.parametrize("wrong", [("--draws", "0"), ("--batch", "0"), ("--train-steps", "-1")])
+def test_what_cannot_be_measured_is_refused_before_the_model_is_loaded(wrong, capsys):
+    assert main(["bench", *wrong], lambda *_: pytest.fail("loaded")) == 2
+    assert wrong[0] in capsys.readouterr().err
 
 
 def test_counting_twice_gives_the_same():

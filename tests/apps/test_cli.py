@@ -17,11 +17,16 @@ from PIL import Image
 from scripted import ScriptedPolicy, open_scripted
 
 from triptych.apps.cli import COMMANDS, main
+from triptych.apps.draw import Job, Manner, Teller, exhibits
 from triptych.apps.exhibit import Exhibit
+from triptych.apps.wall import Wall
+from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
+from triptych.errors import OutputError
 from triptych.model.weights import find
-from triptych.trace import Item, Spec, Trace
+from triptych.rewards.world import WorldJudge
+from triptych.trace import Item, Prompt, Spec, Trace
 
 PROMPT = "A photo of three clocks on the left and one cats on the right"
 SPEC = Spec("multi_object_count_attr", (Item("clock", 3), Item("cat", 2)))
@@ -35,6 +40,10 @@ def inside_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def triptych(*words: object) -> int:
     return main([str(word) for word in words], open_scripted)
+
+
+def parsed(text: str) -> Prompt:
+    return Prompt(text, parse_prompt(text))
 
 
 def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
@@ -131,6 +140,52 @@ def test_best_of_keeps_the_judges_favourite(capsys: pytest.CaptureFixture):
     exhibit = Exhibit.load(Path("best"))
     scores = exhibit.settings["best_of"]
     assert len(scores) == 6 and scores[str(exhibit.trace.seed)] == max(scores.values())
+
+
+def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.CaptureFixture):
+    assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 5, "--batch", 2, "--out", "twos") == 0
+    assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 5, "--out", "whole") == 0
+    twos, whole = Exhibit.load(Path("twos")), Exhibit.load(Path("whole"))
+    assert twos.settings["best_of"] == whole.settings["best_of"] and twos.trace.seed == whole.trace.seed
+    told: list[int] = []
+    jobs = [Job(PROMPT, parsed(PROMPT), seed) for seed in range(5)]
+
+    def listener(count: int) -> Teller:
+        told.append(count)
+        return Teller()
+
+    policy = ScriptedPolicy()
+    manner = Manner(1, policy.config.fine, batch=2, best_of=5)
+    assert len(list(exhibits(policy, jobs, manner, WorldJudge(), listener, {}))) == 1 and told == [2, 2, 1]
+
+
+def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
+    def judge(traces):
+        raise KeyboardInterrupt
+
+    policy, jobs = ScriptedPolicy(), [Job(PROMPT, parsed(PROMPT), seed) for seed in range(2)]
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        for exhibit in exhibits(policy, jobs, Manner(1, policy.config.fine), judge, lambda count: Teller(), {}):
+            kept.append(exhibit)
+    assert [exhibit.trace.seed for exhibit in kept] == [0, 1] and all(not exhibit.verdicts for exhibit in kept)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_two_runs_do_not_share_a_wall(many: bool):
+    assert triptych("draw", PROMPT, "--turns", 0, "--out", "made") == 0
+    exhibit = Exhibit.load(Path("made"))
+    for named in (Path("wall"), None):
+        first, second = (Wall.open(named, "two cats", 0, many) for _ in range(2))
+        assert first.folder == second.folder  # neither was there yet
+        first.hang(exhibit)
+        if named:
+            with pytest.raises(OutputError, match="exists"):
+                second.hang(exhibit)
+        else:
+            second.hang(exhibit)
+            first.hang(exhibit) if many else None
+            assert second.folder.name == "two-cats-0-2" and len(list(Path("traces").iterdir())) == 2
 
 
 def test_jsonl_prompts_bring_their_own_spec(capsys: pytest.CaptureFixture):
@@ -335,6 +390,21 @@ def start(*words: str, limit: int | None = None) -> subprocess.Popen:
 
     command = [sys.executable, str(SCRIPT), *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
+
+
+def test_a_terminal_that_knows_ascii_alone_costs_no_picture():
+    command = [sys.executable, str(SCRIPT), "draw", "two cats", "--out", "ascii"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert Path("ascii/trace.html").is_file()
+
+
+def test_a_reader_that_leaves_costs_no_picture():
+    process = start("draw", "two cats", "--out", "unread")
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read() and process.wait(120) == 0
+    assert Path("unread/trace.html").is_file()
 
 
 def test_a_full_disk_leaves_nothing():

@@ -137,3 +137,9 @@ def test_an_exhibit_survives_its_folder(tmp_path: Path):
     assert found.extra() == shown.extra()
     assert np.array_equal(found.trace.images, shown.trace.images)
     assert gallery.page(found) == (tmp_path / "one" / "trace.html").read_text()
+
+
+def test_a_page_shows_a_photo_small_enough_to_open():
+    page = gallery.page(exhibit(trace=trace(side=3000)))
+    sizes = [Image.open(io.BytesIO(base64.b64decode(code))).size for code in re.findall(r"base64,([^\"]+)", page)]
+    assert sizes and set(sizes) == {(gallery.LARGE, gallery.LARGE)}

@@ -1,9 +1,9 @@
 """`triptych bench`: where the time of a draw goes, and what batching saves, as ratios within one run.
 
-Four measurements: single draws by beat, and from process start to the written trace; a batch that stops when the model
-says so against the same batch made to use every turn; a guided flow step with its branches in one forward against
-branch after branch; and steps of training, by part. Numbers depend on the machine, so its cores and threads are part of
-the result.
+Five measurements: scenes of the sticker world a second; single draws by beat, and from process start to the written
+trace; a batch that stops when the model says so against the same batch made to use every turn; a guided flow step with
+its branches in one forward against branch after branch; and steps of training, by part. Numbers depend on the machine,
+so its cores and threads are part of the result.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import torch
 from rich.table import Table
 
 from triptych.apps import bench_training
+from triptych.apps.inputs import check_at_least
 from triptych.apps.terminal import open_console
 from triptych.data.language import prompt_text, wording_of
-from triptych.data.scene import random_spec
+from triptych.data.render import render
+from triptych.data.scene import Scene, random_spec
 from triptych.eval.ledger import versions
 from triptych.loop import Policy, play
 from triptych.model import words
@@ -47,9 +49,13 @@ TURNS = 4
 
 def run(choice: Bench, open_model: Open) -> int:
     """Measure, print, return the exit code."""
+    check_at_least("draws", choice.draws, 1)
+    check_at_least("batch", choice.batch, 1)
+    check_at_least("train-steps", choice.train_steps, 0)
     model = choice.load(open_model)
     result = {
         "machine": machine(),
+        "render": rendering(),
         "draw": {**draws(model, choice.draws), "process_seconds": process_seconds(choice.model, starts=3)},
         "stops": stops(model, choice.batch),
         "guidance": {f"batch {batch}": guidance(model, batch) for batch in (1, 16)},
@@ -100,6 +106,15 @@ def draws(policy: Policy, count: int) -> dict[str, Any]:
     edits = [sum(turn.drew is not None for turn in trace.turns) - 1 for trace in traces]
     by_beat = {beat: median(seconds) for beat, seconds in beats.items()}
     return {"draws": count, "median_seconds": median(whole), "median_by_beat": by_beat, "edits": edits}
+
+
+def rendering(batch: int = 64, repeats: int = 5) -> dict[str, Any]:
+    """Scenes a second of the sticker world, on the CPU: sampled from specs, and rendered in batches."""
+    specs = [random_spec(3_000_000_000 + index) for index in range(batch)]
+    sampling, scenes = timed(lambda: [Scene.sample(spec, seed) for seed, spec in enumerate(specs)])
+    render(scenes)  # silhouettes are read once
+    seconds = median(timed(lambda: render(scenes))[0] for _ in range(repeats))
+    return {"batch": batch, "sampled_per_second": batch / sampling, "rendered_per_second": batch / seconds}
 
 
 def process_seconds(model: str, starts: int) -> float:
@@ -186,7 +201,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def table(result: dict[str, Any]) -> Table:
     """The result for a person."""
-    about, draw, stop = result["machine"], result["draw"], result["stops"]
+    about, draw, stop, scenes = result["machine"], result["draw"], result["stops"], result["render"]
     printed = Table(
         title=f"{about['cores']} cores, {about['threads']} threads, torch {about['torch']}", show_header=False
     )
@@ -198,6 +213,8 @@ def table(result: dict[str, Any]) -> Table:
     printed.add_row(f"batch of {stop['batch']}, own stops", f"{stop['own_seconds']:.2f} s, {stop['own_edits']} edits")
     printed.add_row("  all turns forced", f"{stop['forced_seconds']:.2f} s, {stop['forced_edits']} edits")
     printed.add_row("  stopping is faster by", f"{stop['speedup']:.2f} x")
+    printed.add_section()
+    printed.add_row(f"scenes rendered, batch of {scenes['batch']}", f"{scenes['rendered_per_second']:.0f} a second")
     printed.add_section()
     for name, step in result["guidance"].items():
         printed.add_row(f"guided step, {name}: packed", f"{step['packed_seconds'] * 1000:.1f} ms")

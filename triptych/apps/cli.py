@@ -7,6 +7,7 @@ code is 2; after Ctrl-C it is 130.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -49,7 +50,7 @@ class Draw(PlayChoice):
     def run(self, open_model: Open) -> int:
         from triptych.apps import inputs
 
-        inputs.check_at_least("n", self.n, 1)
+        inputs.check_at_least("n", self.n, 1, inputs.MAX_PROMPTS)
         return _play(self, inputs.prompts_of(self.prompt, self.prompts), self.n, self.plan, open_model)
 
 
@@ -69,7 +70,7 @@ class Edit(PlayChoice):
         from triptych.model.pictures import read_picture
         from triptych.trace import Prompt
 
-        inputs.check_at_least("n", self.n, 1)
+        inputs.check_at_least("n", self.n, 1, inputs.MAX_PROMPTS)
         inputs.check_at_least("turns", self.turns, 1)
         prompt = Prompt(inputs.check_text(self.prompt), image=read_picture(self.image))
         return _play(self, [("", prompt)], self.n, True, open_model)
@@ -251,6 +252,9 @@ EPILOG = "Reason, Reflect, Refine: a model that draws, looks at its picture and 
 def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> int:
     """Run one command line; returns the exit code. `open_model` stands in for `weights.load`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show costs nobody a picture
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if arguments in ([], ["help"]):
         arguments = ["--help"]
     if arguments in (["--version"], ["-V"]):
@@ -270,7 +274,7 @@ def main(argv: Sequence[str] | None = None, open_model: Open | None = None) -> i
     except (TriptychError, OSError, MemoryError) as error:
         return _complain(str(error) or type(error).__name__, 2)
     except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+        if not any(words in str(error).lower() for words in ("out of memory", "allocate memory")):  # CUDA's; the CPU's
             raise
         return _complain("the device is out of memory; lower --batch, or set --dtype bfloat16", 2)
 

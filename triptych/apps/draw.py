@@ -1,7 +1,8 @@
 """`triptych draw` and `triptych edit`: play the loop on prompts and yield each trace as an exhibit once it is done.
 
 Prompts are played in batches, so that a listener can write what is done and an interruption loses only what was being
-drawn. Candidates of one prompt (`best_of`) share a batch; the judge's favourite is kept.
+drawn. Candidates of one prompt (`best_of`) are judged together, in however many batches they were drawn; the judge's
+favourite is kept.
 """
 
 from __future__ import annotations
@@ -65,10 +66,13 @@ def exhibits(
         raise ConfigError("--best-of needs a judge, and there is none for this model's pictures: leave it out")
     size = max(manner.batch // manner.best_of, 1) * manner.best_of
     for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        traces, whole = _play(policy, batch, manner, listener(len(batch)))
-        shown = _exhibits(batch, traces, manner, judge, settings)
-        for first in range(0, len(batch), manner.best_of):
+        group = jobs[start : start + size]
+        traces, whole = _play_all(policy, group, manner, listener)
+        try:
+            shown = _exhibits(group, traces, manner, judge, settings)
+        except KeyboardInterrupt:
+            shown, whole = _exhibits(group, traces, manner, None, settings), False
+        for first in range(0, len(group), manner.best_of):
             candidates = [
                 exhibit for exhibit in shown[first : first + manner.best_of] if exhibit.trace.image is not None
             ]
@@ -76,6 +80,20 @@ def exhibits(
                 yield favourite(candidates)
         if not whole:
             raise KeyboardInterrupt
+
+
+def _play_all(
+    policy: Policy, jobs: Sequence[Job], manner: Manner, listener: Callable[[int], Teller]
+) -> tuple[list[Trace], bool]:
+    """The traces of jobs, as many at once as `manner.batch` says, and whether they came to their end."""
+    traces: list[Trace] = []
+    for start in range(0, len(jobs), manner.batch):
+        batch = jobs[start : start + manner.batch]
+        more, whole = _play(policy, batch, manner, listener(len(batch)))
+        traces += more
+        if not whole:
+            return traces, False
+    return traces, True
 
 
 def _play(policy: Policy, jobs: Sequence[Job], manner: Manner, listen: Teller) -> tuple[list[Trace], bool]:

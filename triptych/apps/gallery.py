@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from triptych.apps.exhibit import Exhibit
 
 SMALL = 256  # pixels; smaller pictures are enlarged without smoothing, larger ones become thumbnails of this side
+LARGE = 1024  # pixels; most of a picture that a page shows: the folder holds it whole
 BEATS = ("plan", "draw", "reflect", "edit")
 
 
@@ -68,7 +69,7 @@ def page(exhibit: Exhibit) -> str:
         exhibit=exhibit,
         trace=trace,
         panels=panels(trace, exhibit.verdicts),
-        pictures=[data_uri(image) for image in images],
+        pictures=[data_uri(thumbnail(image, LARGE)) for image in images],
         shape=images[-1].shape if images else (1, 1, 3),
         pixelated=bool(images) and max(images[-1].shape[:2]) < SMALL,
         given=trace.prompt.image is not None,
@@ -123,12 +124,12 @@ def data_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    """The picture, at most `SMALL` pixels a side."""
-    if max(image.shape[:2]) <= SMALL:
+def thumbnail(image: np.ndarray, side: int = SMALL) -> np.ndarray:
+    """The picture, at most so many pixels a side."""
+    if max(image.shape[:2]) <= side:
         return image
     small = Image.fromarray(image)
-    small.thumbnail((SMALL, SMALL))
+    small.thumbnail((side, side))
     return np.asarray(small)
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
 MAX_CHARACTERS = 10_000
-MAX_PROMPTS = 100_000  # lines of one file
+MAX_PROMPTS = 100_000  # lines of one file, and traces of one prompt
+MAX_STEPS = 10_000  # flow steps of a picture
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -102,7 +103,7 @@ def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
     return replace(prompt, text=prompt_text(prompt.spec))
 
 
-def check_at_least(name: str, value: int, least: int, most: float = inf) -> None:
+def check_at_least(name: str, value: float, least: int, most: float = inf) -> None:
     """ConfigError unless `value` is `least` or more, and at most `most`."""
     if value < least or value > most:
         raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
@@ -112,7 +113,7 @@ def sampling_of(config: BagelConfig, steps: int | None) -> Sampling:
     """The model's own settings, with another number of flow steps where one is asked for."""
     if steps is None:
         return config.fine
-    check_at_least("steps", steps, 1)
+    check_at_least("steps", steps, 1, MAX_STEPS)
     return replace(config.fine, draw_points=steps + 1, edit_points=steps + 1)
 
 

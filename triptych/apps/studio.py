@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import nn
 from triptych.apps import inputs, terminal
 from triptych.apps.draw import Job, Judge, Manner, exhibits
 from triptych.apps.wall import Wall
+from triptych.errors import OutputError
 from triptych.eval.ledger import fingerprint, versions
 from triptych.loop import Policy
 from triptych.rewards.world import WorldJudge
@@ -32,7 +34,7 @@ def play(
     """
     inputs.check_at_least("turns", choice.turns, 0)
     inputs.check_at_least("batch", choice.batch, 1)
-    inputs.check_at_least("best-of", choice.best_of, 1)
+    inputs.check_at_least("best-of", choice.best_of, 1, inputs.MAX_PROMPTS)
     seeds = inputs.seeds_of(choice.seed, count * choice.best_of)
     prompts = [prompt for _, prompt in placed]
     title = prompts[0].text if len(prompts) == 1 else f"{len(prompts)} prompts"
@@ -60,6 +62,11 @@ def play(
     except KeyboardInterrupt:
         console.print(f"\n  interrupted; {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
         code = 130
+    except OutputError:  # a full disk, perhaps: what hangs stays, and its index is worth a try
+        console.print(f"\n  {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
+        with suppress(OutputError):
+            wall.close()
+        raise
     wall.close()
     if wall.hung:
         terminal.show_folder(console, wall.folder, wall.page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +33,17 @@ COUNTING = (
 HUES = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cyan"}
 
 
+class Steady(Console):
+    """A console whose reader may leave: the run goes on in silence, and what it makes is kept."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def open_console(as_json: bool) -> Console:
     """Where a run is told: on stderr when stdout is kept for JSON."""
-    return Console(stderr=as_json, highlight=False, emoji=False)
+    return Steady(stderr=as_json, highlight=False, emoji=False)
 
 
 class Narrator(Teller):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.apps import gallery
-from triptych.apps.exhibit import Exhibit, check_writable, free, slug, write_page
+from triptych.apps.exhibit import Exhibit, check_writable, free, naming_errors, slug, taken, write_page
+from triptych.errors import OutputError
 
 
 @dataclass
@@ -17,6 +18,8 @@ class Wall:
     folder: Path
     title: str
     many: bool
+    named: bool = True  # by whoever runs it; else another name will do
+    ours: bool = False  # once the folder has been made, or is about to be
     hung: list[tuple[dict[str, Any], gallery.Card]] = field(
         default_factory=list
     )  # what --json and the index say of each
@@ -26,10 +29,12 @@ class Wall:
         """A wall at `out`, or at the next free traces/PROMPT-SEED. OutputError if it is taken or cannot be written."""
         folder = free(Path("traces") / f"{slug(title)}-{seed}") if out is None else out
         check_writable(folder)
-        return Wall(folder, title, many)
+        return Wall(folder, title, many, named=out is not None)
 
     def hang(self, exhibit: Exhibit) -> Path:
-        """Write one exhibit; returns its folder."""
+        """Write one exhibit; returns its folder. OutputError if somebody else has taken the wall's folder since."""
+        if not self.ours:
+            self._take()
         name = f"{len(self.hung):05d}-{slug(exhibit.asked)}-{exhibit.trace.seed}"
         folder = self.folder / name if self.many else self.folder
         self.hung.append((exhibit.record(folder), gallery.card(folder.name, exhibit)))
@@ -38,6 +43,25 @@ class Wall:
         finally:
             if not folder.exists():  # an error, or Ctrl-C while writing
                 self.hung.pop()
+
+    def _take(self) -> None:
+        """Make the folder of many ours alone; where the name was not asked for, the next free one."""
+        self.ours = True
+        while True:
+            if self.folder.exists() and not self.named:
+                self.folder = free(self.folder)
+            if not self.many:
+                return
+            try:
+                with naming_errors(self.folder):
+                    self.folder.parent.mkdir(parents=True, exist_ok=True)
+                    self.folder.mkdir()
+                return
+            except OutputError:
+                if not self.folder.exists():
+                    raise
+                if self.named:
+                    raise taken(self.folder) from None
 
     @property
     def page(self) -> Path:
