@@ -485,6 +485,18 @@ def test_an_interval_is_as_wide_as_theory_says():
     assert [estimate.low, estimate.high] == pytest.approx([0.6 - 0.0554, 0.6 + 0.0554], abs=0.01)
 
 
+def test_columns_that_share_their_units_add_no_certainty():
+    """Four questions about each picture, all right or all wrong: no surer of the mean than of one of them."""
+    columns = ("Presence", "Count", "Color", "Side")
+    rows = [
+        replace(row(4 * i + k, [float(i % 5 < 3)], column=column), group=i)
+        for i in range(300)
+        for k, column in enumerate(columns)
+    ]
+    (estimate,) = summarize("shared", rows, columns, 0).accuracy[OVERALL]
+    assert [estimate.low, estimate.high] == pytest.approx([0.6 - 0.0554, 0.6 + 0.0554], abs=0.01)
+
+
 def test_records_survive_writing():
     spoken = replace(row(1, []), verdicts=(Verdict(0.5, ("a",), ("b",)), None, Verdict(1.0)), said=("x", None))
     assert Row.from_record(json.loads(json.dumps(spoken.to_record()))) == spoken

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.eval.report import OVERALL, Estimate, Row, draws, estimate, mean_of_known, ratio, sums
+from triptych.eval.report import OVERALL, Estimate, Row, drawn_together, estimate, mean_of_known, ratio, sums
 
 # Settings that may differ between runs that are compared, and why; any other that differs forbids it
 TELLS = {
@@ -142,20 +142,21 @@ def compare(
         for prompt, row in sorted(asked.items())
     )
     paired = {pair.prompt for pair in pairs if pair.outcome != "unpaired"}
-    rng = np.random.default_rng(seed)
+    own = {column: [pair.prompt for pair in pairs if pair.column == column] for column in columns}
+    known = {column: [prompt for prompt in own[column] if prompt in paired] for column in columns}
+    units = {column: sorted({asked[prompt].unit for prompt in known[column]}) for column in columns}
+    weights = drawn_together(units, np.random.default_rng(seed))
+    lost = {column: len(own[column]) - len(known[column]) for column in columns}
     means: dict[str, np.ndarray] = {}
-    lost: dict[str, int] = {}
     for column in columns:
-        own = [pair.prompt for pair in pairs if pair.column == column]
-        known = [prompt for prompt in own if prompt in paired]
-        units = sorted({asked[prompt].unit for prompt in known})
-        weights = draws(len(units), rng)
-        (mean, other_mean) = (
-            ratio(weights, *sums([row for prompt in known for row in rows[prompt]], units, turn, strict=True))[:, turn]
+        mean, other_mean = (
+            ratio(
+                weights[column],
+                *sums([row for prompt in known[column] for row in rows[prompt]], units[column], turn, strict=True),
+            )[:, turn]
             for rows in (ours, theirs)
         )
         means[column] = other_mean - mean
-        lost[column] = len(own) - len(known)
     if means:
         means[OVERALL] = mean_of_known(np.stack(list(means.values())))
         lost[OVERALL] = sum(lost.values())

@@ -206,12 +206,13 @@ def resampled(
     rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int = 0, strict: bool = True
 ) -> dict[str, np.ndarray]:
     """Per column and OVERALL, means `[1 + RESAMPLES, turns + 1]`: as they are, then of each draw of the prompts."""
-    rng = np.random.default_rng(seed)
+    own = {column: [row for row in rows if row.column == column] for column in columns}
+    units = {column: sorted({row.unit for row in own[column]}) for column in columns}
+    weights = drawn_together(units, np.random.default_rng(seed))
     means: dict[str, np.ndarray] = {}
     for column in columns:
-        own = [row for row in rows if row.column == column]
-        total, count = sums(own, sorted({row.unit for row in own}), turns, strict)
-        means[column] = ratio(draws(len(total), rng), total, count)
+        total, count = sums(own[column], units[column], turns, strict)
+        means[column] = ratio(weights[column], total, count)
     if means:
         means[OVERALL] = mean_of_known(np.stack(list(means.values())))
     return means
@@ -223,6 +224,18 @@ def draws(units: int, rng: np.random.Generator) -> np.ndarray:
     if not units:
         return np.ones((RESAMPLES + 1, 0))
     return np.concatenate([once, rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)])
+
+
+def drawn_together(units: Mapping[str, Sequence[int]], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`draws` for each column of its `units`; a unit that is in several columns counts as often in each of them.
+
+    Columns that share none are drawn apart, so that each keeps its size.
+    """
+    every = sorted({unit for column in units.values() for unit in column})
+    if len(every) == sum(map(len, units.values())):
+        return {column: draws(len(own), rng) for column, own in units.items()}
+    weights, place = draws(len(every), rng), {unit: index for index, unit in enumerate(every)}
+    return {column: weights[:, [place[unit] for unit in own]] for column, own in units.items()}
 
 
 def ratio(weights: np.ndarray, total: np.ndarray, count: np.ndarray) -> np.ndarray:
