@@ -175,7 +175,9 @@ def _claim(out: Path, config: LessonsConfig, resume: bool) -> None:
     if not path.exists():
         checkpoint.check_free(out, MADE, path.name)
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
+        aside = path.with_suffix(".partial")
+        aside.write_text(json.dumps(mine, indent=1), encoding="utf-8")
+        aside.rename(path)
         return
     if not resume:
         raise ConfigError(f"{out} holds lessons already; resume them with --resume, or choose another --out")
