@@ -544,3 +544,13 @@ def test_the_paper_s_table_fits_a_terminal():
     assert (
         "…" not in sheet.getvalue() and "Color/Count" in sheet.getvalue() and "[0.000, 0.000]" not in sheet.getvalue()
     )
+
+
+def test_a_picture_that_cannot_be_kept_is_told_once(tmp_path):
+    ledger = Ledger(tmp_path / "run")
+    row = Row(0, "a cat", "all", 0, (Verdict(1.0),), True, (None,), 0.0)
+    ledger.place(row, 0).mkdir(parents=True)  # a folder stands where the picture belongs
+    with pytest.raises(OutputError) as error:
+        ledger.append(row, [np.zeros((4, 4, 3), np.uint8)])
+    assert str(error.value).count("cannot write") == 1 and "00000-0-0.png" in str(error.value)
+    assert not ledger.results.exists()

@@ -157,6 +157,8 @@ class Ledger:
                     write_picture(self.place(row, turn), picture)
             with self.results.open("a", encoding="utf-8") as results:
                 results.write(json.dumps(row.to_record(), ensure_ascii=False) + "\n")
+        except OutputError:  # of a picture, which it names
+            raise
         except OSError as error:
             raise _cannot_write(self.results, error) from error
 
