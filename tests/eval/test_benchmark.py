@@ -19,7 +19,8 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, Ledger, code_sha256, fingerprint, pixels_sha256, recorded
+from triptych.eval.fingerprints import code_sha256, fingerprint, pixels_sha256
+from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, Ledger, recorded
 from triptych.eval.report import OVERALL, Report, Row, summarize, table
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
 from triptych.model.config import SKETCH, Sampling

@@ -29,7 +29,8 @@ from triptych.eval.composition import (
     questions,
     scene_things,
 )
-from triptych.eval.ledger import Ledger, pixels_sha256
+from triptych.eval.fingerprints import pixels_sha256
+from triptych.eval.ledger import Ledger
 from triptych.eval.painted import paint
 from triptych.eval.quiz import Question, Quiz, Shown, read_decision, read_option, run
 from triptych.eval.report import OVERALL, Report

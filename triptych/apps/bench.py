@@ -30,7 +30,7 @@ from triptych.apps.terminal import open_console
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.render import render
 from triptych.data.scene import Scene, random_spec
-from triptych.eval.ledger import versions
+from triptych.eval.fingerprints import versions
 from triptych.loop import Policy, play
 from triptych.model import words
 from triptych.model.bagel import Bagel

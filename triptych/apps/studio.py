@@ -14,7 +14,7 @@ from triptych.apps import inputs, terminal
 from triptych.apps.draw import Job, Judge, Manner, exhibits
 from triptych.apps.wall import Wall
 from triptych.errors import OutputError
-from triptych.eval.ledger import fingerprint, versions
+from triptych.eval.fingerprints import fingerprint, versions
 from triptych.loop import Policy
 from triptych.rewards.world import WorldJudge
 from triptych.trace import Prompt

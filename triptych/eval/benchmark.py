@@ -13,19 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.eval.ledger import (
-    WHOLE,
-    Job,
-    Ledger,
-    Result,
-    Shard,
-    code_sha256,
-    fingerprint,
-    pixels_sha256,
-    prompts_sha256,
-    recorded,
-    versions,
-)
+from triptych.eval.fingerprints import code_sha256, fingerprint, pixels_sha256, prompts_sha256, versions
+from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, recorded
 from triptych.eval.report import Report, Row, summarize
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling

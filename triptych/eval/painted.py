@@ -15,7 +15,8 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import ConfigError
 from triptych.eval.benchmark import Benchmark
-from triptych.eval.ledger import Job, Ledger, Result, code_sha256, pixels_sha256, prompts_sha256, recorded, versions
+from triptych.eval.fingerprints import code_sha256, pixels_sha256, prompts_sha256, versions
+from triptych.eval.ledger import Job, Ledger, Result, recorded
 from triptych.eval.report import Row
 from triptych.rewards.world import verdict
 

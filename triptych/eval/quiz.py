@@ -23,9 +23,10 @@ import numpy as np
 from triptych.data.captions import NO, YES
 from triptych.data.lexicon import NUMBERS
 from triptych.errors import OutputError, PictureError
-from triptych.eval import ledger as ledgers
+from triptych.eval import fingerprints
 from triptych.eval.exam import Student
-from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, pixels_sha256, recorded
+from triptych.eval.fingerprints import pixels_sha256
+from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, recorded
 from triptych.eval.report import Row
 from triptych.model.config import Sampling
 from triptych.model.pictures import read_picture
@@ -41,7 +42,7 @@ class Shown:
     """A picture of a set: its file and pixels, the prompt it was drawn for, and the judge's word on it, if any."""
 
     path: Path
-    sha256: str  # `ledger.pixels_sha256`
+    sha256: str  # `fingerprints.pixels_sha256`
     prompt: int
     text: str
     column: str
@@ -181,15 +182,15 @@ def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
         "columns": list(quiz.columns),
         "prompts": len(quiz.questions),
         "prompts_sha256": quiz.sha256(),
-        "model": ledgers.fingerprint(policy),
+        "model": fingerprints.fingerprint(policy),
         "device": getattr(device, "type", "cpu"),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "turns": 0,
         "seeds": [0],
         "sampling": asdict(sampling),
         **quiz.about,
-        "code_sha256": ledgers.code_sha256(),
-        "versions": ledgers.versions(),
+        "code_sha256": fingerprints.code_sha256(),
+        "versions": fingerprints.versions(),
     }
 
 

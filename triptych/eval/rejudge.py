@@ -11,18 +11,8 @@ from pathlib import Path
 
 from triptych.errors import ConfigError, OutputError, PictureError
 from triptych.eval.benchmark import Benchmark, judged
-from triptych.eval.ledger import (
-    WHOLE,
-    Job,
-    Ledger,
-    Result,
-    Shard,
-    code_sha256,
-    pixels_sha256,
-    prompts_sha256,
-    recorded,
-    versions,
-)
+from triptych.eval.fingerprints import code_sha256, pixels_sha256, prompts_sha256, versions
+from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, recorded
 from triptych.eval.report import Row
 from triptych.model.pictures import read_picture
 from triptych.rewards.judge import Judge
