@@ -89,7 +89,7 @@ def test_a13_an_update_pays_for_its_kl_whatever_its_size(kind):
     told, painted = (told, ()) if kind == "text" else ((), painted)
     sizes = sum(len(one.said.tokens) for one in told), sum(len(one.strokes.time) for one in painted)
     batch = Batch(told, torch.zeros(len(told)), painted, torch.zeros(len(painted)), *sizes)
-    metrics, finite = learner.update("reason", [Teaching(stage, sampling, batch)], 0, Clock())
+    metrics, finite = learner.update([Teaching("reason", stage, sampling, batch)], 0, Clock())
     divergence = metrics["text_kl" if kind == "text" else "stroke_kl"]
     assert finite and divergence > 10 and metrics["norm"] > 0
     part = stage.text if kind == "text" else stage.picture
