@@ -106,6 +106,26 @@ def test_a_score_is_what_refine_recorded(bagel, sampling):
     assert_same_strokes(bagel, painted, sampling)
 
 
+def test_layers_computed_anew_hold_less_and_say_the_same():
+    bagel = build()
+    images, saved = pictures(), []
+    said = bagel.reflect(PROMPTS, images, PLAIN, [1, 2, 3])
+    told = [Utterance(*row) for row in zip(PROMPTS, images, said, strict=True)]
+
+    def gradients(recompute: bool) -> torch.Tensor:
+        bagel.language_model.model.recompute = recompute
+        bagel.zero_grad()
+        saved.append(set())
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved[-1].add(x.data_ptr()) or x, lambda x: x):
+            loss = bagel.score_text(told, PLAIN).logprob.sum()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in bagel.language_model.parameters() if p.grad is not None])
+
+    whole, anew = gradients(False), gradients(True)
+    assert torch.allclose(whole, anew, atol=1e-6) and whole.abs().max() > 0
+    assert len(saved[1]) < len(saved[0]) / 2
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -106,6 +106,22 @@ def test_a_rounded_state_shows():
     assert rounded.strokes > 3 * honest.strokes
 
 
+class Numb(Off):
+    """The strokes of the first prompt score nothing that is a number."""
+
+    def score_strokes(self, painted, sampling):
+        pairs = zip(painted, super().score_strokes(painted, sampling), strict=True)
+        return [replace(s, logprob=s.logprob * float("nan")) if p.text == PROMPTS[0] else s for p, s in pairs]
+
+
+@pytest.mark.parametrize("micro", [1, 32])
+def test_rows_are_compared_in_parts_and_none_is_lost(micro):
+    config = replace(DEBUG, micro=micro)
+    whole, parts = (gate.gaps(Cold.of(tiny()), PROMPTS, one, 1) for one in (DEBUG, config))
+    assert [one.text for one in parts] == pytest.approx([one.text for one in whole], rel=1e-3)
+    assert np.isnan(gate.gaps(Numb.of(tiny()), PROMPTS, config, 1)[0].strokes)
+
+
 def test_nothing_that_cannot_be_compared_passes():
     with pytest.raises(TrainingError, match="reason text"):
         gate.check([gate.Gap("reason", float("nan"), 0.0)], Limits())

@@ -129,13 +129,15 @@ def test_a_run_is_not_mixed_with_another(tmp_path):
     run(replace(DEBUG, steps=2, every=9, micro=2), tmp_path / "run", again=True)
 
 
-def test_micro_batches_change_nothing_but_memory():
-    def weights(micro: int) -> torch.Tensor:
+def test_micro_batches_and_layers_computed_anew_change_nothing_but_memory():
+    def weights(**changes) -> torch.Tensor:
         bagel = tiny()
-        list(train(bagel, PROMPTS, BrightnessJudge(), replace(DEBUG, micro=micro, average=0.0, eps=1e-3)))
+        list(train(bagel, PROMPTS, BrightnessJudge(), replace(DEBUG, average=0.0, eps=1e-3, **changes)))
         return torch.cat([p.detach().flatten() for p in bagel.parameters()])
 
-    assert torch.allclose(weights(1), weights(32), atol=2e-5)
+    at_once = weights(micro=32)
+    assert torch.allclose(weights(micro=1), at_once, atol=2e-5)
+    assert torch.allclose(weights(micro=32, recompute=True), at_once, atol=2e-5)
 
 
 def test_drawing_learns_to_please():
@@ -285,6 +287,16 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
     # A good step in between breaks the row.
     seen = [step.metrics["skipped"] for step in train(tiny(), PROMPTS, BrightnessJudge(), replace(config, steps=4))]
     assert seen == [1, 1, 2, 2]
+
+
+def test_a_chain_whose_edits_are_not_finite_moves_nothing():
+    text = replace(DEBUG.refine.text, kl=float("inf"))
+    config = replace(DEBUG, steps=1, refine=replace(DEBUG.refine, text=text), tree=Tree(kind="trajectory"))
+    bagel = tiny()
+    before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
+    (step,) = train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0))
+    assert step.metrics["skipped"] == 1 and not np.isfinite(step.metrics["loss"])
+    assert all(torch.equal(p, before[name]) for name, p in bagel.named_parameters())
 
 
 class Bored(BrightnessJudge):

@@ -9,7 +9,6 @@ evaluations.jsonl, fixed.safetensors, rollouts, checkpoints and, at the end, the
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from triptych.rewards.brightness import BrightnessJudge
 from triptych.rewards.judge import Judge
 from triptych.rewards.world import WorldJudge
 from triptych.rl import log
+from triptych.rl.checkpoint import anew
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES, tiny
 from triptych.rl.state import claim
@@ -151,11 +151,8 @@ class Watching:
 
 def publish(bagel: Bagel, folder: Path) -> None:
     """Write the trained model as a checkpoint folder, in place of one from an earlier end of the run."""
-    fresh = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    weights.save(bagel, fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with anew(folder) as fresh:
+        weights.save(bagel, fresh)
 
 
 def newest(path: Path) -> dict[str, Any] | None:

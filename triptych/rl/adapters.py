@@ -7,8 +7,6 @@ B begins at 0: a fresh adapter changes nothing. There is no dropout, since a sco
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from triptych.errors import ConfigError, OutputError
 from triptych.model.bagel import Bagel
+from triptych.rl.checkpoint import anew
 from triptych.rl.config import Lora
 
 NAME = "default"  # peft's name of the only adapter
@@ -119,14 +118,11 @@ def save(bagel: Bagel, folder: Path) -> None:
         if ".lora_A." in name or ".lora_B." in name
     }
     configs: Any = bagel.peft_config
-    aside = folder.with_name(f"{folder.name}.partial")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        configs[NAME].save_pretrained(str(aside))
-        save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(aside, folder)
+        with anew(folder) as aside:
+            aside.mkdir(parents=True)
+            configs[NAME].save_pretrained(str(aside))
+            save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 

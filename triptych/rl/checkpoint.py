@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,31 @@ def check_free(out: Path, names: Iterable[str], record: str) -> None:
         )
 
 
+@contextmanager
+def anew(folder: Path) -> Iterator[Path]:
+    """Where to write a folder that then takes the place of `folder`, or stays aside if writing it fails.
+
+    An older `folder` is whole until the new one is, and is removed after. Raises OSError.
+    """
+    fresh, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    yield fresh
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int = KEEP) -> Path:
     """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`."""
     final = Path(folder) / f"step-{step:08d}"
-    aside = final.with_suffix(".partial")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file(
-            {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, aside / "state.safetensors"
-        )
-        (aside / "state.json").write_text(json.dumps({"step": step, **record}), encoding="utf-8")
-        if final.exists():  # the same step again, after a resume from an older one
-            shutil.rmtree(final)
-        os.rename(aside, final)
+        with anew(final) as aside:
+            aside.mkdir(parents=True)
+            packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(packed, aside / "state.safetensors")
+            (aside / "state.json").write_text(json.dumps({"step": step, **record}), encoding="utf-8")
     except OSError as error:
         raise OutputError(
             f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is untouched"

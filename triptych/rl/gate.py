@@ -6,8 +6,9 @@ filter, a time or a rounding differs. Learning from it teaches noise, so the run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from triptych.model.words import is_stop, parse_edit
 from triptych.rl.config import Limits, TrainConfig
 from triptych.rl.tree import seed_of
 
+Row = TypeVar("Row")
 STAND_IN = "add a red clock at top left"  # the instruction of an edit where every reflection stops
 
 
@@ -61,7 +63,7 @@ def gaps(bagel: Bagel, prompts: Sequence[str], config: TrainConfig, seed: int) -
         for p, plan, one in zip(prompts, plans, drawn, strict=True)
         if one.strokes is not None
     ]
-    found = [gap("reason", bagel, told if config.reason.text.on else [], painted, first)]
+    found = [gap("reason", bagel, told if config.reason.text.on else [], painted, first, config.micro)]
     if config.tree.depth == 0:
         return found
     later = config.refine.sampled(config.refine.sampling.edit_points, seed)
@@ -76,23 +78,33 @@ def gaps(bagel: Bagel, prompts: Sequence[str], config: TrainConfig, seed: int) -
         for order, image, one in zip(orders, images, edited, strict=True)
         if one.strokes is not None
     ]
-    return [*found, gap("refine", bagel, told, painted, later)]
+    return [*found, gap("refine", bagel, told, painted, later, config.micro)]
 
 
-def gap(stage: str, bagel: Bagel, told: Sequence[Utterance], painted: Sequence[Painting], sampling: Sampling) -> Gap:
-    """The gap of one stage, with gradients on, since some kernels differ with and without.
+def gap(
+    stage: str,
+    bagel: Bagel,
+    told: Sequence[Utterance],
+    painted: Sequence[Painting],
+    sampling: Sampling,
+    micro: int,
+) -> Gap:
+    """The gap of one stage, `micro` rows at a time and with gradients on, since some kernels differ with and without.
 
     Under a filter one token in a hundred may be off by more: which tokens are kept can hang on the last digit.
     """
-    text = strokes = 0.0
-    if told:
-        scores = bagel.score_text(told, sampling)
-        old = torch.from_numpy(np.concatenate([one.said.logprobs for one in told])).to(scores.logprob.device)
-        off = ((scores.logprob[scores.mask] - old).exp() - 1).abs().detach().sort().values
-        spare = len(off) // 100 if sampling.top_p < 1 or sampling.top_k > 0 else 0
-        text = float(off[-1 - spare])
-    if painted:
-        new = torch.cat([one.logprob for one in bagel.score_strokes(painted, sampling)]).detach().cpu()
-        old = torch.from_numpy(np.concatenate([one.strokes.logprob for one in painted]))
-        strokes = float((new - old).abs().max())
-    return Gap(stage, text, strokes)
+    ratios, strokes = torch.zeros(0), torch.zeros(1)
+    for rows in _parts(told, micro):
+        scores = bagel.score_text(rows, sampling)
+        old = torch.from_numpy(np.concatenate([one.said.logprobs for one in rows]))
+        ratios = torch.cat([ratios, ((scores.logprob[scores.mask].detach().cpu() - old).exp() - 1).abs()])
+    for rows in _parts(painted, micro):
+        new = torch.cat([one.logprob for one in bagel.score_strokes(rows, sampling)]).detach().cpu()
+        old = torch.from_numpy(np.concatenate([one.strokes.logprob for one in rows]))
+        strokes = torch.cat([strokes, (new - old).abs()])
+    spare = len(ratios) // 100 if sampling.top_p < 1 or sampling.top_k > 0 else 0
+    return Gap(stage, float(ratios.sort().values[-1 - spare]) if len(ratios) else 0.0, float(strokes.max()))
+
+
+def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

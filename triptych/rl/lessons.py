@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -324,8 +323,6 @@ class School:
 
     def graduate(self, folder: Path) -> Path:
         """Write the averaged weights in bfloat16 as a checkpoint folder, in place of what earlier lessons left."""
-        fresh = folder.with_name(f"{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        weights.save(self.averaged(), fresh, dtype=torch.bfloat16)
-        shutil.rmtree(folder, ignore_errors=True)
-        return fresh.rename(folder)
+        with checkpoint.anew(folder) as fresh:
+            weights.save(self.averaged(), fresh, dtype=torch.bfloat16)
+        return folder

@@ -136,6 +136,7 @@ RELEASE_7B = TrainConfig(
     steps=1000,
     every=50,
     micro=1,
+    recompute=True,
     compute="bfloat16",
     tree=Tree(parents="pools"),
     reward=RewardRule("release"),

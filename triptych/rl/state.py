@@ -30,7 +30,7 @@ MADE = (  # in the folder of a run, beside run.json
     *("checkpoints", "rollouts", "adapter", "model", "model.partial"),
     *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard"),
 )
-FREE = ("steps", "samples", "device", "every", "keep", "micro")  # settings that a resumed run may change
+FREE = ("steps", "samples", "device", "every", "keep", "micro", "recompute")  # settings that a resumed run may change
 
 
 @dataclass(frozen=True)

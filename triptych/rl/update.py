@@ -81,6 +81,7 @@ class Learner:
 
     def __init__(self, bagel: Bagel, config: TrainConfig):
         self.bagel, self.config = bagel, config
+        bagel.language_model.model.recompute = config.recompute
         if config.lora.rank:
             adapters.inject(bagel, config.lora, seed_of(config.seed, FRESH))
         else:
@@ -141,13 +142,16 @@ class Learner:
     def _learn(self, teachings: Sequence[tuple[int, Teaching]], share: float, tally: Tally, known: dict) -> bool:
         """Step by each stage's gradients, at its own rates and with its own moments.
 
-        Whole chains teach two stages at once: both gradients are taken before any weight moves.
+        Whole chains teach two stages at once: both gradients are taken, and are finite, before any weight moves.
         """
         taken: list[tuple[Teaching, float, dict[str, Tensor | None]]] = []
         for number, teaching in teachings:
             loss = self._backward(number, teaching, tally, known)
             taken.append((teaching, loss, {name: parameter.grad for name, parameter in self.learning.items()}))
             self.bagel.zero_grad(set_to_none=True)
+        if len(taken) > 1 and not all(_finite(loss, gradients) for _, loss, gradients in taken):
+            tally.add("loss", torch.tensor([loss for _, loss, _ in taken]))
+            return False
         for teaching, loss, gradients in taken:
             for name, parameter in self.learning.items():
                 parameter.grad = gradients[name]
@@ -290,6 +294,11 @@ class Learner:
         if self.average is not None:
             for name, parameter in self.learning.items():
                 self.average[name].lerp_(parameter, 1 - keep_at(step, self.config.average))
+
+
+def _finite(loss: float, gradients: Mapping[str, Tensor | None]) -> bool:
+    found = [gradient for gradient in gradients.values() if gradient is not None]
+    return math.isfinite(loss) and math.isfinite(float(torch.nn.utils.get_total_norm(found)))
 
 
 def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
