@@ -79,5 +79,5 @@ def test_a_log_may_lie_in_the_folder_and_what_lessons_make_is_known(tmp_path: Pa
     out.mkdir()
     (out / "log").write_text("")
     assert main(["lessons", "debug", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} - {"log", "lessons.json"} == {*MADE} - {"model.new"}
+    assert {path.name for path in out.iterdir()} - {"log", "lessons.json"} == {*MADE} - {"model.partial"}
     assert main(["lessons", "debug", "--out", str(out), "--resume"]) == 0  # its own model may be replaced

@@ -93,13 +93,29 @@ def test_what_is_no_instruction_gives_none(text):
     assert parse_instruction(text) is None
 
 
-def test_a_reflection_says_what_is_seen_and_the_first_failed_check():
+def test_a_reflection_says_what_is_seen_and_what_failed():
     spec = Spec("color_count_attr", (Item("clock", 3, "red"), Item("cat", 1, "white")))
     seen = "top left red clock one red yes, bottom right larger black cat one white no"
-    assert reflection_text(PAIR, spec, fix(PAIR, spec, 0)) == f"{seen}. three clocks: found one."
+    failed = "three clocks: found one, cat is white: found black"
+    assert reflection_text(PAIR, spec, fix(PAIR, spec, 0)) == f"{seen}. {failed}."
     alone = Spec("single_object", (Item("clock"),))
     assert reflection_text(Scene((CLOCK,)), alone, None) == f"top left red clock one. {ALL_HELD}."
     assert reflection_text(Scene(()), alone, fix(Scene(()), alone, 0)) == f"{NOTHING}. one clock: found zero."
+
+
+def test_a_reflection_names_three_failed_checks_and_nothing_of_what_is_not_there():
+    colors = ("red", "white", "green", "blue")
+    spec = Spec("color_attr", tuple(Item(name, 1, color) for name, color in zip(CLASSES, colors, strict=False)))
+    missing = ", ".join(f"one {item.name}: found zero" for item in spec.include[:3])
+    assert reflection_text(Scene(()), spec, fix(Scene(()), spec, 0)) == f"{NOTHING}. {missing}."
+
+
+def test_an_instruction_uses_what_its_reflection_names():
+    scene = Scene(tuple(Sticker("bowl", "red", 16 + 32 * column, 16) for column in range(3)) + (CAT,))
+    spec = Spec("multi_object_count_attr", (Item("bowl", 2), Item("carrot", 1), Item("cat", 1)))
+    edit = fix(scene, spec, 0)
+    assert reflection_text(scene, spec, edit).endswith(". two bowls: found three, one carrot: found zero.")
+    assert edit is not None and (edit.kind, edit.name) == ("swap", "carrot")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from triptych.trace import Spec
 
 NOTHING = "nothing"  # the list of no stickers
 ALL_HELD = "all as asked"
+ABSENT = ": found none"  # how a check of something ends that is not there: that it is missing was said before
+NAMED = 3  # most failed checks that a reflection names: an instruction can be copied from them, and they stay short
 ANY = "sticker"  # stands for the class that an edit does not name
 Pair = tuple[str, str]  # question, answer
 
@@ -69,14 +71,16 @@ def seen_text(scene: Scene) -> str:
 
 
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
-    """What is seen, and what of it is not as asked; then the first failed check, or, with no `edit`, that all is well.
+    """What is seen, and what of it is not as asked; then what failed, or, with no `edit`, that all is well.
 
-    Such as "top left red clock one right no, left black cat extra. three clocks: found one."; every sticker is held
-    against the prompt where it is named, by its number within its item (`deficits.remarks`), so that the verdict
-    has only to sum up. model/words.py adds the tags and the instruction.
+    Such as "top left red clock one right no, left black cat extra. three clocks: found one, nothing else: found black
+    cat."; every sticker is held against the prompt where it is named, by its number within its item
+    (`deficits.remarks`), so that the verdict has only to sum up. The first failed checks are named, in spec order;
+    of what is not there at all, no more than that. model/words.py adds the tags and the instruction.
     """
-    failed = [fact.text for fact in check(scene, spec) if not fact.held]
-    return f"{remarked_text(scene, spec)}. {ALL_HELD if edit is None or not failed else failed[0]}."
+    failed = [fact.text for fact in check(scene, spec) if not fact.held and not fact.text.endswith(ABSENT)]
+    verdict = ALL_HELD if edit is None or not failed else ", ".join(failed[:NAMED])
+    return f"{remarked_text(scene, spec)}. {verdict}."
 
 
 def remarked_text(scene: Scene, spec: Spec) -> str:

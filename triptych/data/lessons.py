@@ -63,7 +63,7 @@ class Mix:
     listed: float = 0.3  # of these: no picture but its list in words, to be searched and counted
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
-    hard: float = 0.0  # prompts of what is drawn and read worst: half ask for a small sticker, half for a white one
+    hard: float = 0.0  # prompts of what is drawn and read worst: a small sticker, a white one, or more than four
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
     unseen: float = 0.5  # of the flawed ones: no picture but its list in words, to be compared with the prompt
@@ -164,13 +164,20 @@ def asked_of(seed: int, mix: Mix) -> Spec:
     chance = random.Random(f"hard {seed}")
     if chance.random() >= mix.hard:
         return random_spec(seed)
-    small = chance.random() < 0.5
-    later = map(random_spec, itertools.count(HARD + seed * APART))
-    return next(
-        spec
-        for spec in later
-        if any(item.size == "smaller" if small else item.color == "white" for item in spec.include)
-    )
+    wanted = chance.choice((_small, _white, _many))
+    return next(filter(wanted, map(random_spec, itertools.count(HARD + seed * APART))))
+
+
+def _small(spec: Spec) -> bool:
+    return any(item.size == "smaller" for item in spec.include)
+
+
+def _white(spec: Spec) -> bool:
+    return any(item.color == "white" for item in spec.include)
+
+
+def _many(spec: Spec) -> bool:
+    return len(spec.include) > 1 and sum(item.count for item in spec.include) > 4
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

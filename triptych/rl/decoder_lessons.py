@@ -29,7 +29,7 @@ FIRST = 3_000_000_000  # seeds of these scenes begin here, far from those of oth
 class DecoderLessons(Course):
     """How the decoder is taught once the encoder is fixed."""
 
-    steps: int = 3500
+    steps: int = 2400
     batch: int = 8
     rate: float = 6e-4
     warmup: int = 30

@@ -43,17 +43,19 @@ from triptych.rl.teach import ModelLessons, Pages, shared_cores, sheet, teach
 
 RECALL = "recall."
 STAGES = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
-MADE = (*STAGES, "own_pictures", "model", "model.new", "steps.jsonl")  # in the folder of a run, beside lessons.json
+MADE = (*STAGES, "own_pictures", "model", "model.partial", "steps.jsonl")  # in the folder of a run, beside lessons.json
 
 
+# Tokens recall the word before them from the beginning: what is said of a picture then finds what was asked of it.
+JOINED = ModelLessons(steps=2000, pictures=44, edits=20, words=60, recall=0.5, mix=Mix(hard=0.2))
 # Mostly words about pictures, and some of what is looked at or mended is the model's own work, planned or not: without
 # it, right pictures are misread and mended; with too few wrong ones among those that are shown, wrong ones pass. Some
 # prompts are hard, or else hardly any of its planned pictures is wrong.
 OWN = ModelLessons(
-    steps=2200,
-    pictures=20,
-    edits=10,
-    words=150,
+    steps=1300,
+    pictures=24,
+    edits=14,
+    words=120,
     answers=0.5,
     rate=1.4e-3,
     matrix_rate=0.013,
@@ -66,7 +68,7 @@ OWN = ModelLessons(
 )
 # The last stage: what so many words have cost is drawn again, and no word changes. Pictures at once need it most.
 DRAW = ModelLessons(
-    steps=360,
+    steps=320,
     pictures=52,
     edits=10,
     words=0,
@@ -94,7 +96,7 @@ class LessonsConfig:
     autoencoder: AutoencoderLessons = field(default_factory=AutoencoderLessons)
     eyes: EyesLessons = field(default_factory=EyesLessons)
     connector: ConnectorLessons = field(default_factory=ConnectorLessons)
-    model: ModelLessons = field(default_factory=ModelLessons)
+    model: ModelLessons = JOINED
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
     own_pictures: int = 1200  # drawn by the model before that stage, to learn from its own mistakes
