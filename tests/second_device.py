@@ -1,5 +1,7 @@
 """A second device for machines without one: `other` computes on the CPU, and refuses to mix with what lies there.
 
+It has no float64, as Apple's GPUs have none.
+
 Importing this registers it with torch for the whole process. A tensor that was left behind on the CPU fails here as it
 fails on a GPU; that kernels of another device round differently does not show.
 """
@@ -73,9 +75,11 @@ def computed(operation, args, kwargs):
     known = {id(one.here): one for one in away}
 
     def sent(one):
-        if not isinstance(one, torch.Tensor):
+        if not isinstance(one, torch.Tensor) or not to_other:
             return one
-        return known[id(one)] if id(one) in known else Away(one) if to_other else one
+        if one.dtype is torch.float64:
+            raise RuntimeError(f"{operation}: {NAME!r} has no float64")
+        return known[id(one)] if id(one) in known else Away(one)
 
     return tree_map(sent, operation(*args, **kwargs))
 

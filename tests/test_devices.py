@@ -54,6 +54,12 @@ def test_tensors_of_two_devices_do_not_mix():
     assert done.returncode == 1 and "among those of 'other'" in done.stderr
 
 
+@written
+def test_the_other_device_has_no_wide_numbers():
+    done = ran("import torch, second_device; torch.ones(2, device='other').double()")
+    assert done.returncode == 1 and "no float64" in done.stderr
+
+
 @devices
 def test_what_draws_and_sees(tmp_path, device: str):
     draw = ["draw", PROMPT, "--seed", 3, "--dtype", "float32", "--out"]

@@ -111,7 +111,7 @@ def test_a_reflection_names_three_failed_checks_and_nothing_of_what_is_not_there
 
 
 def test_an_instruction_uses_what_its_reflection_names():
-    scene = Scene(tuple(Sticker("bowl", "red", 16 + 32 * column, 16) for column in range(3)) + (CAT,))
+    scene = Scene((*(Sticker("bowl", "red", 16 + 32 * column, 16) for column in range(3)), CAT))
     spec = Spec("multi_object_count_attr", (Item("bowl", 2), Item("carrot", 1), Item("cat", 1)))
     edit = fix(scene, spec, 0)
     assert reflection_text(scene, spec, edit).endswith(". two bowls: found three, one carrot: found zero.")

@@ -55,7 +55,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
     where, name, color = table[:, :3].long().unbind(1)
     corner = (table[:, 3:] - side / 2).clamp(-MARGIN + 1, CANVAS) + MARGIN  # centres far outside stay outside
     whole = corner.floor()
-    right, down = (corner - whole).to(canvas).unbind(1)
+    right, down = (corner - whole).to(canvas.dtype).to(canvas.device).unbind(1)
     start = ((where * PADDED + whole[:, 1].long()) * PADDED + whole[:, 0].long()).to(canvas.device)
     alpha = _between(_padded_masks(side, canvas.device)[name.to(canvas.device)], right, down)
     span = torch.arange(side + 1, device=canvas.device)

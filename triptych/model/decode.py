@@ -18,6 +18,7 @@ from triptych.errors import ConfigError
 from triptych.model.config import Sampling
 
 NUCLEUS = 1000  # most tokens that top-p may keep, as in the release
+WIDE = ("cpu", "cuda")  # devices that surely know float64; Apple's does not
 
 
 def token_distribution(
@@ -42,9 +43,10 @@ def draw_tokens(
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)
     draws = [torch.rand((), generator=each, device=each.device, dtype=torch.float64) for each in generators]
     # Inverse of the distribution function; float64, since the tail of a large vocabulary is lost in float32 sums.
-    heights = logs.double().exp().cumsum(-1)
-    marks = torch.stack(draws).to(logits.device)[:, None] * heights[:, -1:]
-    tokens = torch.searchsorted(heights, marks, right=True)
+    home = logs.device if logs.device.type in WIDE else torch.device("cpu")
+    heights = logs.to(home).double().exp().cumsum(-1)
+    marks = torch.stack(draws).to(home)[:, None] * heights[:, -1:]
+    tokens = torch.searchsorted(heights, marks, right=True).to(logs.device)
     return tokens[:, 0], logs.gather(-1, tokens)[:, 0]
 
 

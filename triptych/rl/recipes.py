@@ -171,8 +171,8 @@ LORA_7B = replace(
 
 
 def text_only(config: TrainConfig) -> TrainConfig:
-    """Pictures do not learn: they are drawn without noise, and equal plans once."""
-    return _each(config, lambda stage: replace(stage, picture=replace(stage.picture, on=False)))
+    """Pictures do not learn: they are drawn without noise, and equal plans once. Every Reason says a plan."""
+    return _each(config, lambda stage: replace(stage, picture=replace(stage.picture, on=False), plans=1.0))
 
 
 def picture_only(config: TrainConfig) -> TrainConfig:
