@@ -68,7 +68,7 @@ OWN = ModelLessons(
 )
 # The last stage: what so many words have cost is drawn again, and no word changes. Pictures at once need it most.
 DRAW = ModelLessons(
-    steps=320,
+    steps=600,
     pictures=52,
     edits=10,
     words=0,
@@ -79,7 +79,7 @@ DRAW = ModelLessons(
     cooldown=0.6,
     average=0.98,
     experts="gen",
-    mix=Mix(hard=0.5),
+    mix=Mix(hard=0.8),
 )
 
 
