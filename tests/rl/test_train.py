@@ -483,6 +483,13 @@ def test_every_recipe_of_sketch_starts_from_the_packaged_lessons():
     assert all(packaged[name].shape == lessons[name].shape for name in packaged)
 
 
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {"sft-only"}))
+def test_no_stage_of_a_recipe_grows_what_teaches_nothing(name):
+    config, _ = RECIPES[name]
+    assert config.reason.speaks or config.reason.picture.on
+    assert config.tree.depth == 0 or config.refine.text.on or config.refine.picture.on
+
+
 def test_rates_rise_and_then_fall_as_one_over_time(tmp_path):
     config = replace(DEBUG, warmup=4, halved=20)
     assert [config.share(step) for step in (0, 1, 20, 40, 60)] == pytest.approx([0.25, 0.5 / 1.05, 1 / 2, 1 / 3, 1 / 4])

@@ -179,7 +179,7 @@ class Decoder(nn.Module):
     """Embeddings, layers and the two final norms; parameter names are the published checkpoint's.
 
     With `recompute`, a layer keeps its inputs alone for the way back and computes the rest anew there: the gradients
-    are the same, a step is longer by about a third, and what it holds falls from tens of tensors a layer to two.
+    are the same, and what a step holds falls from tens of tensors a layer to two (scripts/kept_report.py).
     """
 
     def __init__(self, config: LanguageConfig):

@@ -143,7 +143,7 @@ class TrainConfig:
     every: int = 20  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay
     micro: int = 32  # rows of one forward with gradient: less memory, the same result
-    recompute: bool = False  # compute layers anew on the way back: far less memory, a third more time, the same result
+    recompute: bool = False  # compute layers anew on the way back: far less memory, more time, the same result
     tags: tuple[str, ...] = ()  # train on prompts of these tags alone
     tree: Tree = field(default_factory=Tree)
     reward: RewardRule = field(default_factory=RewardRule)

@@ -41,6 +41,7 @@ HOMES = ("und", "gen")
 LESSONS = "lessons"
 SOURCES = ("reason", "refine", LESSONS)  # of gradients, each with moments of its own
 FRESH = 4  # the seed of new adapters among those of a run
+Gradients = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ class Learner:
                 return tally.read(), False
             if page is not None:
                 self._set_rates(self.optimizers[LESSONS], [self.config.replay.rate] * len(HOMES), share)
-                loss = self._replay(page, tally)
-                if not self._step(self.optimizers[LESSONS], loss, "replay_", tally):
+                taught = self._take(self._replay(page, tally), "replay_", tally)
+                if taught is None:
                     return tally.read(), False
+                self._move(self.optimizers[LESSONS], taught)
             self._blend(step)
         return tally.read(), True
 
@@ -144,33 +146,32 @@ class Learner:
 
         Whole chains teach two stages at once: both gradients are taken, and are finite, before any weight moves.
         """
-        taken: list[tuple[Teaching, float, dict[str, Tensor | None]]] = []
+        taken: list[tuple[Teaching, Gradients]] = []
         for number, teaching in teachings:
-            loss = self._backward(number, teaching, tally, known)
-            taken.append((teaching, loss, {name: parameter.grad for name, parameter in self.learning.items()}))
-            self.bagel.zero_grad(set_to_none=True)
-        if len(taken) > 1 and not all(_finite(loss, gradients) for _, loss, gradients in taken):
-            tally.add("loss", torch.tensor([loss for _, loss, _ in taken]))
-            return False
-        for teaching, loss, gradients in taken:
-            for name, parameter in self.learning.items():
-                parameter.grad = gradients[name]
+            gradients = self._take(self._backward(number, teaching, tally, known), "", tally)
+            if gradients is None:
+                return False
+            taken.append((teaching, gradients))
+        for teaching, gradients in taken:
             optimizer = self.optimizers.get(teaching.source, self.optimizers["reason"])
             self._set_rates(optimizer, _rates(teaching.stage), share)
-            if not self._step(optimizer, loss, "", tally):
-                return False
+            self._move(optimizer, gradients)
         return True
 
-    def _step(self, optimizer: torch.optim.Optimizer, loss: float, name: str, tally: Tally) -> bool:
-        """Move the weights by their gradients, and clear these; nothing moves, and it returns False, if not finite."""
+    def _take(self, loss: float, name: str, tally: Tally) -> Gradients | None:
+        """Take gradients off the parameters, at most as long as allowed; None where they or the loss are not finite."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
         tally.add(f"{name}loss", torch.tensor(loss))
         tally.add(f"{name}norm", torch.tensor(norm))
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
-            optimizer.step()
+        gradients = {weight: parameter.grad for weight, parameter in self.learning.items()}
         self.bagel.zero_grad(set_to_none=True)
-        return finite
+        return gradients if math.isfinite(loss) and math.isfinite(norm) else None
+
+    def _move(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
+        for name, parameter in self.learning.items():
+            parameter.grad = gradients[name]
+        optimizer.step()
+        self.bagel.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def graduate(self, folder: Path | None = None) -> None:
@@ -294,11 +295,6 @@ class Learner:
         if self.average is not None:
             for name, parameter in self.learning.items():
                 self.average[name].lerp_(parameter, 1 - keep_at(step, self.config.average))
-
-
-def _finite(loss: float, gradients: Mapping[str, Tensor | None]) -> bool:
-    found = [gradient for gradient in gradients.values() if gradient is not None]
-    return math.isfinite(loss) and math.isfinite(float(torch.nn.utils.get_total_norm(found)))
 
 
 def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
