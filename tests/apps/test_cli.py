@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,16 @@ def test_the_same_command_draws_the_same_trace():
     one, two = Trace.load(Path("one")), Trace.load(Path("two"))
     assert [turn.said and turn.said.text for turn in one.turns] == [turn.said and turn.said.text for turn in two.turns]
     assert np.array_equal(one.images, two.images)
+
+
+def test_the_command_in_a_trace_draws_it_again():
+    assert triptych("draw", PROMPT, "--steps", 3, "--guidance", 2.5, "--no-plan", "--seed", 4, "--out", "one") == 0
+    one = Exhibit.load(Path("one")).settings
+    assert one["sampling"]["text_guidance"] == 2.5 and one["sampling"]["draw_points"] == 4
+    program, *words = shlex.split(one["again"])
+    assert program == "triptych" and triptych(*words, "--out", "two") == 0
+    two = Exhibit.load(Path("two")).settings
+    assert two["sampling"] == one["sampling"] and two["again"] == one["again"] and two["plan"] is False
 
 
 def test_nothing_is_overwritten(capsys: pytest.CaptureFixture):
@@ -257,6 +268,8 @@ def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
         (["draw", "two cats", "-n", "0"], "--n 0"),
         (["draw", "two cats", "--batch", "0"], "--batch 0"),
         (["draw", "two cats", "--steps", "0"], "--steps 0"),
+        (["draw", "two cats", "--guidance", "0.5"], "--guidance 0.5: expected 1 to"),
+        (["draw", "two cats", "--guidance", "nan"], "--guidance nan: expected 1 to"),
         (["draw", "two cats", "--seed", "-4"], "--seed -4"),
         (["draw", "two cats", "--best-of", "0"], "--best-of 0"),
         (["draw", "two cats", "--device", "abacus"], "abacus"),

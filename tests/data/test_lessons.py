@@ -34,6 +34,12 @@ def test_hard_prompts_ask_for_small_for_white_and_for_many_stickers():
     assert specs == [asked_of(seed, Mix(hard=1.0)) for seed in SEEDS]
 
 
+def test_white_prompts_are_so_many_times_as_frequent_as_small_ones():
+    specs = [asked_of(seed, Mix(hard=1.0, whites=3)) for seed in SEEDS]
+    assert 95 < sum(map(is_white, specs)) < 160  # three of five, and some by chance
+    assert 20 < sum(map(is_small, specs)) < 70
+
+
 def test_a_share_of_hard_prompts_leaves_the_others_alone():
     changed = [asked_of(seed, Mix(hard=0.3)) != random_spec(seed) for seed in SEEDS]
     assert 35 < sum(changed) < 85

@@ -26,10 +26,12 @@ from triptych.model.transformer import draws
 from triptych.model.vae import patchify
 from triptych.model.words import say_answer, say_reflection
 from triptych.rl import checkpoint
+from triptych.rl import lessons as rl_lessons
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
 from triptych.rl.eyes_lessons import strewn, targets
 from triptych.rl.lessons import DEBUG, run
+from triptych.rl.own import own_pictures
 from triptych.rl.recall import LAYER, Recall
 from triptych.rl.teach import ModelLessons, group_loss, sheet, told
 
@@ -78,6 +80,20 @@ def test_the_last_stage_teaches_to_draw_and_leaves_every_word_as_it_is(tmp_path)
     moved = {name for name in one if not torch.equal(one[name], two[name])}
     assert moved and all(draws(name) for name in moved)
     assert {"llm2vae.weight", "vae2llm.weight", "language_model.model.layers.0.mlp_moe_gen.up_proj.weight"} <= moved
+
+
+def test_own_pictures_are_drawn_with_a_guidance_of_their_own(tmp_path, monkeypatch):
+    heard = []
+
+    def listen(policy, count, seed, sampling, mix):
+        heard.append((policy.config.fine, sampling))
+        return own_pictures(policy, count, seed, sampling, mix)
+
+    monkeypatch.setattr(rl_lessons, "own_pictures", listen)
+    list(run(replace(ONE, own_guidance=2.5), tmp_path / "lessons"))
+    ((usual, used),) = heard
+    assert used == replace(usual, text_guidance=2.5)
+    assert weights.load(tmp_path / "lessons" / "model").config.fine == SKETCH.fine
 
 
 def test_recall_asks_for_the_word_before_and_reaches_two_layers_only():

@@ -46,6 +46,8 @@ class PlayChoice(ModelChoice):
     """Most Reflect-Refine turns; the model may stop earlier."""
     steps: int | None = None
     """Flow steps per picture; the model's own number if not given."""
+    guidance: float | None = None
+    """Scale of text guidance, 1 is off; the model's own if not given."""
     best_of: int = 1
     """Draw so many and keep the judge's favourite; only where there is a judge."""
     batch: int = 16

@@ -129,6 +129,8 @@ class Evaluate(ModelChoice, JudgeChoice):
     """Of ita: the model is asked whether the picture fits, or reflects and thereby stops."""
     steps: int | None = None
     """Flow steps per picture; the model's own number if not given."""
+    guidance: float | None = None
+    """Scale of text guidance, 1 is off; the model's own if not given."""
     plan: bool = True
     """Think before drawing."""
     batch: int = 16
@@ -166,7 +168,7 @@ class Exam(ModelChoice):
     steps: int | None = None
     """Flow steps per picture; the model's own number if not given."""
     guidance: float | None = None
-    """Scale of text guidance; 1 is off."""
+    """Scale of text guidance, 1 is off; the model's own if not given."""
     shift: float | None = None
     """Time shift of the flow."""
     temperature: float | None = None

@@ -173,8 +173,9 @@ def command(job: Job, manner: Manner, settings: Mapping[str, Any]) -> str:
     else:
         words = ["triptych", "draw", job.asked]
     words += ["--model", str(settings.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(manner.turns)]
-    if settings.get("steps") is not None:
-        words += ["--steps", str(settings["steps"])]
+    for name in ("steps", "guidance"):
+        if settings.get(name) is not None:
+            words += [f"--{name}", str(settings[name])]
     if not manner.plan:
         words.append("--no-plan")
     return shlex.join(words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from triptych.apps.inputs import check_at_least
+from triptych.apps.inputs import check_at_least, sampling_of
 from triptych.apps.judges import sticker_judge
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
@@ -36,11 +36,11 @@ def run(choice: Exam, open_model: Callable[[], Any]) -> int:
     model = open_model()
     if model.config.world != "stickers":
         raise ConfigError(f"{choice.model} is no model of the sticker world, and the exam needs its truths: try sketch")
-    asked = {"text_guidance": choice.guidance, "time_shift": choice.shift, "temperature": choice.temperature}
-    sampling = replace(model.config.fine, **{name: value for name, value in asked.items() if value is not None})
-    if choice.steps is not None:
-        check_at_least("steps", choice.steps, 1)
-        sampling = replace(sampling, draw_points=choice.steps + 1, edit_points=choice.steps + 1)
+    asked = {"time_shift": choice.shift, "temperature": choice.temperature}
+    sampling = replace(
+        sampling_of(model.config, choice.steps, choice.guidance),
+        **{name: value for name, value in asked.items() if value is not None},
+    )
     console = open_console(choice.as_json)
     table = Table("skill", "right", "95 %", "of")
     scores = exam(

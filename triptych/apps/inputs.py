@@ -24,6 +24,7 @@ MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
 MAX_CHARACTERS = 10_000
 MAX_PROMPTS = 100_000  # lines of one file, and traces of one prompt
 MAX_STEPS = 10_000  # flow steps of a picture
+MAX_GUIDANCE = 1000  # no model draws at a tenth of it
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -105,16 +106,20 @@ def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
 
 def check_at_least(name: str, value: float, least: int, most: float = inf) -> None:
     """ConfigError unless `value` is `least` or more, and at most `most`."""
-    if value < least or value > most:
+    if not least <= value <= most:  # NaN is neither
         raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
 
 
-def sampling_of(config: BagelConfig, steps: int | None) -> Sampling:
-    """The model's own settings, with another number of flow steps where one is asked for."""
-    if steps is None:
-        return config.fine
-    check_at_least("steps", steps, 1, MAX_STEPS)
-    return replace(config.fine, draw_points=steps + 1, edit_points=steps + 1)
+def sampling_of(config: BagelConfig, steps: int | None, guidance: float | None = None) -> Sampling:
+    """The model's own settings, with another number of flow steps or another guidance where one is asked for."""
+    sampling = config.fine
+    if steps is not None:
+        check_at_least("steps", steps, 1, MAX_STEPS)
+        sampling = replace(sampling, draw_points=steps + 1, edit_points=steps + 1)
+    if guidance is not None:
+        check_at_least("guidance", guidance, 1, MAX_GUIDANCE)
+        sampling = replace(sampling, text_guidance=guidance)
+    return sampling
 
 
 def device_of(name: str) -> str:

@@ -40,7 +40,13 @@ def play(
     title = prompts[0].text if len(prompts) == 1 else f"{len(prompts)} prompts"
     wall = Wall.open(choice.out, title, choice.seed, many=len(prompts) * count > 1)
     policy = load()
-    manner = Manner(choice.turns, inputs.sampling_of(policy.config, choice.steps), plan, choice.batch, choice.best_of)
+    manner = Manner(
+        choice.turns,
+        inputs.sampling_of(policy.config, choice.steps, choice.guidance),
+        plan,
+        choice.batch,
+        choice.best_of,
+    )
     jobs: list[Job] = []
     for where, prompt in placed:
         with inputs.placed(where):
@@ -85,6 +91,7 @@ def settings(choice: Draw | Edit, policy: Policy, manner: Manner, judge: Judge |
         "turns": manner.turns,
         "plan": manner.plan,
         "steps": choice.steps,
+        "guidance": choice.guidance,
         "batch": manner.batch,
         "sampling": asdict(manner.sampling),
         "versions": versions(),

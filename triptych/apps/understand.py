@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from triptych.apps.cli import Evaluate
 
 QUIZZES = ("ita", "vqa")
-DRAWING = ("turns", "seeds", "steps", "plan", "understanding")  # options of the model that draws: here none does
+# Options of the model that draws: here none does.
+DRAWING = ("turns", "seeds", "steps", "guidance", "plan", "understanding")
 OTHERS = ("prompts", "keep_pictures")  # options of other benchmarks
 
 

@@ -64,6 +64,7 @@ class Mix:
     questions: int = 6  # about one picture: they share the cost of looking at it
     bare: float = 0.25  # prompts without their "a photo of", as a person would type them
     hard: float = 0.0  # prompts of what is drawn and read worst: a small sticker, a white one, or more than four
+    whites: int = 1  # of these: white ones for each small one; no prompt is white unless it says so, so they are rare
     mistakes: int = 3  # a flawed picture holds 1 to this many, fewer more often
     scrambled: float = 0.5  # of the flawed ones: the prompt's words put together anew, so that most stickers are wrong
     unseen: float = 0.5  # of the flawed ones: no picture but its list in words, to be compared with the prompt
@@ -164,7 +165,7 @@ def asked_of(seed: int, mix: Mix) -> Spec:
     chance = random.Random(f"hard {seed}")
     if chance.random() >= mix.hard:
         return random_spec(seed)
-    wanted = chance.choice((_small, _white, _many))
+    wanted = chance.choice((_small, *[_white] * mix.whites, _many))
     return next(filter(wanted, map(random_spec, itertools.count(HARD + seed * APART))))
 
 

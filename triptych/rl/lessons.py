@@ -69,18 +69,18 @@ OWN = ModelLessons(
 # The last stage: what so many words have cost is drawn again, and no word changes. Pictures at once need it most, and
 # of those the hard ones: with fewer, white stickers and small ones come out as another class.
 DRAW = ModelLessons(
-    steps=600,
+    steps=900,
     pictures=52,
     edits=10,
     words=0,
-    plans=0.25,
+    plans=0.35,
     rate=1.5e-3,
     matrix_rate=0.013,
     warmup=5,
     cooldown=0.6,
     average=0.98,
     experts="gen",
-    mix=Mix(hard=0.8),
+    mix=Mix(hard=0.8, whites=3),
 )
 
 
@@ -101,6 +101,7 @@ class LessonsConfig:
     decoder: DecoderLessons = field(default_factory=DecoderLessons)
     own: ModelLessons = OWN
     own_pictures: int = 1200  # drawn by the model before that stage, to learn from its own mistakes
+    own_guidance: float = 3.0  # of those pictures: more than is used elsewhere makes more mistakes to learn from
     draw: ModelLessons = DRAW
 
     def check(self) -> None:
@@ -279,7 +280,8 @@ class School:
         found = kept(folder)
         if found is None:
             policy = self.averaged()
-            found = own_pictures(policy, count, seed, policy.config.fine, self.config.own.mix)
+            sampling = replace(policy.config.fine, text_guidance=self.config.own_guidance)
+            found = own_pictures(policy, count, seed, sampling, self.config.own.mix)
             keep(folder, *found)
         return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed, self.config.own.mix)
 

@@ -32,7 +32,8 @@ SOME = Range("1 or more", 1)
 POSITIVE = Range("more than 0", 0, open=True)
 RANGES = {
     "seed": Range("0 to 4294967295", 0, 2**32 - 1),  # a step's seed is a million times as large, and has 64 bits
-    **dict.fromkeys(("every", "hands", "batch", "noises", "questions", "mistakes"), SOME),
+    "own_guidance": SOME,  # 1 is off
+    **dict.fromkeys(("every", "hands", "batch", "noises", "questions", "mistakes", "whites"), SOME),
     **dict.fromkeys(("workers", "own_pictures", "steps", "warmup", "pictures", "edits", "words"), ANY),
     **dict.fromkeys(("rate", "matrix_rate", "kl", "noise", "words_weight", "focus", "recall", "clip"), ANY),
     **dict.fromkeys(("loudness", "time_shift"), POSITIVE),
