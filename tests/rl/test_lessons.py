@@ -29,6 +29,7 @@ from triptych.rl import checkpoint
 from triptych.rl import lessons as rl_lessons
 from triptych.rl.autoencoder_lessons import to_unit
 from triptych.rl.connector_lessons import ConnectorLessons, covering, study_connector, words_loss
+from triptych.rl.decoder_lessons import few_colors, scenes_for_edges
 from triptych.rl.eyes_lessons import strewn, targets
 from triptych.rl.lessons import DEBUG, run
 from triptych.rl.own import own_pictures
@@ -48,7 +49,7 @@ def cut(config, out, after: int, resume: bool) -> None:
 
 def test_a_cut_run_resumes_exactly(tmp_path):
     whole = list(run(ONE, tmp_path / "whole"))
-    stages = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
+    stages = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw", "polish")
     assert [step.stage for step in whole] == [stage for stage in stages for _ in range(2)]
     for count, after in enumerate((1, 3, 3, 2, 1, 3)):
         cut(ONE, tmp_path / "cut", after, resume=count > 0)
@@ -64,7 +65,9 @@ def test_lessons_go_on_from_a_checkpoint(tmp_path):
     further = replace(
         ONE, start=str(tmp_path / "first" / "model"), own=replace(ONE.own, steps=0), draw=replace(ONE.draw, steps=0)
     )
-    assert [step.stage for step in run(further, tmp_path / "second")] == ["joined"] * 2 + ["decoder"] * 2
+    assert [step.stage for step in run(further, tmp_path / "second")] == [
+        stage for stage in ("joined", "decoder", "polish") for _ in range(2)
+    ]
     one, two = (load_file(tmp_path / name / "model" / "ema.safetensors") for name in ("first", "second"))
     assert any(not torch.equal(one[key], two[key]) for key in one)
     one, two = (load_file(tmp_path / name / "model" / "ae.safetensors") for name in ("first", "second"))
@@ -94,6 +97,24 @@ def test_own_pictures_are_drawn_with_a_guidance_of_their_own(tmp_path, monkeypat
     ((usual, used),) = heard
     assert used == replace(usual, text_guidance=2.5)
     assert weights.load(tmp_path / "lessons" / "model").config.fine == SKETCH.fine
+
+
+def test_scenes_of_few_colors_are_white_or_half_white_or_of_one_color():
+    scenes = [few_colors(seed) for seed in range(300)]
+    shades = [{sticker.color for sticker in scene.stickers} for scene in scenes]
+    alone = [next(iter(colors)) for colors in shades if len(colors) == 1]
+    mixed = [colors for colors in shades if len(colors) > 1]
+    assert len(alone) > 180 and {*alone} == {*COLORS}
+    assert sum("white" in colors for colors in mixed) > 0.7 * len(mixed)  # of two stickers a quarter has none by chance
+    white = sum(color == "white" for color in alone) / len(scenes)
+    assert 0.3 < white < 0.5  # a third of all, a tenth of the third that is of any colour, and small scenes by chance
+    assert {len(scene.stickers) for scene in scenes} == set(range(1, 10))
+
+
+def test_a_share_of_the_scenes_is_of_few_colors():
+    usual, mixed = scenes_for_edges(0, 300), scenes_for_edges(0, 300, few=0.6)
+    changed = [seed for seed in range(300) if mixed[seed] != usual[seed]]
+    assert 150 < len(changed) < 210 and all(mixed[seed] == few_colors(seed) for seed in changed)
 
 
 def test_recall_asks_for_the_word_before_and_reaches_two_layers_only():

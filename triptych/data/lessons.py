@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -165,7 +165,8 @@ def asked_of(seed: int, mix: Mix) -> Spec:
     chance = random.Random(f"hard {seed}")
     if chance.random() >= mix.hard:
         return random_spec(seed)
-    wanted = chance.choice((_small, *[_white] * mix.whites, _many))
+    times = {"white": mix.whites}
+    wanted = chance.choice([kind for name, kind in HARD_KINDS.items() for _ in range(times.get(name, 1))])
     return next(filter(wanted, map(random_spec, itertools.count(HARD + seed * APART))))
 
 
@@ -179,6 +180,9 @@ def _white(spec: Spec) -> bool:
 
 def _many(spec: Spec) -> bool:
     return len(spec.include) > 1 and sum(item.count for item in spec.include) > 4
+
+
+HARD_KINDS: dict[str, Callable[[Spec], bool]] = {"small": _small, "white": _white, "many": _many}
 
 
 def prompt(spec: Spec, seed: int, mix: Mix) -> str:

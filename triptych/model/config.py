@@ -145,7 +145,8 @@ class Sampling:
 FINE = Sampling()  # the release's evaluation settings
 DRAFT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # the release's training rollouts
 
-# Guidance and shift were chosen on rehearsal prompts (LOG.md); the rest is the shortest that the lessons' texts need.
+# The shift was chosen on rehearsal prompts, the guidance on fresh hard ones: at 3, white and small stickers come out as
+# another class (LOG.md). The rest is the shortest that the lessons' texts need.
 SKETCH_FINE = Sampling(
     temperature=0.3,
     max_plan=96,

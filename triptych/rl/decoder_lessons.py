@@ -8,7 +8,7 @@ absolute error weighs more than in the first lesson, since blurred edges are wha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from triptych.data.layout import DEFAULT_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import Scene, random_spec
+from triptych.data.stickers import COLORS
 from triptych.model.vae import Autoencoder
 from triptych.rl.autoencoder_lessons import crowd, to_unit
 from triptych.rl.course import Course, Studied, adamw, study
@@ -36,14 +37,28 @@ class DecoderLessons(Course):
     cooldown: float = 0.6
     average: float = 0.99
     noise: float = 0.3  # most noise on a latent, as a share of the latents' spread
+    few: float = 0.0  # share of scenes that are half white or of one colour, which other scenes hardly ever are
 
 
-def scenes_for_edges(first: int, batch: int) -> list[Scene]:
-    """Ordinary scenes, and every third time a crowd in the middle of its cells."""
+def scenes_for_edges(first: int, batch: int, few: float = 0.0) -> list[Scene]:
+    """Ordinary scenes, and every third time a crowd in the middle of its cells; a share of them is `few_colors`."""
     return [
-        crowd(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
+        few_colors(seed)
+        if Random(f"few colors {seed}").random() < few
+        else crowd(seed, DEFAULT_LAYOUT)
+        if seed % 3 == 0
+        else Scene.sample(random_spec(seed), seed)
         for seed in range(first, first + batch)
     ]
+
+
+def few_colors(seed: int) -> Scene:
+    """One to nine stickers in the middle of their cells: half of them white, all of them, or all of another colour."""
+    chance = Random(f"colors {seed}")
+    stickers = crowd(seed, DEFAULT_LAYOUT).stickers
+    chosen = chance.sample(stickers, chance.randint(1, len(stickers)))
+    share, color = chance.choice([(0.5, "white"), (1.0, "white"), (1.0, chance.choice(tuple(COLORS)))])
+    return Scene(tuple(replace(one, color=color) if chance.random() < share else one for one in chosen))
 
 
 def study_decoder(
@@ -58,7 +73,7 @@ def study_decoder(
 
     def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
         first = FIRST + seed * 1_000_003 + step * lessons.batch
-        pixels = to_unit(render(scenes_for_edges(first, lessons.batch), device=str(device)))
+        pixels = to_unit(render(scenes_for_edges(first, lessons.batch, lessons.few), device=str(device)))
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latent = _worn(model.moments(pixels)[0].float(), first, lessons.noise)

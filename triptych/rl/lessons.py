@@ -1,8 +1,8 @@
 """Supervised learning first: how SKETCH learns to speak, see and draw. `triptych lessons sketch` runs this.
 
 Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the connector between eyes and
-words, the model that joins them, the decoder once more, the model again on pictures of its own, and at last the drawing
-experts alone. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
+words, the model that joins them, the decoder once more, the model again on pictures of its own, the drawing experts
+alone, and at last the decoder, on what is white. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from triptych.rl.recall import Recall
 from triptych.rl.teach import ModelLessons, Pages, shared_cores, sheet, teach
 
 RECALL = "recall."
-STAGES = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw")
+STAGES = ("autoencoder", "eyes", "connector", "joined", "decoder", "own", "draw", "polish")
 MADE = (*STAGES, "own_pictures", "model", "model.partial", "steps.jsonl")  # in the folder of a run, beside lessons.json
 
 
@@ -82,6 +82,8 @@ DRAW = ModelLessons(
     experts="gen",
     mix=Mix(hard=0.8, whites=3),
 )
+# The decoder once more, on what it has hardly seen: pictures that are mostly white, or of one colour.
+POLISH = DecoderLessons(steps=1200, few=0.6)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class LessonsConfig:
     own_pictures: int = 1200  # drawn by the model before that stage, to learn from its own mistakes
     own_guidance: float = 3.0  # of those pictures: more than is used elsewhere makes more mistakes to learn from
     draw: ModelLessons = DRAW
+    polish: DecoderLessons = POLISH
 
     def check(self) -> None:
         """Raises ConfigError for numbers that cannot be taught by, before anything is loaded or written."""
@@ -126,6 +129,7 @@ DEBUG = LessonsConfig(
     own=ModelLessons(steps=2, pictures=3, edits=2, words=3, own=0.5, recall=0.5),
     own_pictures=2,
     draw=ModelLessons(steps=2, pictures=3, edits=2, words=0, experts="gen"),
+    polish=DecoderLessons(steps=2, batch=2, few=0.5),
 )
 RECIPES = {"sketch": LessonsConfig(), "debug": DEBUG}
 
@@ -164,12 +168,13 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
         school = School(config, out, device, bagel_config)
         yield from school.connect(config.connector)
     yield from school.study("joined", config.model)
-    yield from school.sharpen(config.decoder)
+    yield from school.sharpen("decoder", config.decoder)
     if config.own.steps:
         yield from school.study("own", config.own, school.own_lessons(config.own_pictures))
     if config.draw.steps:
         school.settle()
         yield from school.study("draw", config.draw)
+    yield from school.sharpen("polish", config.polish)
     school.graduate(out / "model")
 
 
@@ -268,11 +273,11 @@ class School:
         """Go on from the averaged weights: a stage that leaves some alone leaves them as they will be saved."""
         self.bagel.load_state_dict(self.average, strict=False)
 
-    def sharpen(self, lessons: DecoderLessons) -> Iterator[Step]:
+    def sharpen(self, stage: str, lessons: DecoderLessons) -> Iterator[Step]:
         """Teach the decoder alone; what the joined model has learnt of latents stays true."""
-        autoencoder, folder = self.bagel.autoencoder, self.out / "decoder"
-        for index, loss, metrics in study_decoder(autoencoder, lessons, self.config.seed, folder, self.config.every):
-            yield Step("decoder", index, lessons.steps, loss, metrics)
+        autoencoder, folder, seed = self.bagel.autoencoder, self.out / stage, self.config.seed + (stage == "polish")
+        for index, loss, metrics in study_decoder(autoencoder, lessons, seed, folder, self.config.every):
+            yield Step(stage, index, lessons.steps, loss, metrics)
 
     def own_lessons(self, count: int) -> list[Lesson]:
         """Lessons on pictures that the averaged model draws; they are drawn once and written down."""

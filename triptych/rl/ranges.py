@@ -39,7 +39,7 @@ RANGES = {
     **dict.fromkeys(("loudness", "time_shift"), POSITIVE),
     **dict.fromkeys(("cooldown", "average", "strewn", "unrelated"), SHARE),
     **dict.fromkeys(("plans", "answers", "drop_text", "drop_image", "own"), SHARE),
-    **dict.fromkeys(("right", "spoiled", "fits", "assorted", "describes", "listed", "bare", "hard"), SHARE),
+    **dict.fromkeys(("right", "spoiled", "fits", "assorted", "describes", "listed", "bare", "hard", "few"), SHARE),
     **dict.fromkeys(("scrambled", "unseen", "canonical", "usual"), SHARE),
     **dict.fromkeys(("jitter", "shift"), ANY),  # together under half a cell: `Layout` looks after that
 }
