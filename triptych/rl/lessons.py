@@ -2,7 +2,8 @@
 
 Stages, each resumable from its own folder: the autoencoder, the eyes (the vision tower), the connector between eyes and
 words, the model that joins them, the decoder once more, the model again on pictures of its own, the drawing experts
-alone, and at last the decoder, on what is white. The result is an ordinary checkpoint folder, with averaged weights in bfloat16.
+alone, and at last the decoder, on what is white. The result is an ordinary checkpoint folder, with averaged weights in
+bfloat16.
 """
 
 from __future__ import annotations
