@@ -42,14 +42,13 @@ class DecoderLessons(Course):
 
 def scenes_for_edges(first: int, batch: int, few: float = 0.0) -> list[Scene]:
     """Ordinary scenes, and every third time a crowd in the middle of its cells; a share of them is `few_colors`."""
-    return [
-        few_colors(seed)
-        if Random(f"few colors {seed}").random() < few
-        else crowd(seed, DEFAULT_LAYOUT)
-        if seed % 3 == 0
-        else Scene.sample(random_spec(seed), seed)
-        for seed in range(first, first + batch)
-    ]
+    return [_scene_for_edges(seed, few) for seed in range(first, first + batch)]
+
+
+def _scene_for_edges(seed: int, few: float) -> Scene:
+    if Random(f"few colors {seed}").random() < few:
+        return few_colors(seed)
+    return crowd(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
 
 
 def few_colors(seed: int) -> Scene:

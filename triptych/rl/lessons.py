@@ -169,13 +169,13 @@ def run(config: LessonsConfig, out: Path, resume: bool = False, bagel_config: Ba
         school = School(config, out, device, bagel_config)
         yield from school.connect(config.connector)
     yield from school.study("joined", config.model)
-    yield from school.sharpen("decoder", config.decoder)
+    yield from school.sharpen("decoder", config.decoder, config.seed)
     if config.own.steps:
         yield from school.study("own", config.own, school.own_lessons(config.own_pictures))
     if config.draw.steps:
         school.settle()
         yield from school.study("draw", config.draw)
-    yield from school.sharpen("polish", config.polish)
+    yield from school.sharpen("polish", config.polish, config.seed + 1)  # other scenes
     school.graduate(out / "model")
 
 
@@ -274,9 +274,9 @@ class School:
         """Go on from the averaged weights: a stage that leaves some alone leaves them as they will be saved."""
         self.bagel.load_state_dict(self.average, strict=False)
 
-    def sharpen(self, stage: str, lessons: DecoderLessons) -> Iterator[Step]:
+    def sharpen(self, stage: str, lessons: DecoderLessons, seed: int) -> Iterator[Step]:
         """Teach the decoder alone; what the joined model has learnt of latents stays true."""
-        autoencoder, folder, seed = self.bagel.autoencoder, self.out / stage, self.config.seed + (stage == "polish")
+        autoencoder, folder = self.bagel.autoencoder, self.out / stage
         for index, loss, metrics in study_decoder(autoencoder, lessons, seed, folder, self.config.every):
             yield Step(stage, index, lessons.steps, loss, metrics)
 
