@@ -75,7 +75,7 @@ def test_lessons_go_on_from_a_checkpoint(tmp_path):
     assert any(not torch.equal(one[key], two[key]) for key in one if key.startswith("decoder."))
 
 
-def test_the_last_stage_teaches_to_draw_and_leaves_every_word_as_it_is(tmp_path):
+def test_the_drawing_stage_teaches_to_draw_and_leaves_every_word_as_it_is(tmp_path):
     short = replace(ONE, draw=replace(ONE.draw, steps=0))
     list(run(short, tmp_path / "without"))
     list(run(ONE, tmp_path / "with"))
