@@ -4,7 +4,8 @@
     python scripts/hard_report.py small --model runs/lessons/model --no-plan
 
 Hard prompts ask for a white sticker, a smaller one, or more than four of two kinds or more. They are fresh ones: in no
-benchmark, and of seeds that the packaged lessons did not have. The first pictures count, before any edit; the world judge, strict.
+benchmark, and of seeds that the packaged lessons did not have. The first pictures count, before any edit; the world
+judge, strict.
 """
 
 from __future__ import annotations

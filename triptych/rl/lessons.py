@@ -67,8 +67,8 @@ OWN = ModelLessons(
     recall=0.5,
     mix=Mix(fits=0.3, scrambled=0.4, unseen=0.4, describes=0.1, hard=0.3),
 )
-# The drawing experts alone: what so many words have cost is drawn again, and no word changes. Pictures at once need it most, and
-# of those the hard ones: with fewer, white stickers and small ones come out as another class.
+# The drawing experts alone: what so many words have cost is drawn again, and no word changes. Pictures at once need it
+# most, and of those the hard ones: with fewer, white stickers and small ones come out as another class.
 DRAW = ModelLessons(
     steps=900,
     pictures=52,
