@@ -100,9 +100,11 @@ def test_the_same_command_draws_the_same_trace():
 
 
 def test_the_command_in_a_trace_draws_it_again():
-    assert triptych("draw", PROMPT, "--steps", 3, "--guidance", 2.5, "--no-plan", "--seed", 4, "--out", "one") == 0
+    asked = ("--steps", 3, "--guidance", 2.5, "--temperature", 0.5, "--no-plan", "--seed", 4)
+    assert triptych("draw", PROMPT, *asked, "--out", "one") == 0
     one = Exhibit.load(Path("one")).settings
     assert one["sampling"]["text_guidance"] == 2.5 and one["sampling"]["draw_points"] == 4
+    assert one["sampling"]["temperature"] == 0.5 and one["sampling"]["plan_temperature"] is None
     program, *words = shlex.split(one["again"])
     assert program == "triptych" and triptych(*words, "--out", "two") == 0
     two = Exhibit.load(Path("two")).settings
@@ -270,6 +272,8 @@ def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
         (["draw", "two cats", "--steps", "0"], "--steps 0"),
         (["draw", "two cats", "--guidance", "0.5"], "--guidance 0.5: expected 1 to"),
         (["draw", "two cats", "--guidance", "nan"], "--guidance nan: expected 1 to"),
+        (["draw", "two cats", "--temperature", "-1"], "--temperature -1"),
+        (["draw", "two cats", "--temperature", "inf"], "--temperature inf"),
         (["draw", "two cats", "--seed", "-4"], "--seed -4"),
         (["draw", "two cats", "--best-of", "0"], "--best-of 0"),
         (["draw", "two cats", "--device", "abacus"], "abacus"),

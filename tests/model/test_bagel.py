@@ -136,6 +136,19 @@ def test_a_row_does_not_depend_on_its_neighbours(bagel):
     assert np.abs(bagel.edit(image, ["stop"], SAMPLING, [6])[0].image.astype(int) - edited[1].image).max() <= 1
 
 
+def test_plans_have_a_temperature_of_their_own(bagel):
+    prompts, seeds, image = ["a photo of three clocks"] * 8, range(8), pictures(1) * 8
+    cold, warm = (replace(SAMPLING, temperature=each, plan_temperature=None) for each in (0.0, 1.0))
+    freer = replace(cold, plan_temperature=1.0)
+
+    def plans(sampling):
+        return [each.tokens.tolist() for each in bagel.plan(prompts, sampling, seeds)]
+
+    assert plans(freer) == plans(warm) and len(set(map(tuple, plans(cold)))) == 1 < len(set(map(tuple, plans(warm))))
+    said = [each.tokens.tolist() for each in bagel.reflect(prompts, image, freer, seeds)]
+    assert said == [said[0]] * 8
+
+
 def test_rows_of_different_sizes_are_edited_in_one_call(bagel):
     images = [*pictures(1), *pictures(1, 48, 32)]
     edited = bagel.edit(images, ["add", "remove"], SAMPLING, [1, 2])
@@ -143,14 +156,14 @@ def test_rows_of_different_sizes_are_edited_in_one_call(bagel):
 
 
 def test_recorded_logprob_is_that_of_the_distribution_that_was_sampled(bagel):
-    sampling = replace(SAMPLING, temperature=0.8, top_p=0.9)
+    sampling = replace(SAMPLING, plan_temperature=0.8, top_p=0.9)
     (said,) = bagel.plan(["a photo of a cat"], sampling, [3])
     context = bagel.blank(1)
     bagel.read(context, [[bagel.text_block("plan"), bagel.text_block("a photo of a cat")]])
     with torch.no_grad():
         hidden = bagel.read(context, [[Tokens([bagel.special.bos, *said.tokens.tolist()])]])
         tokens = torch.from_numpy(said.tokens)[None]
-        scores = decode.token_logprobs(bagel.logits(hidden[:, :-1]), tokens, sampling)
+        scores = decode.token_logprobs(bagel.logits(hidden[:, :-1]), tokens, sampling.planning)
     assert np.allclose(scores[0].numpy(), said.logprobs, atol=1e-4)
 
 

@@ -26,6 +26,7 @@ PLAIN = replace(
     TINY.fine,
     time_shift=3.0,
     temperature=1.0,
+    plan_temperature=None,
     draw_points=5,
     edit_points=5,
     text_guidance=1.0,
@@ -37,6 +38,7 @@ PLAIN = replace(
 GUIDED = replace(PLAIN, text_guidance=4.0, image_guidance=1.5, interval=(0.6, 1.0), temperature=0.7, top_p=0.9)
 SETTINGS = {
     "plain": PLAIN,
+    "plans at a temperature of their own": replace(GUIDED, plan_temperature=1.4),
     "guided, filtered": GUIDED,
     "text guidance alone, several strokes across the interval": replace(
         GUIDED, image_guidance=1.0, stochastic=(0, 1, 3)
@@ -130,6 +132,7 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
     "other",
     [
         {"temperature": 1.0},
+        {"plan_temperature": 1.0},
         {"top_p": 1.0},
     ],
     ids=str,
@@ -141,6 +144,15 @@ def test_other_text_settings_give_other_scores(bagel, other):
     scores = bagel.score_text(told, replace(GUIDED, **other))
     old = np.concatenate([plan.logprobs for plan in plans])
     assert not np.allclose(scores.logprob[scores.mask].detach().numpy(), old, atol=1e-2)
+
+
+def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
+    two, images = replace(GUIDED, plan_temperature=1.0), pictures()
+    plan, said = bagel.plan(PROMPTS[:1], two, [1])[0], bagel.reflect(PROMPTS[:1], images[:1], two, [1])[0]
+    told = [Utterance(PROMPTS[0], None, plan), Utterance(PROMPTS[0], images[0], said)]
+    with pytest.raises(ValueError, match=r"plans at temperature 1\.0 beside reflections at 0\.7"):
+        bagel.score_text(told, two)
+    bagel.score_text(told, replace(two, plan_temperature=0.7))  # which is one
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ class PlayChoice(ModelChoice):
     """Flow steps per picture; the model's own number if not given."""
     guidance: float | None = None
     """Scale of text guidance, 1 is off; the model's own if not given."""
+    temperature: float | None = None
+    """Of all that the model says, 0 is greedy; the model's own if not given."""
     best_of: int = 1
     """Draw so many and keep the judge's favourite; only where there is a judge."""
     batch: int = 16

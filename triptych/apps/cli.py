@@ -131,6 +131,8 @@ class Evaluate(ModelChoice, JudgeChoice):
     """Flow steps per picture; the model's own number if not given."""
     guidance: float | None = None
     """Scale of text guidance, 1 is off; the model's own if not given."""
+    temperature: float | None = None
+    """Of all that the model says, 0 is greedy; the model's own if not given."""
     plan: bool = True
     """Think before drawing."""
     batch: int = 16
@@ -169,10 +171,10 @@ class Exam(ModelChoice):
     """Flow steps per picture; the model's own number if not given."""
     guidance: float | None = None
     """Scale of text guidance, 1 is off; the model's own if not given."""
+    temperature: float | None = None
+    """Of all that the model says, 0 is greedy; the model's own if not given."""
     shift: float | None = None
     """Time shift of the flow."""
-    temperature: float | None = None
-    """Of text; 0 is greedy."""
     judge: Literal["world", "templates"] = "world"
     """Who reads the pictures: learnt eyes, or silhouettes, which are far slower."""
     as_json: Json = False

@@ -173,7 +173,7 @@ def command(job: Job, manner: Manner, settings: Mapping[str, Any]) -> str:
     else:
         words = ["triptych", "draw", job.asked]
     words += ["--model", str(settings.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(manner.turns)]
-    for name in ("steps", "guidance"):
+    for name in ("steps", "guidance", "temperature"):
         if settings.get(name) is not None:
             words += [f"--{name}", str(settings[name])]
     if not manner.plan:

@@ -29,18 +29,14 @@ def run(choice: Exam, open_model: Callable[[], Any]) -> int:
     if choice.limit is not None:
         check_at_least("limit", choice.limit, 1)
         suite = suite.thinned(choice.limit)
-    if choice.temperature is not None:
-        check_at_least("temperature", choice.temperature, 0)
     if choice.shift is not None and not choice.shift > 0:
         raise ConfigError(f"--shift {choice.shift}: expected more than 0; 1 leaves the times as they are")
     model = open_model()
     if model.config.world != "stickers":
         raise ConfigError(f"{choice.model} is no model of the sticker world, and the exam needs its truths: try sketch")
-    asked = {"time_shift": choice.shift, "temperature": choice.temperature}
-    sampling = replace(
-        sampling_of(model.config, choice.steps, choice.guidance),
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    sampling = sampling_of(model.config, choice.steps, choice.guidance, choice.temperature)
+    if choice.shift is not None:
+        sampling = replace(sampling, time_shift=choice.shift)
     console = open_console(choice.as_json)
     table = Table("skill", "right", "95 %", "of")
     scores = exam(

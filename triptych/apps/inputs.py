@@ -25,6 +25,7 @@ MAX_CHARACTERS = 10_000
 MAX_PROMPTS = 100_000  # lines of one file, and traces of one prompt
 MAX_STEPS = 10_000  # flow steps of a picture
 MAX_GUIDANCE = 1000  # no model draws at a tenth of it
+MAX_TEMPERATURE = 1000  # all words are as likely long before
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -110,8 +111,10 @@ def check_at_least(name: str, value: float, least: int, most: float = inf) -> No
         raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
 
 
-def sampling_of(config: BagelConfig, steps: int | None, guidance: float | None = None) -> Sampling:
-    """The model's own settings, with another number of flow steps or another guidance where one is asked for."""
+def sampling_of(
+    config: BagelConfig, steps: int | None, guidance: float | None = None, temperature: float | None = None
+) -> Sampling:
+    """The model's own settings, with other flow steps, another guidance or temperature where one is asked for."""
     sampling = config.fine
     if steps is not None:
         check_at_least("steps", steps, 1, MAX_STEPS)
@@ -119,6 +122,9 @@ def sampling_of(config: BagelConfig, steps: int | None, guidance: float | None =
     if guidance is not None:
         check_at_least("guidance", guidance, 1, MAX_GUIDANCE)
         sampling = replace(sampling, text_guidance=guidance)
+    if temperature is not None:
+        check_at_least("temperature", temperature, 0, MAX_TEMPERATURE)
+        sampling = replace(sampling, temperature=temperature, plan_temperature=None)
     return sampling
 
 

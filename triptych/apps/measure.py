@@ -97,7 +97,7 @@ def drawn(choice: Evaluate, benchmark: Benchmark, out: Path, shard: Shard, load:
     """The run of a model that draws."""
     policy = load()
     judge = Overheard(judge_of(choice, benchmark, policy.config.world, choice.model))
-    seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps, choice.guidance)
+    seeds, sampling = range(choice.seeds), sampling_of(policy.config, choice.steps, choice.guidance, choice.temperature)
     settings = (choice.turns, seeds, sampling, choice.plan, choice.batch, out, choice.resume)
     rows = run(benchmark, policy, judge, *settings, shard=shard, keep=choice.keep_pictures)
     return Play(judge, choice.turns, len(benchmark.prompts) * len(seeds), rows, policy)

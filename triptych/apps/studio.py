@@ -42,7 +42,7 @@ def play(
     policy = load()
     manner = Manner(
         choice.turns,
-        inputs.sampling_of(policy.config, choice.steps, choice.guidance),
+        inputs.sampling_of(policy.config, choice.steps, choice.guidance, choice.temperature),
         plan,
         choice.batch,
         choice.best_of,
@@ -92,6 +92,7 @@ def settings(choice: Draw | Edit, policy: Policy, manner: Manner, judge: Judge |
         "plan": manner.plan,
         "steps": choice.steps,
         "guidance": choice.guidance,
+        "temperature": choice.temperature,
         "batch": manner.batch,
         "sampling": asdict(manner.sampling),
         "versions": versions(),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 QUIZZES = ("ita", "vqa")
 # Options of the model that draws: here none does.
-DRAWING = ("turns", "seeds", "steps", "guidance", "plan", "understanding")
+DRAWING = ("turns", "seeds", "steps", "guidance", "temperature", "plan", "understanding")
 OTHERS = ("prompts", "keep_pictures")  # options of other benchmarks
 
 

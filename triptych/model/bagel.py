@@ -79,7 +79,8 @@ class Bagel(Body):
     def plan(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
     ) -> list[Completion]:
-        """Reason: say what the picture will hold. Rows that are alike are said once."""
+        """Reason: say what the picture will hold, at the temperature of plans. Rows that are alike are said once."""
+        sampling = sampling.planning
         first, copies = distinct(list(zip(prompts, seeds, strict=True)))
         context = self.blank(len(first))
         self.read(context, [self.plan_blocks(prompts[row]) for row in first])

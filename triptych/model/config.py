@@ -6,7 +6,7 @@ values of one class, and every feature works for both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Renorm = Literal["global", "channel", "text_channel"]
@@ -121,7 +121,8 @@ SKETCH_TEMPLATES = Templates(
 class Sampling:
     """Settings of one call of a verb. Points are schedule points: N points are N-1 steps (parity kit b.8)."""
 
-    temperature: float = 0.3  # 0 is greedy
+    temperature: float = 0.3  # of texts; 0 is greedy
+    plan_temperature: float | None = None  # of plans, where they are to be freer than what is said of a picture
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
     max_plan: int = 196  # tokens, the end token included
@@ -141,14 +142,23 @@ class Sampling:
     eta_edit: float = 1.0
     eta_mode: Literal["constant", "monotonic"] = "monotonic"
 
+    @property
+    def planning(self) -> Sampling:
+        """These settings with the temperature of plans as the one of texts."""
+        if self.plan_temperature is None:
+            return self
+        return replace(self, temperature=self.plan_temperature, plan_temperature=None)
+
 
 FINE = Sampling()  # the release's evaluation settings
 DRAFT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # the release's training rollouts
 
-# The shift was chosen on rehearsal prompts, the guidance on fresh hard ones: at 3, white and small stickers come out as
-# another class (LOG.md). The rest is the shortest that the lessons' texts need.
+# The shift and the temperatures were chosen on rehearsal prompts, the guidance on fresh hard ones: at 3, white and
+# small stickers come out as another class (LOG.md). Plans are as free as they were taught, or else many seeds of a
+# prompt put things in the same places. The rest is the shortest that the lessons' texts need.
 SKETCH_FINE = Sampling(
     temperature=0.3,
+    plan_temperature=1.0,
     max_plan=96,
     max_reflection=128,
     max_answer=128,  # as a reflection, and a word

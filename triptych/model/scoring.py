@@ -63,7 +63,18 @@ class StrokeScores:
 
 
 def score_text(bagel: Bagel, told: Sequence[Utterance], sampling: Sampling) -> TextScores:
-    """Score texts that were drawn with `sampling`, in one forward."""
+    """Score texts that were drawn with `sampling`, in one forward.
+
+    Raises ValueError for plans beside reflections where `sampling` has two temperatures: score them apart.
+    """
+    plans = [one.image is None for one in told]
+    if any(plans):
+        if not all(plans) and sampling.planning.temperature != sampling.temperature:
+            raise ValueError(
+                f"plans at temperature {sampling.planning.temperature} beside reflections at {sampling.temperature}; "
+                "expected texts of one temperature: score them apart"
+            )
+        sampling = sampling.planning
     rows = [[*_read_before(bagel, one), Tokens([bagel.special.bos, *one.said.tokens[:-1].tolist()])] for one in told]
     batch = bagel.pack(rows)
     hidden, _ = bagel(batch)

@@ -234,10 +234,12 @@ def _check_stage(name: str, stage: Stage) -> None:
         )
     if not 0 <= stage.plans <= 1:
         raise ConfigError(f"plans={stage.plans}: expected a share in 0..1; set --{name}.plans")
-    if stage.speaks and stage.sampling.temperature == 0:
-        raise ConfigError(
-            f"temperature=0: greedy text has nothing to learn from; set --{name}.sampling.temperature above 0"
-        )
+    for option in ("temperature", "plan_temperature") if stage.speaks else ():
+        if getattr(stage.sampling, option) == 0:
+            option = option.replace("_", "-")
+            raise ConfigError(
+                f"{option}=0: greedy text has nothing to learn from; set --{name}.sampling.{option} above 0"
+            )
     if stage.text.experts == "gen":
         raise ConfigError(f"text is spoken by the und experts; set --{name}.text.experts to und or both")
     if stage.picture.strokes < 1 or stage.picture.window < 0:

@@ -31,7 +31,14 @@ from triptych.rl.teach import ModelLessons
 # Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
 # sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
 _SKETCH_SAMPLING = replace(
-    SKETCH_FINE, temperature=1.0, draw_points=13, edit_points=13, text_guidance=1.0, eta_draw=1.0, eta_edit=1.0
+    SKETCH_FINE,
+    temperature=1.0,
+    plan_temperature=None,
+    draw_points=13,
+    edit_points=13,
+    text_guidance=1.0,
+    eta_draw=1.0,
+    eta_edit=1.0,
 )
 LESSONS_ALONE = 1e-4  # their rate where nothing else learns
 # No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
@@ -111,7 +118,13 @@ def tiny(seed: int = 0) -> Bagel:
 
 _TINY_STAGE = Stage(
     sampling=replace(
-        TINY.fine, temperature=1.0, interval=(0.0, 1.0), text_guidance=2.0, image_guidance=1.5, eta_edit=0.7
+        TINY.fine,
+        temperature=1.0,
+        plan_temperature=None,
+        interval=(0.0, 1.0),
+        text_guidance=2.0,
+        image_guidance=1.5,
+        eta_edit=0.7,
     ),
     parents=2,
     width=3,
