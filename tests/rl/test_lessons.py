@@ -95,7 +95,7 @@ def test_own_pictures_are_drawn_with_a_guidance_of_their_own(tmp_path, monkeypat
     monkeypatch.setattr(rl_lessons, "own_pictures", listen)
     list(run(replace(ONE, own_guidance=2.5), tmp_path / "lessons"))
     ((usual, used),) = heard
-    assert used == replace(usual, text_guidance=2.5)
+    assert used == replace(usual, text_guidance=2.5, plan_temperature=None)
     assert weights.load(tmp_path / "lessons" / "model").config.fine == SKETCH.fine
 
 

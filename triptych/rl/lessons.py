@@ -286,7 +286,7 @@ class School:
         found = kept(folder)
         if found is None:
             policy = self.averaged()
-            sampling = replace(policy.config.fine, text_guidance=self.config.own_guidance)
+            sampling = replace(policy.config.fine, text_guidance=self.config.own_guidance, plan_temperature=None)
             found = own_pictures(policy, count, seed, sampling, self.config.own.mix)
             keep(folder, *found)
         return own_lessons(*found, WorldJudge(str(self.device)).scenes, seed, self.config.own.mix)

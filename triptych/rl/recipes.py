@@ -51,7 +51,7 @@ SKETCH_RL = TrainConfig(
         parents=12,  # many prompts, fewer siblings: no few prompts decide a step
         width=8,
         updates=2,
-        plans=0.0,  # its planned pictures are right already; what there is to learn is to draw without
+        plans=0.0,  # nine of ten planned pictures are right; what there is to learn is to draw without
     ),
     refine=Stage(
         # Most of its groups are flat, since it is sure of its words and mostly right, and AdamW makes much of little.
