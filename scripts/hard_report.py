@@ -1,6 +1,6 @@
-"""How many pictures of hard prompts are right at once, for settings of sampling side by side.
+"""How many first pictures of hard prompts are right, for settings of sampling side by side.
 
-    python scripts/hard_report.py white --guidance 1 1.5 2 3
+    python scripts/hard_report.py white --guidance 1 1.5 2 3 --temperature 0.3
     python scripts/hard_report.py small --model runs/lessons/model --no-plan
 
 Hard prompts ask for a white sticker, a smaller one, or more than four of two kinds or more. They are fresh ones: in no
@@ -11,11 +11,12 @@ judge, strict.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
+from triptych.apps.inputs import sampling_of
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.lessons import HARD_KINDS
 from triptych.data.scene import random_spec
@@ -35,6 +36,7 @@ class Report:
     model: str = "sketch-lessons"
     count: int = 200
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    temperature: float | None = None
     plan: bool = True
     batch: int = 40
 
@@ -44,7 +46,7 @@ def main(asked: Report) -> None:
     specs = filter(HARD_KINDS[asked.kind], map(random_spec, itertools.count(FIRST)))
     prompts = [Prompt(prompt_text(spec, wording_of(spec)), spec) for spec in itertools.islice(specs, asked.count)]
     for guidance in asked.guidance:
-        sampling, right = replace(bagel.config.fine, text_guidance=guidance), 0
+        sampling, right = sampling_of(bagel.config, None, guidance, asked.temperature), 0
         for start in range(0, len(prompts), asked.batch):
             part = prompts[start : start + asked.batch]
             seeds = list(range(start, start + len(part)))

@@ -346,6 +346,11 @@ def test_every_recipe_is_sound(name):
     assert about.endswith(".")
 
 
+def said(**sampling):
+    """The debug recipe, whose Reason says a plan in each rollout, with other settings of what it says."""
+    return replace(DEBUG, reason=replace(DEBUG.reason, sampling=replace(DEBUG.reason.sampling, **sampling)))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -358,11 +363,17 @@ def test_every_recipe_is_sound(name):
         (replace(DEBUG, steps=0), "steps=0"),
         (replace(DEBUG, replay=Replay(rate=-1.0)), "replay.rate=-1.0"),
         (replace(DEBUG, halved=-3), "halved=-3"),
+        (said(plan_temperature=0.0), "--reason.sampling.plan-temperature"),
+        (said(temperature=0.0), "--reason.sampling.temperature"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         config.check()
+
+
+def test_greedy_text_beside_plans_that_are_not_is_learnt_from():
+    said(temperature=0.0, plan_temperature=1.0).check()
 
 
 def finds(pictures):

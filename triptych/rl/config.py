@@ -234,12 +234,10 @@ def _check_stage(name: str, stage: Stage) -> None:
         )
     if not 0 <= stage.plans <= 1:
         raise ConfigError(f"plans={stage.plans}: expected a share in 0..1; set --{name}.plans")
-    for option in ("temperature", "plan_temperature") if stage.speaks else ():
-        if getattr(stage.sampling, option) == 0:
-            option = option.replace("_", "-")
-            raise ConfigError(
-                f"{option}=0: greedy text has nothing to learn from; set --{name}.sampling.{option} above 0"
-            )
+    spoken = stage.sampling.planning if name == "reason" else stage.sampling
+    if stage.speaks and spoken.temperature == 0:
+        option = "temperature" if spoken is stage.sampling else "plan-temperature"
+        raise ConfigError(f"{option}=0: greedy text has nothing to learn from; set --{name}.sampling.{option} above 0")
     if stage.text.experts == "gen":
         raise ConfigError(f"text is spoken by the und experts; set --{name}.text.experts to und or both")
     if stage.picture.strokes < 1 or stage.picture.window < 0:

@@ -286,6 +286,7 @@ class School:
         found = kept(folder)
         if found is None:
             policy = self.averaged()
+            # Its mistakes should be of drawing: plans are as sure as the rest of what it says.
             sampling = replace(policy.config.fine, text_guidance=self.config.own_guidance, plan_temperature=None)
             found = own_pictures(policy, count, seed, sampling, self.config.own.mix)
             keep(folder, *found)
