@@ -50,7 +50,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "render",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "triptych.data.language": ("parse_prompt",),
