@@ -102,7 +102,7 @@ def test_stroke_logprob_is_the_gaussian_up_to_a_constant():
     std = torch.tensor([0.1, 0.5, 2.0]).reshape(-1, 1, 1)
     exact = Normal(mean, std).log_prob(after).mean((1, 2))
     constant = -torch.log(std.flatten()) - 0.5 * torch.log(torch.tensor(2 * torch.pi))
-    assert torch.allclose(flow.stroke_logprob(after, mean, std) + constant, exact, rtol=1e-5)
+    assert torch.allclose(flow.step_logprob(after, mean, std) + constant, exact, rtol=1e-5)
 
 
 def test_kl_is_exact_and_the_release_counts_it_twice():
@@ -114,6 +114,16 @@ def test_kl_is_exact_and_the_release_counts_it_twice():
 
 def test_interval_is_open_below_and_closed_above():
     assert [flow.guided(t, (0.4, 0.8)) for t in (0.3, 0.4, 0.41, 0.8, 0.81)] == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("interval", [(0.4, 1.0), (0.0, 0.4), (0.4, 0.8), (0.1, 0.2)])
+@pytest.mark.parametrize(("points", "shift"), [(9, 2.0), (16, 3.0), (50, 3.0), (11, 1.0)])
+def test_the_bounds_of_guidance_are_compared_in_float32(points, shift, interval):
+    """As BAGEL compares them, tensor with number. The seventh of nine times at shift 2 is .4, a bound."""
+    times, (low, high) = flow.times(points, shift), interval
+    assert [flow.guided(float(t), interval) for t in times] == [bool(t > low and t <= high) for t in times]
+    assert flow.times(9, 2.0)[6] == 0.4 and not flow.guided(float(flow.times(9, 2.0)[6]), (0.4, 1.0))
+    assert flow.guided(float(flow.times(9, 2.0)[6]), (0.0, 0.4))
 
 
 @pytest.mark.parametrize("renorm", RENORMS)
@@ -141,7 +151,7 @@ def test_parity_sde_sampler(shared):
         out = {key.split(".")[-1]: value for key, value in golden.items() if key.startswith(f"out.{mode['tag']}.")}
         mean, std = flow.sde_mean_std(x, v, t, dt, mode["eta"], mode["eta_mode"])
         mean_ref, _ = flow.sde_mean_std(x, golden["in.velocity_ref"], t, dt, mode["eta"], mode["eta_mode"])
-        scored = flow.stroke_logprob(golden["in.x_prev"], mean, std)
+        scored = flow.step_logprob(golden["in.x_prev"], mean, std)
         near = {"atol": 1e-5, "rtol": 1e-4}
         torch.testing.assert_close(mean, out["mean"], **near)
         torch.testing.assert_close(std, out["std"], **near)
@@ -149,7 +159,7 @@ def test_parity_sde_sampler(shared):
         torch.testing.assert_close(flow.gaussian_kl(mean, mean_ref, std, half=False), out["kl"], **near)
         after = mean + std * golden["in.noise"]
         torch.testing.assert_close(after, out["step_sample"], **near)
-        torch.testing.assert_close(flow.stroke_logprob(after, mean, std), out["step_log_prob"], atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(flow.step_logprob(after, mean, std), out["step_log_prob"], atol=5e-5, rtol=1e-4)
 
 
 def test_parity_guidance(shared):
@@ -178,7 +188,7 @@ def test_parity_mixed_sampling(shared):
             shape = golden[f"{run}.final"].shape
             std = flow.eta_at(t[k], params["eta"], params["eta_mode"]) * dt[k].sqrt()[None, None, None]
             mean = torch.zeros(shape)
-            score = flow.stroke_logprob(mean + std * noise[k].reshape(shape), mean, std)
+            score = flow.step_logprob(mean + std * noise[k].reshape(shape), mean, std)
             torch.testing.assert_close(score, golden[f"{run}.log_probs"][:, k].mean(-1), atol=5e-5, rtol=1e-4)
 
 
@@ -206,4 +216,4 @@ def test_parity_a_stochastic_step_of_the_release(shared, stage, beat):
     mean, std = flow.sde_mean_std(before, velocity, t, dt, params[f"eta_{beat}"], params["eta_mode"])
     torch.testing.assert_close(mean + std * golden[f"in.sde_noise_{beat}"].reshape(2, 16, 64), after, **near)
     expected = torch.stack([out["sample0.log_probs"], out["sample1.log_probs"]]).mean((1, 2))
-    torch.testing.assert_close(flow.stroke_logprob(after, mean, std), expected, **near)
+    torch.testing.assert_close(flow.step_logprob(after, mean, std), expected, **near)

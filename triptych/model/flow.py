@@ -8,14 +8,13 @@ a picture is the batch, and no sample sees its neighbours.
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
-
 from triptych.errors import ConfigError
 from triptych.model.config import Renorm
+from typing import Literal
+import numpy as np
+import torch
 
 Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
 Spread = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all
@@ -76,7 +75,7 @@ def sde_mean_std(x: Sample, v: Sample, t: Time, dt: Time, eta: float, mode: EtaM
     return ode_step(x, v, dt) - pull * noise, eta_now * torch.sqrt(length)
 
 
-def stroke_logprob(after: Sample, mean: Sample, std: Spread) -> Float[Tensor, "batch"]:
+def step_logprob(after: Sample, mean: Sample, std: Spread) -> Float[Tensor, "batch"]:
     """Log-probability of the stochastic step that led to `after`, one number per sample.
 
     As in the release, -1/2 z^2 is averaged over channels and tokens (not summed) and constants are left out, so that a
@@ -96,9 +95,11 @@ def gaussian_kl(mean: Sample, mean_ref: Sample, std: Spread, half: bool = True) 
 
 
 def guided(t: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance acts at time t: low < t <= high."""
-    low, high = interval
-    return low < t <= high
+    """Whether guidance acts at time t: low < t <= high, in float32 (BAGEL, modeling/bagel/bagel.py:912)."""
+    # Times are float32. As a Python float the time .4 of a schedule is 0.4000000059, above 0.4; the reference compares
+    # a float32 tensor with a number, which torch rounds to float32 first, so that such a step is not guided.
+    low, now, high = np.float32((interval[0], t, interval[1]))
+    return bool(low < now <= high)
 
 
 def guide(
