@@ -7,18 +7,18 @@ a picture. Pixels are uint8 RGB, height by width by 3.
 
 from __future__ import annotations
 
+from PIL import Image
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from pathlib import Path
+from triptych.errors import OutputError
+from typing import Any
 import json
+import numpy as np
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
-
-from triptych.errors import OutputError
 
 FORMAT = 1  # of trace.json; raised when a field changes meaning
 
@@ -102,13 +102,17 @@ class Completion:
     text: str
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    # For each token the sorted ids (int32) that top-p or top-k left to draw from; None without a filter. Training data:
+    # a ratio of two probabilities is defined only over one set of tokens.
+    kept: tuple[np.ndarray, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Strokes:
+class SDESteps:
     """The stochastic steps of one drawing, as FlowGRPO re-scores them: float32, never rounded.
 
     `before`, `after` `[stroke patch latent]`; `time`, `dt`, `logprob` `[stroke]`; `index [stroke]` is the step number.
+    `mean [stroke patch latent]` is that of the Gaussian from which `after` was drawn.
     """
 
     before: np.ndarray
@@ -117,6 +121,7 @@ class Strokes:
     dt: np.ndarray
     logprob: np.ndarray
     index: np.ndarray
+    mean: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +129,7 @@ class Drawing:
     """A picture `[height width 3] uint8`, and its stochastic steps where `Sampling` asked to keep them."""
 
     image: np.ndarray
-    strokes: Strokes | None = None
+    strokes: SDESteps | None = None
 
 
 @dataclass(frozen=True, eq=False)

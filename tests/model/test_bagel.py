@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.data.vocabulary import build_tokenizer
-from triptych.model import decode
+from triptych.data.lexicon import build_tokenizer
+from triptych.model import sampler
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches, combine
-from triptych.model.config import SKETCH, Resize
-from triptych.model.context import Context
-from triptych.model.sequence import Latent, Text, Tokens
+from triptych.model.config import Resize
+from triptych.model.config import SKETCH
+from triptych.model.kv_cache import KVCache
+from triptych.model.network import Branches
+from triptych.model.network import combine
+from triptych.model.packing import Latent
+from triptych.model.packing import Text
+from triptych.model.packing import Tokens
 from triptych.rl.recipes import TINY as SMALLEST
 
 TINY = replace(
@@ -111,7 +115,7 @@ def test_guidance_in_one_forward_equals_branch_by_branch(bagel):
     branches = Branches(cond, drop, None)
     x = torch.randn(2, 6, TINY.latent_dim)
     apart = torch.cat([bagel.velocity(branch, x, 0.8, (2, 3)) for branch in branches.active()])
-    together = bagel.velocity(Context.stack(branches.active()), x.repeat(2, 1, 1), 0.8, (2, 3))
+    together = bagel.velocity(KVCache.stack(branches.active()), x.repeat(2, 1, 1), 0.8, (2, 3))
     assert torch.allclose(apart, together, atol=1e-5)
     guided = combine(apart, branches, "global", SAMPLING)
     assert guided.shape == x.shape
@@ -163,7 +167,12 @@ def test_recorded_logprob_is_that_of_the_distribution_that_was_sampled(bagel):
     with torch.no_grad():
         hidden = bagel.read(context, [[Tokens([bagel.special.bos, *said.tokens.tolist()])]])
         tokens = torch.from_numpy(said.tokens)[None]
-        scores = decode.token_logprobs(bagel.logits(hidden[:, :-1]), tokens, sampling.planning)
+        logits = bagel.logits(hidden[:, :-1])
+        kept = torch.zeros_like(logits, dtype=torch.bool)
+        for step, ids in enumerate(said.kept):
+            kept[0, step, ids] = True
+        assert torch.equal(kept, sampler.kept_tokens(logits, 0.8, 0, 0.9))
+        scores, _ = sampler.token_logprobs(logits, tokens, 0.8, kept)
     assert np.allclose(scores[0].numpy(), said.logprobs, atol=1e-4)
 
 

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.data.vocabulary import build_tokenizer
-from triptych.model.bagel import Bagel, distinct
-from triptych.model.config import SKETCH, AutoencoderConfig, LanguageConfig, Resize, VisionConfig
-from triptych.model.scoring import Painting, Utterance
+from triptych.data.lexicon import build_tokenizer
+from triptych.model import flow
+from triptych.model.bagel import Bagel
+from triptych.model.bagel import distinct
+from triptych.model.config import AutoencoderConfig
+from triptych.model.config import LanguageConfig
+from triptych.model.config import Resize
+from triptych.model.config import SKETCH
+from triptych.model.config import VisionConfig
+from triptych.model.logprobs import ImageSample
+from triptych.model.logprobs import TextSample
 
 TINY = replace(
     SKETCH,
@@ -42,6 +49,9 @@ SETTINGS = {
     "guided, filtered": GUIDED,
     "text guidance alone, several strokes across the interval": replace(
         GUIDED, image_guidance=1.0, stochastic=(0, 1, 3)
+    ),
+    "steps above, on and below the lower bound of guidance": replace(
+        GUIDED, draw_points=9, edit_points=9, time_shift=2.0, interval=(0.4, 1.0), stochastic=(5, 6, 7)
     ),
     "constant noise, other renorms, top-k": replace(
         GUIDED, eta_mode="constant", draw_renorm="channel", edit_renorm="global", top_p=1.0, top_k=5
@@ -84,17 +94,21 @@ def assert_same_text(bagel, told, sampling):
 def assert_same_strokes(bagel, painted, sampling):
     for one, scores in zip(painted, bagel.score_strokes(painted, sampling), strict=True):
         assert np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-5)
-        assert scores.mean.shape == one.strokes.after.shape
+        assert np.allclose(scores.mean.detach().numpy(), one.strokes.mean, atol=1e-5)
+        from_record = flow.step_logprob(
+            torch.from_numpy(one.strokes.after), torch.from_numpy(one.strokes.mean), scores.std
+        )
+        assert np.allclose(from_record.numpy(), one.strokes.logprob, atol=1e-6)
 
 
 @every_setting
 def test_a_score_is_what_reason_recorded(bagel, sampling):
     plans = bagel.plan(PROMPTS, sampling, [1, 2, 3])
     assert sampling.top_k or len({len(plan.tokens) for plan in plans}) > 1
-    assert_same_text(bagel, [Utterance(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)], sampling)
+    assert_same_text(bagel, [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)], sampling)
     known = [*plans[:2], None]
     drawn = bagel.draw(PROMPTS, known, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [Painting(p, plan, None, one.strokes) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
+    painted = [ImageSample(p, plan, None, one.strokes) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
     assert_same_strokes(bagel, painted, sampling)
 
 
@@ -102,9 +116,9 @@ def test_a_score_is_what_reason_recorded(bagel, sampling):
 def test_a_score_is_what_refine_recorded(bagel, sampling):
     images = pictures()
     said = bagel.reflect(PROMPTS, images, sampling, [1, 2, 3])
-    assert_same_text(bagel, [Utterance(*row) for row in zip(PROMPTS, images, said, strict=True)], sampling)
+    assert_same_text(bagel, [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)], sampling)
     edited = bagel.edit(images, ORDERS, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [Painting(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    painted = [ImageSample(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
     assert_same_strokes(bagel, painted, sampling)
 
 
@@ -112,7 +126,7 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
     bagel = build()
     images, saved = pictures(), []
     said = bagel.reflect(PROMPTS, images, PLAIN, [1, 2, 3])
-    told = [Utterance(*row) for row in zip(PROMPTS, images, said, strict=True)]
+    told = [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)]
 
     def gradients(recompute: bool) -> torch.Tensor:
         bagel.language_model.model.recompute = recompute
@@ -140,7 +154,7 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
 def test_other_text_settings_give_other_scores(bagel, other):
     """Forbids c.A5 of the parity kit: drawn with a temperature and a filter, scored without."""
     plans = bagel.plan(PROMPTS, GUIDED, [1, 2, 3])
-    told = [Utterance(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
+    told = [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
     scores = bagel.score_text(told, replace(GUIDED, **other))
     old = np.concatenate([plan.logprobs for plan in plans])
     assert not np.allclose(scores.logprob[scores.mask].detach().numpy(), old, atol=1e-2)
@@ -149,7 +163,7 @@ def test_other_text_settings_give_other_scores(bagel, other):
 def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
     two, images = replace(GUIDED, plan_temperature=1.0), pictures()
     plan, said = bagel.plan(PROMPTS[:1], two, [1])[0], bagel.reflect(PROMPTS[:1], images[:1], two, [1])[0]
-    told = [Utterance(PROMPTS[0], None, plan), Utterance(PROMPTS[0], images[0], said)]
+    told = [TextSample(PROMPTS[0], None, plan), TextSample(PROMPTS[0], images[0], said)]
     with pytest.raises(ValueError, match=r"plans at temperature 1\.0 beside reflections at 0\.7"):
         bagel.score_text(told, two)
     bagel.score_text(told, replace(two, plan_temperature=0.7))  # which is one
@@ -169,7 +183,7 @@ def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
 def test_other_stroke_settings_give_other_scores(bagel, other):
     images = pictures()
     edited = bagel.edit(images, ORDERS, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [Painting(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    painted = [ImageSample(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
     found = torch.cat([one.logprob for one in bagel.score_strokes(painted, replace(GUIDED, **other))]).detach()
     assert not np.allclose(found.numpy(), [one.strokes.logprob[0] for one in painted], atol=1e-4)
 
@@ -177,7 +191,7 @@ def test_other_stroke_settings_give_other_scores(bagel, other):
 def test_a2_a_first_picture_is_scored_under_the_guidance_that_it_was_drawn_with(bagel):
     """On policy the ratio is 1 with the branch that drops the text, and is not without it."""
     drawn = bagel.draw(PROMPTS, [None] * 3, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [Painting(p, None, None, one.strokes) for p, one in zip(PROMPTS, drawn, strict=True)]
+    painted = [ImageSample(p, None, None, one.strokes) for p, one in zip(PROMPTS, drawn, strict=True)]
     assert_same_strokes(bagel, painted, GUIDED)
     for one, scores in zip(painted, bagel.score_strokes(painted, replace(GUIDED, text_guidance=1.0)), strict=True):
         assert not np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-4)
@@ -186,7 +200,7 @@ def test_a2_a_first_picture_is_scored_under_the_guidance_that_it_was_drawn_with(
 def test_rounding_the_stored_state_would_show(bagel):
     (one,) = bagel.draw(PROMPTS[:1], [None], PLAIN, [1], [2])
     rounded = replace(one.strokes, after=torch.from_numpy(one.strokes.after).bfloat16().float().numpy())
-    (scores,) = bagel.score_strokes([Painting(PROMPTS[0], None, None, rounded)], PLAIN)
+    (scores,) = bagel.score_strokes([ImageSample(PROMPTS[0], None, None, rounded)], PLAIN)
     assert not np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-6)
 
 
@@ -194,7 +208,7 @@ def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
     """Forbids c.A5 of the parity kit: an end token without a loss, so that stopping is not trained."""
     plans = bagel.plan(PROMPTS, PLAIN, [1, 2, 3])
     ended = next(plan for plan in plans if plan.tokens[-1] == bagel.special.eos)
-    told = [Utterance(PROMPTS[plans.index(ended)], None, ended)]
+    told = [TextSample(PROMPTS[plans.index(ended)], None, ended)]
     scores = bagel.score_text(told, PLAIN)
     (gradient,) = torch.autograd.grad(scores.logprob[0, len(ended.tokens) - 1], bagel.language_model.lm_head.weight)
     assert gradient[bagel.special.eos].norm() > 0
@@ -203,7 +217,7 @@ def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
 
 def test_gradients_reach_both_experts(bagel):
     (drawn,) = bagel.draw(PROMPTS[:1], [None], GUIDED, [1], [2])
-    (scores,) = bagel.score_strokes([Painting(PROMPTS[0], None, None, drawn.strokes)], GUIDED)
+    (scores,) = bagel.score_strokes([ImageSample(PROMPTS[0], None, None, drawn.strokes)], GUIDED)
     layer = bagel.language_model.model.layers[0].self_attn
     gradients = torch.autograd.grad(scores.logprob.sum(), [layer.q_proj_moe_gen.weight, layer.k_proj.weight])
     assert all(gradient.norm() > 0 for gradient in gradients)
@@ -255,10 +269,9 @@ def test_scores_and_losses_are_the_kits(shared, stage):
     from parity.check import Run, picture, read_case
     from parity.walk import say, tiny, with_rules
 
-    from triptych.model import flow
     from triptych.model.config import Templates
     from triptych.rl.losses import flow_grpo, grpo
-    from triptych.trace import Completion, Strokes
+    from triptych.trace import Completion, SDESteps as Strokes
 
     facts, golden = read_case(shared / "parity", NAME)
     params, known = facts["params"], facts["tokenizer_words"]
@@ -286,13 +299,19 @@ def test_scores_and_losses_are_the_kits(shared, stage):
         latents = golden[f"{out}.latents"].numpy()
         logprob = golden[f"{out}.log_probs"].mean().numpy()[None]
         strokes = Strokes(
-            latents[:1], latents[1:2], times[[index]], times[[index]] - times[[index + 1]], logprob, np.array([index])
+            latents[:1],
+            latents[1:2],
+            times[[index]],
+            times[[index]] - times[[index + 1]],
+            logprob,
+            np.array([index]),
+            latents[1:2],  # the kit has no mean, and no score reads it
         )
         image = None if reasoning else picture(golden[f"in.edit_input_image{row}_uint8"])
         prompt = say(facts["prompts" if reasoning else "reflection_prompts"][row], known)
         order = prompt if reasoning else facts["reflect_refine.edit_operations"][row]
-        told.append(Utterance(prompt, image, said))
-        painted.append(Painting(order, said if reasoning else None, image, strokes))
+        told.append(TextSample(prompt, image, said))
+        painted.append(ImageSample(order, said if reasoning else None, image, strokes))
         old_text.append(torch.from_numpy(said.logprobs))
 
     run, out = Run("6", stage), f"out.{stage}.train"

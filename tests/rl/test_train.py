@@ -16,21 +16,49 @@ from safetensors.torch import load_file
 
 from triptych.apps.cli import main
 from triptych.data.scene import Scene
-from triptych.errors import ConfigError, JudgeError, TrainingError
+from triptych.data.specs import StickerPrompts
+from triptych.errors import ConfigError
+from triptych.errors import JudgeError
+from triptych.errors import TrainingError
 from triptych.model import weights
 from triptych.model.config import Resize
-from triptych.rewards.brightness import BrightnessJudge
-from triptych.rewards.shaping import Reward
-from triptych.rl import checkpoint, replay
-from triptych.rl.batch import gains
-from triptych.rl.config import Limits, Lora, Replay, Stage, TextPart, TrainConfig, Tree
-from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
-from triptych.rl.state import Standing, weights_mark
-from triptych.rl.stream import StickerPrompts
-from triptych.rl.teach import ModelLessons
-from triptych.rl.train import Rollout, Step, _growths, _teachings, train
-from triptych.rl.tree import Group, Node, seed_of
-from triptych.trace import Completion, Drawing, Prompt, Strokes, Trace, Turn, Verdict
+from triptych.rewards.judge import BrightnessJudge
+from triptych.rewards.rewards import Reward
+from triptych.rl import sft_mix
+from triptych.rl.advantages import group_advantages
+from triptych.rl.config import Limits
+from triptych.rl.config import LoraConfig
+from triptych.rl.config import SFTMix
+from triptych.rl.config import StageConfig
+from triptych.rl.config import TextConfig
+from triptych.rl.config import TrainConfig
+from triptych.rl.config import TreeConfig
+from triptych.rl.recipes import DEBUG
+from triptych.rl.recipes import RECIPES
+from triptych.rl.recipes import lessons_only
+from triptych.rl.recipes import picture_only
+from triptych.rl.recipes import rewards_alone
+from triptych.rl.recipes import text_only
+from triptych.rl.recipes import tiny
+from triptych.rl.train import Rollout
+from triptych.rl.train import Step
+from triptych.rl.train import _growths
+from triptych.rl.train import _teachings
+from triptych.rl.train import train
+from triptych.rl.train_state import TrainState
+from triptych.rl.train_state import weights_mark
+from triptych.rl.tree import Group
+from triptych.rl.tree import Node
+from triptych.rl.tree import seed_of
+from triptych.sft import checkpoint
+from triptych.sft.joint import JointConfig
+from triptych.trace import Completion
+from triptych.trace import Drawing
+from triptych.trace import Prompt
+from triptych.trace import SDESteps
+from triptych.trace import Trace
+from triptych.trace import Turn
+from triptych.trace import Verdict
 
 PROMPTS = StickerPrompts(0)
 
@@ -61,9 +89,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     "config",
     [
         DEBUG,
-        replace(DEBUG, tree=Tree(depth=2, resample=1), reference="average", seed=3),
-        replace(DEBUG, tree=Tree(kind="trajectory", depth=1)),
-        replace(DEBUG, lora=Lora(rank=2), reference="adapter"),
+        replace(DEBUG, tree=TreeConfig(depth=2, resample=1), reference="average", seed=3),
+        replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1)),
+        replace(DEBUG, lora=LoraConfig(rank=2), reference="adapter"),
     ],
     ids=["debug", "deeper, resampled, average as reference", "trajectory", "adapters"],
 )
@@ -145,7 +173,7 @@ def test_drawing_learns_to_please():
     stage = replace(DEBUG.reason, parents=2, width=6, plans=0.0)
     picture = replace(stage.picture, rate=3e-3, kl=0.0, divide=True, window=2)
     sampling = replace(stage.sampling, text_guidance=1.0)
-    config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=Tree(depth=0), steps=30)
+    config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=TreeConfig(depth=0), steps=30)
     bagel = tiny()
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
 
@@ -161,7 +189,7 @@ def test_drawing_learns_to_please():
 
 
 def test_a_share_of_the_rollouts_draws_without_a_plan():
-    config = replace(DEBUG, reason=replace(DEBUG.reason, plans=0.5), tree=Tree(depth=0), steps=12)
+    config = replace(DEBUG, reason=replace(DEBUG.reason, plans=0.5), tree=TreeConfig(depth=0), steps=12)
     planned = [step.metrics["planned"] for step in run(config)]
     assert set(planned) == {0.0, 1.0}
     often = [config.reason.decided(seed_of(config.seed, step, 4)).plans for step in range(400)]
@@ -182,7 +210,7 @@ class Wordy:
 def test_speaking_learns_to_please():
     text = replace(DEBUG.reason.text, rate=3e-3, kl=0.0)
     stage = replace(DEBUG.reason, text=text, parents=2, width=8, updates=1)
-    config = text_only(replace(DEBUG, reason=stage, tree=Tree(depth=0), steps=30, average=0.0))
+    config = text_only(replace(DEBUG, reason=stage, tree=TreeConfig(depth=0), steps=30, average=0.0))
     scores = [step.metrics["v"] for step in run(config, judge=Wordy())]
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.15
 
@@ -230,7 +258,7 @@ class Tired(BrightnessJudge):
 @pytest.mark.parametrize(("window", "taken"), [(1, 3), (3, 4), (9, 5)])
 def test_missing_verdicts_are_counted_in_a_window(window, taken):
     """Two steps of six verdicts, then none: a run stops as soon as more than half of its window are missing."""
-    config = replace(DEBUG, steps=6, tree=Tree(depth=0), limits=Limits(missing=0.5, window=window))
+    config = replace(DEBUG, steps=6, tree=TreeConfig(depth=0), limits=Limits(missing=0.5, window=window))
     steps = train(tiny(), PROMPTS, Tired(12), config)
     seen = 0
     try:
@@ -255,7 +283,7 @@ def test_a_setting_that_is_newer_than_a_run_does_not_stop_it(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert len(run(DEBUG, tmp_path, again=True)) == 1
     with pytest.raises(ConfigError, match="lora"):
-        run(replace(DEBUG, lora=Lora(rank=2)), tmp_path, again=True)
+        run(replace(DEBUG, lora=LoraConfig(rank=2)), tmp_path, again=True)
 
 
 def test_groups_under_two_rows_are_dropped():
@@ -280,7 +308,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
     bagel, seen = tiny(), []
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
     with pytest.raises(TrainingError, match="2 steps in a row"):
-        for step in train(bagel, PROMPTS, BrightnessJudge(), replace(config, tree=Tree(depth=0))):
+        for step in train(bagel, PROMPTS, BrightnessJudge(), replace(config, tree=TreeConfig(depth=0))):
             seen.append(step.metrics["skipped"])
     assert seen == [1, 2]
     assert all(torch.equal(p, before[name]) for name, p in bagel.named_parameters())
@@ -291,7 +319,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
 
 def test_a_chain_whose_edits_are_not_finite_moves_nothing():
     text = replace(DEBUG.refine.text, kl=float("inf"))
-    config = replace(DEBUG, steps=1, refine=replace(DEBUG.refine, text=text), tree=Tree(kind="trajectory"))
+    config = replace(DEBUG, steps=1, refine=replace(DEBUG.refine, text=text), tree=TreeConfig(kind="trajectory"))
     bagel = tiny()
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
     (step,) = train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0))
@@ -308,7 +336,7 @@ class Bored(BrightnessJudge):
 
 @pytest.mark.parametrize(("resample", "groups"), [(0, 2), (2, 6)])
 def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups):
-    step = next(iter(train(tiny(), PROMPTS, Bored(), replace(DEBUG, tree=Tree(resample=resample)))))
+    step = next(iter(train(tiny(), PROMPTS, Bored(), replace(DEBUG, tree=TreeConfig(resample=resample)))))
     assert step.metrics["zero_spread_text"] == step.metrics["zero_spread_picture"] == 1
     assert len(step.groups) == groups and step.metrics["resampled"] == groups - 2
     assert len({group.parent.trace.prompt.text for group in step.groups}) == groups
@@ -317,10 +345,10 @@ def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups
 @pytest.mark.parametrize(
     ("config", "stages"),
     [
-        (replace(DEBUG, tree=Tree(kind="trajectory")), ["trajectory"] * 3),
-        (replace(DEBUG, tree=Tree(depth=0)), ["reason"] * 3),
-        (replace(DEBUG, tree=Tree(depth=2)), ["reason", "refine", "refine"]),
-        (replace(DEBUG, tree=Tree(parents="uniform")), ["reason", "refine", "reason"]),
+        (replace(DEBUG, tree=TreeConfig(kind="trajectory")), ["trajectory"] * 3),
+        (replace(DEBUG, tree=TreeConfig(depth=0)), ["reason"] * 3),
+        (replace(DEBUG, tree=TreeConfig(depth=2)), ["reason", "refine", "refine"]),
+        (replace(DEBUG, tree=TreeConfig(parents="uniform")), ["reason", "refine", "reason"]),
         (text_only(DEBUG), ["reason", "refine", "reason"]),
         (picture_only(DEBUG), ["reason", "refine", "reason"]),
         (rewards_alone(DEBUG, 0.0), ["reason", "refine", "reason"]),
@@ -357,11 +385,11 @@ def said(**sampling):
         (replace(DEBUG, reason=replace(DEBUG.reason, width=1)), "width=1"),
         (replace(DEBUG, refine=replace(DEBUG.refine, per_text=2)), "refine.per-text"),
         (replace(DEBUG, reason=replace(DEBUG.reason, parents=0)), "parents=0"),
-        (replace(DEBUG, reason=Stage(text=TextPart(experts="gen"))), "und"),
-        (replace(DEBUG, tree=Tree(right=2.0)), "right=2.0"),
+        (replace(DEBUG, reason=StageConfig(text=TextConfig(experts="gen"))), "und"),
+        (replace(DEBUG, tree=TreeConfig(right=2.0)), "right=2.0"),
         (replace(DEBUG, reference="average", average=0.0), "--average"),
         (replace(DEBUG, steps=0), "steps=0"),
-        (replace(DEBUG, replay=Replay(rate=-1.0)), "replay.rate=-1.0"),
+        (replace(DEBUG, replay=SFTMix(rate=-1.0)), "replay.rate=-1.0"),
         (replace(DEBUG, halved=-3), "halved=-3"),
         (said(plan_temperature=0.0), "--reason.sampling.plan-temperature"),
         (said(temperature=0.0), "--reason.sampling.temperature"),
@@ -380,7 +408,7 @@ def finds(pictures):
     return [Scene.sample(PROMPTS(0).spec, seed) for seed, _ in enumerate(pictures)]
 
 
-SMALL = ModelLessons(pictures=1, edits=2, words=2, own=1.0, noises=1)
+SMALL = JointConfig(pictures=1, edits=2, words=2, own=1.0, noises=1)
 
 
 def taught(config: TrainConfig, out: Path, again: bool = False):
@@ -392,7 +420,7 @@ def taught(config: TrainConfig, out: Path, again: bool = False):
 
 def test_lessons_beside_rewards_are_exact_too(tmp_path):
     """They hold a share of own pictures, and a run with them resumes as exactly as one without."""
-    config = replace(lessons_only(DEBUG), replay=Replay(1e-4, 4, SMALL), steps=2)
+    config = replace(lessons_only(DEBUG), replay=SFTMix(1e-4, 4, SMALL), steps=2)
     whole = list(taught(config, tmp_path / "whole"))
     assert all(step.metrics["replay_loss"] > 0 and "text_ratio" not in step.metrics for step in whole)
     steps = taught(config, tmp_path / "cut")
@@ -401,9 +429,9 @@ def test_lessons_beside_rewards_are_exact_too(tmp_path):
     steps.close()
     list(taught(config, tmp_path / "cut", again=True))
     assert same(newest(tmp_path / "whole"), newest(tmp_path / "cut"))
-    page = replay.page(config.replay, whole[0].groups, 0, 0, finds)
+    page = sft_mix.sft_rows(config.replay, whole[0].groups, 0, 0, finds)
     assert [one.picture is not None for one in page.groups[1]] == [True, True]
-    assert replay.page(Replay(), whole[0].groups, 0, 0, finds) is None
+    assert sft_mix.sft_rows(SFTMix(), whole[0].groups, 0, 0, finds) is None
 
 
 def test_lessons_do_not_drown_rewards(tmp_path):
@@ -411,7 +439,7 @@ def test_lessons_do_not_drown_rewards(tmp_path):
     once = replace(DEBUG, steps=1, reason=replace(DEBUG.reason, updates=1))
     alone, beside = tmp_path / "alone", tmp_path / "beside"
     (without,) = taught(once, alone)
-    (step,) = taught(replace(once, replay=Replay(1e-4, 4, SMALL)), beside)
+    (step,) = taught(replace(once, replay=SFTMix(1e-4, 4, SMALL)), beside)
     assert step.metrics["replay_norm"] > step.metrics["norm"] == without.metrics["norm"] > 0
     with_none, with_both = newest(alone), newest(beside)
     moments = [name for name in with_none if name.startswith("adamw_reason/")]
@@ -432,7 +460,7 @@ def drawn_by_three(asked: Trace, said: Completion | None) -> Group:
     """Siblings of one parent with rewards of 0, 1 and 2."""
     line = np.zeros(1, np.float32)
     state = np.zeros((1, 4, 3), np.float32)
-    drawn = Drawing(np.zeros((2, 2, 3), np.uint8), Strokes(state, state, line, line, line, np.arange(1)))
+    drawn = Drawing(np.zeros((2, 2, 3), np.uint8), SDESteps(state, state, line, line, line, np.arange(1), state))
     turn = Turn(said, drawn, "add" if asked.turns else None)
     nodes = [Node(asked + turn, Verdict(0.5), Reward(gain, gain, True, True)) for gain in (0.0, 1.0, 2.0)]
     return Group(Node(asked, Verdict(0.5)), tuple(nodes))
@@ -445,11 +473,11 @@ def test_what_a_recipe_samples_is_compared(name):
     first = drawn_by_three(asked, None)
     later = drawn_by_three(first.siblings[0].trace, Completion("a", np.arange(3), np.zeros(3, np.float32)))
     whole = Group(first.parent, later.siblings)
-    standings = [Standing(), *[Standing(waiting=(first.siblings[0],))] * (config.tree.depth > 0)]
+    standings = [TrainState(), *[TrainState(waiting=(first.siblings[0],))] * (config.tree.depth > 0)]
     for standing in standings:
         label, growths = _growths(config, standing)
         group = {"reason": first, "refine": later, "trajectory": whole}[label]
-        found = tuple(gains(group, growth.stage) for _, growth, _ in growths)
+        found = tuple(group_advantages(group, growth.stage) for _, growth, _ in growths)
         for taught in _teachings(Rollout([(group, found)], [group], [], (), 0), growths):
             says = taught.source == "refine" and taught.stage.text.on
             assert bool(taught.batch.text_gain.any()) is says, (label, taught.source)
@@ -464,13 +492,13 @@ def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):
         stepped.append((id(self), [group["lr"] for group in self.param_groups]))
         return plain(self)
 
-    def paced(stage: Stage, text: float, picture: float) -> Stage:
+    def paced(stage: StageConfig, text: float, picture: float) -> StageConfig:
         parts = {"text": replace(stage.text, rate=text), "picture": replace(stage.picture, rate=picture)}
         return replace(stage, updates=1, **parts)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     stages = {"reason": paced(DEBUG.reason, 1e-3, 2e-3), "refine": paced(DEBUG.refine, 3e-3, 4e-3)}
-    run(replace(DEBUG, tree=Tree(kind="trajectory", depth=1), steps=1, warmup=0, **stages))
+    run(replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1), steps=1, warmup=0, **stages))
     assert len({optimizer for optimizer, _ in stepped}) == len(stepped) == 2
     assert [found for _, found in stepped] == [pytest.approx([1e-3, 2e-3]), pytest.approx([3e-3, 4e-3])]
 

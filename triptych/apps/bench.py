@@ -8,6 +8,32 @@ so its cores and threads are part of the result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
+from rich.table import Table
+from statistics import median
+from triptych.apps import bench_training
+from triptych.apps.arguments import check_at_least
+from triptych.apps.terminal import open_console
+from triptych.data.language import prompt_text
+from triptych.data.language import wording_of
+from triptych.data.render import render
+from triptych.data.scene import Scene
+from triptych.data.specs import random_spec
+from triptych.eval.run_folder import versions
+from triptych.loop import Policy
+from triptych.loop import play
+from triptych.model import templates
+from triptych.model.bagel import Bagel
+from triptych.model.kv_cache import KVCache
+from triptych.rewards.sticker_judge import WorldJudge
+from triptych.trace import Completion
+from triptych.trace import Prompt
+from triptych.trace import Trace
+from typing import Any
 import json
 import os
 import platform
@@ -15,32 +41,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
-
 import torch
-from rich.table import Table
-
-from triptych.apps import bench_training
-from triptych.apps.inputs import check_at_least
-from triptych.apps.terminal import open_console
-from triptych.data.language import prompt_text, wording_of
-from triptych.data.render import render
-from triptych.data.scene import Scene, random_spec
-from triptych.eval.fingerprints import versions
-from triptych.loop import Policy, play
-from triptych.model import words
-from triptych.model.bagel import Bagel
-from triptych.model.context import Context
-from triptych.rewards.world import WorldJudge
-from triptych.trace import Completion, Prompt, Trace
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from triptych.apps.choices import Open
-    from triptych.apps.cli import Bench
+    from triptych.apps.commands import Bench
+    from triptych.apps.options import Open
 
 EXAMPLE = "A photo of three clocks on the left and one cats on the right"
 ORDER = "paint the sticker at center red"  # what a model that may not stop is made to ask for; any order costs the same
@@ -144,9 +150,9 @@ class Tireless:
         return [self._go_on(completion) for completion in self.policy.reflect(*arguments, **named)]
 
     def _go_on(self, said: Completion) -> Completion:
-        if not words.is_stop(words.parse_edit(said.text)):
+        if not templates.is_stop(templates.parse_edit(said.text)):
             return said
-        return Completion(words.say_reflection(words.parse_thought(said.text), ORDER), said.tokens, said.logprobs)
+        return replace(said, text=templates.wrap_reflection(templates.parse_thought(said.text), ORDER))
 
 
 def stops(policy: Policy, batch: int) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def guidance(model: Bagel, batch: int, repeats: int = 9) -> dict[str, Any]:
     full = model.blank(batch)
     bare = full.fork()
     model.read(full, [[model.text_block(prompt.text)] for prompt in prompts(batch)])
-    both = Context.stack([full, bare], extra=grid[0] * grid[1] + 2)
+    both = KVCache.stack([full, bare], extra=grid[0] * grid[1] + 2)
     shape = (batch, grid[0] * grid[1], model.config.latent_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     twice = noise.repeat(2, 1, 1)
