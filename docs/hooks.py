@@ -22,7 +22,7 @@ LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the API pages of the rooms that there are."""
-    pages = [{"core" if room == "core" else room: f"api/{room}.md"} for room in ROOMS if modules(room)]
+    pages = [{package(room): f"api/{room}.md"} for room in ROOMS if modules(room)]
     config.nav.append({"API": pages})
     return config
 
@@ -39,8 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links at the site's own pages."""
-    up = "../" * page.file.src_uri.count("/")
-    return LINK.sub(lambda match: f"]({up}{target(match[1], page.file.src_uri in TEXTS.values())})", markdown)
+    return LINK.sub(lambda match: f"]({target(match[1], page.file.src_uri in TEXTS.values())})", markdown)
 
 
 def target(link: str, from_root: bool) -> str:
@@ -69,7 +68,12 @@ def modules(room: str) -> list[str]:
 
 def api(room: str) -> str:
     """The API page of a room, from its docstrings."""
-    return "\n\n".join([f"# `triptych{'' if room == 'core' else '.' + room}`", *(f"::: {m}" for m in modules(room))])
+    return "\n\n".join([f"# {package(room)}", *(f"::: {module}" for module in modules(room))])
+
+
+def package(room: str) -> str:
+    """The dotted name of a room."""
+    return "triptych" if room == "core" else f"triptych.{room}"
 
 
 def examples() -> str:
