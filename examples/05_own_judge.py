@@ -7,7 +7,7 @@ from rich import print
 
 from triptych import Benchmark, Prompt, Trace, Verdict, load
 from triptych.eval.benchmark import run
-from triptych.eval.report import Report, table
+from triptych.eval.results import Report, table
 
 TEXTS = ["A photo of a red bus", "A photo of a red clock", "A photo of a red cat"]
 

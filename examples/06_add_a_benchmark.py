@@ -12,8 +12,8 @@ from triptych.data.language import prompt_text
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.eval.benchmark import run
-from triptych.eval.report import Report, table
-from triptych.rewards.world import WorldJudge
+from triptych.eval.results import Report, table
+from triptych.rewards.sticker_judge import WorldJudge
 
 THINGS = [("clock", "cat"), ("bus", "apple"), ("kite", "dog")]
 

@@ -16,13 +16,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from triptych.apps.inputs import sampling_of
+from triptych.apps.arguments import sampling_of
 from triptych.data.language import prompt_text, wording_of
-from triptych.data.lessons import HARD_KINDS
-from triptych.data.scene import random_spec
+from triptych.data.sft_samples import HARD_KINDS
+from triptych.data.specs import random_spec
 from triptych.loop import play
 from triptych.model import weights
-from triptych.rewards.world import WorldJudge
+from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt
 
 FIRST = 7_000_000_000_000  # between the seeds of lessons and those of hard lessons

@@ -23,14 +23,14 @@ from torch import Tensor
 from triptych.data.edits import spoil
 from triptych.data.layout import DEFAULT_LAYOUT, FREE_LAYOUT
 from triptych.data.render import render
-from triptych.data.scene import Scene, Sticker, check, random_spec
+from triptych.data.scene import Scene, Sticker, check
+from triptych.data.specs import random_spec
 from triptych.errors import ConfigError
 from triptych.model.config import SKETCH
 from triptych.model.vae import Autoencoder
-from triptych.rewards.finder import WEIGHTS
-from triptych.rewards.templates import TemplateJudge
-from triptych.rewards.world import WorldJudge, verdict
-from triptych.rl.finder_lessons import blur, facts, strew, through
+from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, verdict
+from triptych.rewards.template_matching import TemplateJudge
+from triptych.sft.sticker_detector import blur, facts, strew, through
 from triptych.trace import Spec
 
 LAYOUTS = {"centred": DEFAULT_LAYOUT, "free": FREE_LAYOUT}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from triptych.model import transformer
 from triptych.model.config import BAGEL_7B, SKETCH
-from triptych.model.transformer import Decoder, Layout
+from triptych.model.transformer import Decoder, PackLayout
 
 UND, GEN, BRANCHES = 1310, 2048, 3
 
@@ -69,7 +69,7 @@ def forward(decoder: Decoder, rows: int, und: int, gen: int, dtype: torch.dtype)
     number, yes = (torch.zeros(rows, und + gen, dtype=kind, device=device) for kind in (torch.long, torch.bool))
     hidden = decoder.config.hidden_size
     states = (torch.zeros(rows, n, hidden, device=device, dtype=dtype, requires_grad=True) for n in (und, gen))
-    return decoder(*states, Layout(*repeat(number, 3), *repeat(yes, 2)))
+    return decoder(*states, PackLayout(*repeat(number, 3), *repeat(yes, 2)))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.data.lessons import Mix, lesson
 from triptych.data.lexicon import NUMBERS
-from triptych.data.scene import random_spec
+from triptych.data.sft_samples import DataMix, sft_sample
+from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model import weights
 from triptych.model.bagel import Bagel
-from triptych.rl.teach import ModelLessons, told
+from triptych.sft.joint import JointConfig, told
 
 FIRST, BATCH, BATCHES = 1_900_000_000, 150, 8
-UNSEEN = Mix(right=0.0, scrambled=1.0, unseen=1.0)
+UNSEEN = DataMix(right=0.0, scrambled=1.0, unseen=1.0)
 Known = dict[str, tuple[list[Tensor], list[int]]]  # what is known: hidden states `[layer hidden]`, and what it is
 
 
@@ -50,7 +50,7 @@ def main(names: Sequence[str]) -> None:
 @torch.no_grad()
 def read(bagel: Bagel, seeds: Sequence[int], found: dict[int, list[bool]], known: Known) -> None:
     """Add a batch of reflections to both tallies."""
-    rows, _ = told(bagel, ModelLessons(), [lesson("reflect", seed, UNSEEN) for seed in seeds], torch.Generator())
+    rows, _ = told(bagel, JointConfig(), [sft_sample("reflect", seed, UNSEEN) for seed in seeds], torch.Generator())
     batch, heard = bagel.pack(rows), list[Tensor]()
     und, _ = bagel(batch, heard=heard)
     said = bagel.logits(und).argmax(-1)

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from triptych.data.captions import instruction_text, parse_instruction, parse_plan, plan_text, reflection_text
+from triptych.data.annotations import instruction_text, parse_instruction, parse_plan, plan_text, reflection_text
 from triptych.data.edits import apply, fix, spoil
 from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.model.config import SKETCH, BagelConfig
-from triptych.model.words import parse_thought, say_answer, say_plan, say_reflection
-from triptych.rewards.world import WorldJudge
+from triptych.model.templates import parse_thought, wrap_answer, wrap_plan, wrap_reflection
+from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Completion, Drawing
 
 STEPS = 4  # ticks per picture
@@ -38,7 +38,7 @@ class ScriptedPolicy:
 
     def plan(self, prompts: Sequence[str], sampling: Any, seeds: Sequence[int], tell: Any = None) -> list[Completion]:
         scenes = [Scene.sample(parse_prompt(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        return self._say([say_plan(plan_text(scene)) for scene in scenes], tell)
+        return self._say([wrap_plan(plan_text(scene)) for scene in scenes], tell)
 
     def draw(
         self,
@@ -71,7 +71,7 @@ class ScriptedPolicy:
             spec, scene = parse_prompt(prompt), self._see(image)
             edit = fix(scene, spec, seed)
             order = instruction_text(edit) if edit else "move nothing at all" if self.blind else None
-            texts.append(say_reflection(reflection_text(scene, spec, edit), order))
+            texts.append(wrap_reflection(reflection_text(scene, spec, edit), order))
         return self._say(texts, tell)
 
     def edit(
@@ -99,7 +99,7 @@ class ScriptedPolicy:
     ) -> list[Completion]:
         """It thinks of what it sees, and says that, whatever the question."""
         seen = [plan_text(self._see(image)) for image in images]
-        return self._say([say_answer(text, text) for text in seen], tell)
+        return self._say([wrap_answer(text, text) for text in seen], tell)
 
     def _paint(self, scene: Scene) -> Drawing:
         image = render_array(scene)

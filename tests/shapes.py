@@ -12,9 +12,9 @@ CHECKED = [
     "triptych.data.render",
     "triptych.data.stickers",
     "triptych.model",
-    "triptych.rewards.detector",
-    "triptych.rewards.finder",
-    "triptych.rewards.templates",
+    "triptych.rewards.geneval_detector",
+    "triptych.rewards.sticker_judge",
+    "triptych.rewards.template_matching",
     "triptych.rl",
 ]
 

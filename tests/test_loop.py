@@ -9,7 +9,7 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import ConfigError
 from triptych.loop import Listener, beat_seed, play
-from triptych.rewards.world import WorldJudge
+from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt, Trace
 
 TEXTS = (

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from triptych.loop import play, reason, refine
     from triptych.model.bagel import Bagel
     from triptych.model.config import BAGEL_7B, SKETCH, Sampling
+    from triptych.model.templates import parse_answer
     from triptych.model.weights import load
-    from triptych.model.words import parse_answer
     from triptych.rewards.judge import Judge
-    from triptych.rewards.world import WorldJudge
+    from triptych.rewards.sticker_judge import WorldJudge
     from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
 
 __all__ = [  # noqa: RUF022  (plain order)
@@ -62,9 +62,9 @@ _HOMES = {
     "triptych.model.bagel": ("Bagel",),
     "triptych.model.config": ("BAGEL_7B", "SKETCH", "Sampling"),
     "triptych.model.weights": ("load",),
-    "triptych.model.words": ("parse_answer",),
+    "triptych.model.templates": ("parse_answer",),
     "triptych.rewards.judge": ("Judge",),
-    "triptych.rewards.world": ("WorldJudge",),
+    "triptych.rewards.sticker_judge": ("WorldJudge",),
     "triptych.trace": ("Completion", "Drawing", "Item", "Prompt", "Spec", "Trace", "Turn", "Verdict"),
 }
 

@@ -13,6 +13,8 @@ Every message says what was expected, what was found, and what to do. The comman
 with exit code 2.
 """
 
+from __future__ import annotations
+
 
 class TriptychError(Exception):
     """Root of every error that triptych raises on purpose."""

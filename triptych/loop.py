@@ -16,7 +16,7 @@ import numpy as np
 
 from triptych.errors import ConfigError
 from triptych.model.config import BagelConfig, Sampling
-from triptych.model.words import is_stop, parse_edit
+from triptych.model.templates import is_stop, parse_edit
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn
 
 

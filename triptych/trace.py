@@ -7,18 +7,18 @@ a picture. Pixels are uint8 RGB, height by width by 3.
 
 from __future__ import annotations
 
-from PIL import Image
-from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
-from pathlib import Path
-from triptych.errors import OutputError
-from typing import Any
 import json
-import numpy as np
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych.errors import OutputError
 
 FORMAT = 1  # of trace.json; raised when a field changes meaning
 

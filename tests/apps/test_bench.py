@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych.apps import bench, bench_training
 from triptych.apps.bench_training import PARTS
 from triptych.apps.cli import main
-from triptych.rewards.brightness import BrightnessJudge
-from triptych.rl.config import Lora
+from triptych.rewards.judge import BrightnessJudge
+from triptych.rl.config import LoraConfig
 from triptych.rl.recipes import DEBUG, LORA_7B, SKETCH_RL, tiny
 
 
@@ -22,7 +22,7 @@ def test_a_training_step_by_part(rank):
         pytest.importorskip("peft")
     model, first = tiny(), tiny().state_dict()
     reference = "adapter" if rank else "frozen"
-    config = replace(DEBUG, average=0.0, lora=Lora(rank=rank), reference=reference)
+    config = replace(DEBUG, average=0.0, lora=LoraConfig(rank=rank), reference=reference)
     found = bench_training.measure(model, BrightnessJudge(), bench_training.narrow(config, 2, 1, 2), side=256)
     assert json.loads(json.dumps(found)) == found
     assert found["stages"] == ["reason", "refine"]
@@ -57,7 +57,7 @@ def test_counting_twice_gives_the_same():
     for _ in range(2):
         with FlopCounterMode(display=False, custom_mapping=bench_training.ATTENTION) as counter:
             clocks, _ = bench_training.clocked(
-                model, BrightnessJudge(), config, lambda: bench_training.Clock(read=counter.get_total_flops)
+                model, BrightnessJudge(), config, lambda: bench_training.Timer(read=counter.get_total_flops)
             )
         counts.append(bench_training.by_part(clocks))
     assert counts[0] == counts[1]

@@ -18,15 +18,14 @@ from PIL import Image
 from scripted import ScriptedPolicy, open_scripted
 
 from triptych.apps.cli import COMMANDS, main
-from triptych.apps.draw import Job, Manner, Teller, exhibits
-from triptych.apps.exhibit import Exhibit
-from triptych.apps.wall import Wall
+from triptych.apps.draw import DrawSettings, Job, TurnListener, exhibits
+from triptych.apps.output import OutputFolder, TraceView
 from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import OutputError
-from triptych.model.weights import find
-from triptych.rewards.world import WorldJudge
+from triptych.model.weights import resolve_checkpoint
+from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Item, Prompt, Spec, Trace
 
 PROMPT = "A photo of three clocks on the left and one cats on the right"
@@ -70,7 +69,7 @@ def picture() -> Path:
 def test_draw_leaves_a_whole_folder(capsys: pytest.CaptureFixture):
     assert triptych("draw", PROMPT, "--seed", 3) == 0
     folder = Path("traces/a-photo-of-three-clocks-on-the-left-and-one-cats-3")
-    exhibit = Exhibit.load(folder)
+    exhibit = TraceView.load(folder)
     turns = [f"turn-{index}.png" for index, turn in enumerate(exhibit.trace.turns) if turn.drew]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["trace.json", "trace.html", "final.png", *turns])
     assert exhibit.stop == "model" and exhibit.verdict is not None and exhibit.verdict.score == 1.0
@@ -102,12 +101,12 @@ def test_the_same_command_draws_the_same_trace():
 def test_the_command_in_a_trace_draws_it_again():
     asked = ("--steps", 3, "--guidance", 2.5, "--temperature", 0.5, "--no-plan", "--seed", 4)
     assert triptych("draw", PROMPT, *asked, "--out", "one") == 0
-    one = Exhibit.load(Path("one")).settings
+    one = TraceView.load(Path("one")).settings
     assert one["sampling"]["text_guidance"] == 2.5 and one["sampling"]["draw_points"] == 4
     assert one["sampling"]["temperature"] == 0.5 and one["sampling"]["plan_temperature"] is None
     program, *words = shlex.split(one["again"])
     assert program == "triptych" and triptych(*words, "--out", "two") == 0
-    two = Exhibit.load(Path("two")).settings
+    two = TraceView.load(Path("two")).settings
     assert two["sampling"] == one["sampling"] and two["again"] == one["again"] and two["plan"] is False
 
 
@@ -150,7 +149,7 @@ def test_a_trace_does_not_depend_on_its_batch(capsys: pytest.CaptureFixture):
 
 def test_best_of_keeps_the_judges_favourite(capsys: pytest.CaptureFixture):
     assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 6, "--out", "best") == 0
-    exhibit = Exhibit.load(Path("best"))
+    exhibit = TraceView.load(Path("best"))
     scores = exhibit.settings["best_of"]
     assert len(scores) == 6 and scores[str(exhibit.trace.seed)] == max(scores.values())
 
@@ -158,17 +157,17 @@ def test_best_of_keeps_the_judges_favourite(capsys: pytest.CaptureFixture):
 def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.CaptureFixture):
     assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 5, "--batch", 2, "--out", "twos") == 0
     assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 5, "--out", "whole") == 0
-    twos, whole = Exhibit.load(Path("twos")), Exhibit.load(Path("whole"))
+    twos, whole = TraceView.load(Path("twos")), TraceView.load(Path("whole"))
     assert twos.settings["best_of"] == whole.settings["best_of"] and twos.trace.seed == whole.trace.seed
     told: list[int] = []
     jobs = [Job(PROMPT, parsed(PROMPT), seed) for seed in range(5)]
 
-    def listener(count: int) -> Teller:
+    def listener(count: int) -> TurnListener:
         told.append(count)
-        return Teller()
+        return TurnListener()
 
     policy = ScriptedPolicy()
-    manner = Manner(1, policy.config.fine, batch=2, best_of=5)
+    manner = DrawSettings(1, policy.config.fine, batch=2, best_of=5)
     assert len(list(exhibits(policy, jobs, manner, WorldJudge(), listener, {}))) == 1 and told == [2, 2, 1]
 
 
@@ -179,7 +178,9 @@ def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
     policy, jobs = ScriptedPolicy(), [Job(PROMPT, parsed(PROMPT), seed) for seed in range(2)]
     kept = []
     with pytest.raises(KeyboardInterrupt):
-        for exhibit in exhibits(policy, jobs, Manner(1, policy.config.fine), judge, lambda count: Teller(), {}):
+        for exhibit in exhibits(
+            policy, jobs, DrawSettings(1, policy.config.fine), judge, lambda count: TurnListener(), {}
+        ):
             kept.append(exhibit)
     assert [exhibit.trace.seed for exhibit in kept] == [0, 1] and all(not exhibit.verdicts for exhibit in kept)
 
@@ -187,9 +188,9 @@ def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
 @pytest.mark.parametrize("many", [False, True])
 def test_two_runs_do_not_share_a_wall(many: bool):
     assert triptych("draw", PROMPT, "--turns", 0, "--out", "made") == 0
-    exhibit = Exhibit.load(Path("made"))
+    exhibit = TraceView.load(Path("made"))
     for named in (Path("wall"), None):
-        first, second = (Wall.open(named, "two cats", 0, many) for _ in range(2))
+        first, second = (OutputFolder.open(named, "two cats", 0, many) for _ in range(2))
         assert first.folder == second.folder  # neither was there yet
         first.hang(exhibit)
         if named:
@@ -213,7 +214,7 @@ def test_jsonl_prompts_bring_their_own_spec(capsys: pytest.CaptureFixture):
 
 def test_edit_starts_from_the_given_picture(picture: Path):
     assert triptych("edit", picture, "three clocks and one cat", "--out", "edited") == 0
-    exhibit = Exhibit.load(Path("edited"))
+    exhibit = TraceView.load(Path("edited"))
     assert exhibit.edits == 1 and exhibit.verdicts[0].score < 1 == exhibit.verdicts[-1].score
     assert np.array_equal(exhibit.trace.images[0], np.asarray(Image.open(picture)))
     assert Path("edited/input.png").is_file()
@@ -221,7 +222,7 @@ def test_edit_starts_from_the_given_picture(picture: Path):
 
 def test_edit_of_a_right_picture_stops_at_once(picture: Path):
     assert triptych("edit", picture, "three clocks and two cats", "--out", "edited") == 0
-    assert Exhibit.load(Path("edited")).edits == 0
+    assert TraceView.load(Path("edited")).edits == 0
 
 
 def test_ask_prints_the_answer(picture: Path, capsys: pytest.CaptureFixture):
@@ -304,7 +305,7 @@ def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture):
 
 
 def test_a_damaged_checkpoint_is_one_line(capsys: pytest.CaptureFixture):
-    shutil.copytree(find("sketch"), "damaged", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(resolve_checkpoint("sketch"), "damaged", ignore=shutil.ignore_patterns("*.safetensors"))
     path = Path("damaged/llm_config.json")
     whole = json.loads(path.read_text())
     for width in (-256, 257):
@@ -445,6 +446,6 @@ def test_ctrl_c_keeps_finished_traces():
     kept = json.loads(out)["traces"]
     assert kept[0]["stop"] == "model" and len(kept) < 3
     for record in kept:
-        assert Exhibit.load(Path(record["folder"])).trace.image is not None
+        assert TraceView.load(Path(record["folder"])).trace.image is not None
     assert Path("wall/index.html").is_file()
     assert not list(Path("wall").glob(".*"))

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from triptych.apps.arguments import shard_of
 from triptych.apps.cli import main
-from triptych.apps.inputs import shard_of
-from triptych.apps.report_page import MOST_BYTES, spread
+from triptych.apps.run_page import MOST_BYTES, spread
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval.benchmark import Benchmark, run
-from triptych.eval.ledger import Ledger
-from triptych.eval.report import Report
+from triptych.eval.results import Report
+from triptych.eval.run_folder import RunFolder
 from triptych.model.config import Sampling
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
 
@@ -86,7 +86,7 @@ def test_two_processes_share_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     for process in both:
         out, _ = process.communicate(timeout=540)
         assert process.returncode == 0, out.decode()
-    ledger = Ledger.read(tmp_path / "run")
+    ledger = RunFolder.read(tmp_path / "run")
     jobs = {}
     for index in (1, 2):
         lines = (tmp_path / f"run/results-{index}-of-2.jsonl").read_text().splitlines()
@@ -153,7 +153,7 @@ def test_pictures_that_are_not_there_are_said_to_be_elsewhere(tmp_path: Path, ca
 
 def test_a_page_stays_within_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     assert MOST_BYTES < 10_000_000
-    monkeypatch.setattr("triptych.apps.report_page.MOST_BYTES", 500)
+    monkeypatch.setattr("triptych.apps.run_page.MOST_BYTES", 500)
     folder = played(tmp_path / "run", *[[0]] * 12, turns=0)
     report(capsys, folder)
     page = (folder / "report.html").read_text()

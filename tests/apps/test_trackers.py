@@ -8,9 +8,9 @@ import pytest
 
 from triptych.apps.cli import main
 from triptych.apps.trackers import tracking
-from triptych.rl.log import numbers
 from triptych.rl.recipes import DEBUG
 from triptych.rl.train import Step
+from triptych.rl.train_log import step_numbers
 
 
 def step(index: int, value: float = 0.5) -> Step:
@@ -45,7 +45,7 @@ def test_every_step_is_sent_once_to_the_same_run(kind, key, tmp_path, monkeypatc
                 add(step(index))
     (first, again) = service.begun
     assert first == again and first[0] == "triptych" and first[1][key].startswith(tmp_path.name)
-    assert service.sent == [(index, numbers(step(index))) for index in range(4)]
+    assert service.sent == [(index, step_numbers(step(index))) for index in range(4)]
     assert service.finished == 2
     with tracking(kind, tmp_path / "other", DEBUG):
         assert service.begun[-1][1][key] != first[1][key]
@@ -72,7 +72,7 @@ def test_tensorboard_shows_each_step_once_as_it_was_last_done(tmp_path):
     assert shown == {
         (name, index): value
         for index in range(5)
-        for name, value in numbers(step(index, 0.5 if index < 2 else 0.75)).items()
+        for name, value in step_numbers(step(index, 0.5 if index < 2 else 0.75)).items()
     }
 
 

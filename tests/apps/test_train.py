@@ -8,7 +8,7 @@ from triptych.apps.cli import main
 from triptych.apps.train import parse
 from triptych.model import weights
 from triptych.rl.recipes import RECIPES, SKETCH_RL
-from triptych.rl.state import MADE
+from triptych.rl.train_state import MADE
 
 
 def test_every_choice_is_an_option():

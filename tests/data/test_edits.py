@@ -4,10 +4,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from triptych.data.deficits import deficits, demands
-from triptych.data.edits import Edit, apply, fix, random_edit, spoil
+from triptych.data.edits import Edit, apply, deficits, demands, fix, random_edit, spoil
 from triptych.data.layout import CANVAS, CELLS, SIZES, overlap
-from triptych.data.scene import Scene, Sticker, check, random_spec
+from triptych.data.scene import Scene, Sticker, check
+from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Item, Spec
 

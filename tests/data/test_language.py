@@ -9,7 +9,8 @@ from hypothesis import strategies as some
 
 from triptych.data.language import FREE, MOST, check_drawable, parse_prompt, prompt_text, tag_of, wording_of
 from triptych.data.lexicon import NOUNS, article, plural, proper_plural
-from triptych.data.scene import Scene, random_spec
+from triptych.data.scene import Scene
+from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError, PromptError
 from triptych.trace import Item, Spec

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from triptych.data.render import render, render_array
-from triptych.data.scene import BACKGROUND, CANVAS, Scene, Sticker, random_spec
+from triptych.data.scene import BACKGROUND, CANVAS, Scene, Sticker
+from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS, silhouettes
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.data.layout import CANVAS, CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, TEMPLATES, Layout, overlap
-from triptych.data.scene import Scene, Sticker, check, random_spec, spec_key
+from triptych.data.scene import Scene, Sticker, check
+from triptych.data.specs import random_spec, spec_key
 from triptych.data.stickers import COLORS
 from triptych.errors import ConfigError
 from triptych.trace import Item, Spec

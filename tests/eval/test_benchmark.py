@@ -19,14 +19,20 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.fingerprints import code_sha256, fingerprint, pixels_sha256
-from triptych.eval.ledger import MOST_SEEDS, MOST_TURNS, Ledger, recorded
-from triptych.eval.report import OVERALL, Report, Row, summarize, table
+from triptych.eval.results import OVERALL, Report, Row, summarize, table
+from triptych.eval.run_folder import (
+    MOST_SEEDS,
+    MOST_TURNS,
+    RunFolder,
+    code_sha256,
+    fingerprint,
+    pixels_sha256,
+    read_rows,
+)
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
 from triptych.model.config import SKETCH, Sampling
-from triptych.model.pictures import read_picture
-from triptych.rewards.finder import WEIGHTS
-from triptych.rewards.world import WorldJudge, verdict
+from triptych.model.images import read_picture
+from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, verdict
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
 
 BLANK = Scene(())
@@ -296,7 +302,7 @@ def kept_run(folder, script=((50, 100, None), (100,), (0, 20, 40)), **settings):
 
 def test_a_run_keeps_every_pixel_it_judged(tmp_path):
     for row in kept_run(tmp_path / "run"):
-        ledger = Ledger.read(tmp_path / "run")  # a reader beside the running process
+        ledger = RunFolder.read(tmp_path / "run")  # a reader beside the running process
         assert row in ledger.rows()
         for turn, judged in enumerate(row.verdicts):
             picture = read_picture(ledger.picture(row, turn))
@@ -306,7 +312,7 @@ def test_a_run_keeps_every_pixel_it_judged(tmp_path):
     bare = list(kept_run(tmp_path / "bare", keep=False))
     assert not (tmp_path / "bare/pictures").exists() and bare[0].pictures
     with pytest.raises(OutputError, match=r"00000-0-0\.png is missing; expected"):
-        Ledger.read(tmp_path / "bare").picture(bare[0], 0)
+        RunFolder.read(tmp_path / "bare").picture(bare[0], 0)
 
 
 def test_pixels_sha256_knows_shape_and_pixels():
@@ -326,7 +332,7 @@ def test_shards_together_are_the_run(tmp_path):
         assert not (tmp_path / "run/report.json").exists()
     found += [row for shard in shards for row in shard]
     key = lambda row: (row.seed, row.prompt)  # noqa: E731
-    assert sorted(found, key=key) == straight == Ledger.read(tmp_path / "run").played()
+    assert sorted(found, key=key) == straight == RunFolder.read(tmp_path / "run").played()
     written = [(tmp_path / name / "report.json").read_text() for name in ("run", "straight")]
     assert written[0] == written[1]
     assert sorted(path.name for path in (tmp_path / "run").glob("results*")) == [
@@ -343,7 +349,7 @@ def test_a_killed_run_may_go_on_in_other_shards(tmp_path):
     assert len(rows) == 10 and all(row in rows for row in done)
     lines = [len(path.read_text().splitlines()) for path in sorted((tmp_path / "run").glob("results*"))]
     assert sorted(lines) == [3, 3, 4]
-    assert Report.load(tmp_path / "run/report.json") == Ledger.read(tmp_path / "run").report()
+    assert Report.load(tmp_path / "run/report.json") == RunFolder.read(tmp_path / "run").report()
 
 
 def test_two_writers_never_share_a_file(tmp_path):
@@ -371,7 +377,7 @@ def test_a_kill_anywhere_in_a_line_loses_that_line_only(tmp_path):
     *others, last = results.read_bytes().replace(b"turn ", "t\u00fcrn ".encode()).splitlines(keepends=True)
     for cut in range(len(last)):
         results.write_bytes(b"".join(others) + last[:cut])
-        assert len(Ledger.read(tmp_path / "run").rows()) == len(whole) - 1
+        assert len(RunFolder.read(tmp_path / "run").rows()) == len(whole) - 1
     results.write_bytes(b"".join(others) + last[: last.index(b"\xc3") + 1])
     calls = []
     list(kept_run(tmp_path / "run", resume=True, play=scripted_play([[50, 100, None], [100], [0, 20, 40]], calls)))
@@ -380,7 +386,7 @@ def test_a_kill_anywhere_in_a_line_loses_that_line_only(tmp_path):
 
 def test_of_rows_of_one_job_the_last_whole_one_counts(tmp_path):
     list(kept_run(tmp_path / "run"))
-    ledger = Ledger.read(tmp_path / "run")
+    ledger = RunFolder.read(tmp_path / "run")
     for scores in ([0.3], [0.6], [None]):
         ledger.append(row(0, scores))
     assert ledger.played()[0] == row(0, [0.6]) and len(ledger.played()) == 5 and ledger.open_jobs() == []
@@ -400,16 +406,16 @@ def test_recorded_gives_each_job_to_work_once_and_in_batches():
         return [(row(prompt, [1.0], seed=seed), ()) for prompt, seed in jobs]
 
     jobs = [(prompt, seed) for seed in (0, 1) for prompt in range(3)]
-    assert [(each.prompt, each.seed) for each in recorded(jobs, work, batch_size=4)] == jobs
+    assert [(each.prompt, each.seed) for each in read_rows(jobs, work, batch_size=4)] == jobs
     assert batches == [jobs[:4], jobs[4:]]
     with pytest.raises(ConfigError, match="batch_size=0"):
-        next(recorded(jobs, work, batch_size=0))
+        next(read_rows(jobs, work, batch_size=0))
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(OutputError, match="expected the manifest of a run"):
-            Ledger.read(folder)
+            RunFolder.read(folder)
 
 
 def test_settings_out_of_range_are_refused():
@@ -424,7 +430,7 @@ def test_what_could_not_be_read_back_is_not_begun(tmp_path):
     for number, settings in enumerate(largest):
         out = tmp_path / f"largest-{number}"
         next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=out, play=scripted_play([[100]])))
-        found = Ledger.read(out).manifest
+        found = RunFolder.read(out).manifest
         assert all(found[name] == (value if name == "turns" else [*value]) for name, value in settings.items())
     for settings in ({"turns": MOST_TURNS + 1}, {"seeds": range(MOST_SEEDS + 1)}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -548,7 +554,7 @@ def test_the_paper_s_table_fits_a_terminal():
 
 
 def test_a_picture_that_cannot_be_kept_is_told_once(tmp_path):
-    ledger = Ledger(tmp_path / "run")
+    ledger = RunFolder(tmp_path / "run")
     row = Row(0, "a cat", "all", 0, (Verdict(1.0),), True, (None,), 0.0)
     ledger.place(row, 0).mkdir(parents=True)  # a folder stands where the picture belongs
     with pytest.raises(OutputError) as error:

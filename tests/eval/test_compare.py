@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from triptych.eval.compare import compare, differences
-from triptych.eval.exports import results, samples, task_of
-from triptych.eval.report import OVERALL, Row, summarize
+from triptych.eval.lm_eval_export import results, samples, task_of
+from triptych.eval.results import OVERALL, Row, summarize
 from triptych.trace import Verdict
 
 COLUMNS = ("Color", "Count")

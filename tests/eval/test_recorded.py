@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from triptych.errors import JudgeError
-from triptych.eval import recorded, tally
+from triptych.eval import recorded, tiif
 from triptych.eval.recorded import Recorded
-from triptych.rewards.geneval import COLORS
+from triptych.rewards.geneval_rules import COLORS
 
 BOX = {"box": [10.0, 10.0, 60.0, 60.0], "score": 0.9, "color": "red"}
 GENEVAL = {
@@ -57,9 +57,9 @@ def test_tiif_counts_are_the_published_ones(shared: Path, name: str):
     folder = shared / "benchmarks" / "tiif_replies"
     expected = json.loads((folder / "expected_counts.json").read_text())[name]
     rows = list(recorded.tiif(folder / f"{name.replace('/', '__')}.jsonl.gz"))
-    assert {key: [cell.right, cell.asked] for key, cell in tally.cells(rows).items()} == expected
+    assert {key: [cell.right, cell.asked] for key, cell in tiif.cells(rows).items()} == expected
     assert not any(row.missing for row in rows)
-    assert set(tally.cells(rows)) == set(tally.tiif_columns())
+    assert set(tiif.cells(rows)) == set(tiif.tiif_columns())
 
 
 def official_result(record: dict) -> dict:
@@ -301,11 +301,11 @@ some_counts = some.lists(
 @given(some_counts)
 def test_counts_add_up_and_intervals_hold_the_mean(counts):
     rows = rows_of(*counts)
-    cells, columns = tally.cells(rows), tally.resampled(rows)
+    cells, columns = tiif.cells(rows), tiif.resampled_cells(rows)
     assert sum(cell.asked for cell in cells.values()) == sum(asked for _, _, asked in counts)
     assert sum(cell.missing for cell in cells.values()) == sum(asked == 0 for _, _, asked in counts)
     for name, cell in cells.items():
-        estimate = tally.estimate(columns[name])
+        estimate = tiif.cell_estimate(columns[name])
         assert estimate.value == (None if not cell.asked else pytest.approx(cell.right / cell.asked))
         if estimate.value is not None:
             assert estimate.low <= estimate.value + 1e-9 and estimate.value - 1e-9 <= estimate.high
@@ -314,19 +314,22 @@ def test_counts_add_up_and_intervals_hold_the_mean(counts):
 def test_missing_rows_change_no_mean():
     known = rows_of(("a", 1, 2), ("a", 2, 2), ("b", 0, 1))
     more = [*known, *rows_of(("a", 0, 0), ("c", 0, 0))]
-    assert tally.estimate(tally.resampled(known)["a"]).value == tally.estimate(tally.resampled(more)["a"]).value
-    mean, with_missing = (tally.mean(list(tally.resampled(rows).values())) for rows in (known, more))
+    assert (
+        tiif.cell_estimate(tiif.resampled_cells(known)["a"]).value
+        == tiif.cell_estimate(tiif.resampled_cells(more)["a"]).value
+    )
+    mean, with_missing = (tiif.mean_of_cells(list(tiif.resampled_cells(rows).values())) for rows in (known, more))
     assert mean[0] == with_missing[0] == pytest.approx((3 / 4 + 0) / 2)
 
 
 def test_tiif_groups_are_means_of_means():
     rows = rows_of(("numeracy/short", 1, 4), ("negation/short", 1, 1), ("style/short", 0, 1), ("odd/short", 1, 1))
-    groups = tally.tiif_groups(tally.resampled(rows))
+    groups = tiif.tiif_groups(tiif.resampled_cells(rows))
     assert groups["Reasoning"]["short"][0] == groups["Basic Following"]["short"][0] == pytest.approx(5 / 8)
-    assert groups["Style"]["short"][0] == 0 and tally.estimate(groups["Text"]["short"]).value is None
-    assert groups[tally.OVERALL]["short"][0] == pytest.approx(5 / 16)
-    assert tally.estimate(groups[tally.OVERALL]["long"]).value is None
+    assert groups["Style"]["short"][0] == 0 and tiif.cell_estimate(groups["Text"]["short"]).value is None
+    assert groups[tiif.OVERALL]["short"][0] == pytest.approx(5 / 16)
+    assert tiif.cell_estimate(groups[tiif.OVERALL]["long"]).value is None
 
 
 def test_tiif_has_39_attributes_in_nine_groups():
-    assert len(tally.TIIF_GROUPS) == 9 and len(set(tally.tiif_columns())) == len(tally.tiif_columns()) == 78
+    assert len(tiif.TIIF_GROUPS) == 9 and len(set(tiif.tiif_columns())) == len(tiif.tiif_columns()) == 78

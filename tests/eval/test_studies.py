@@ -9,12 +9,12 @@ from scripted import ScriptedPolicy
 
 from triptych.apps.cli import main
 from triptych.errors import ConfigError, OutputError
-from triptych.eval import paper, studies
+from triptych.eval import studies
 from triptych.eval.benchmark import run
-from triptych.eval.studies import Course, curve, grouped, name_of, smooth
+from triptych.eval.studies import TrainingRun, curve, grouped, name_of, smooth
 from triptych.eval.suites import rehearsal
-from triptych.rewards.world import WorldJudge
-from triptych.rl.config import Tree
+from triptych.rewards.sticker_judge import WorldJudge
+from triptych.rl.config import TreeConfig
 from triptych.rl.recipes import RECIPES, SKETCH_RL
 
 
@@ -57,7 +57,7 @@ def test_smoothing_keeps_points_and_constants(count):
 
 
 def test_steps_that_begin_at_a_prompt_make_the_curve(tmp_path):
-    course = Course.read(folder(tmp_path / "run"))
+    course = TrainingRun.read(folder(tmp_path / "run"))
     assert course.of_steps("v").tolist() == [[10, 0.25], [20, 0.5]]  # no Refine, no torn line
     assert course.of_evaluations("planned_right_1").tolist() == [[0, 0.25], [10, 0.5]]
     assert len(course.of_evaluations("ita")) == 0 and course.turns == 1
@@ -72,7 +72,7 @@ def test_a_recipe_is_known_by_its_settings_alone(recipe):
 def test_settings_of_no_recipe_are_named_by_their_kind():
     named = [
         name_of(asdict(replace(SKETCH_RL, norm=0.5, tree=tree)))
-        for tree in (Tree(), Tree(depth=0), Tree(kind="trajectory"))
+        for tree in (TreeConfig(), TreeConfig(depth=0), TreeConfig(kind="trajectory"))
     ]
     assert named == ["Tree-RL, own settings", "Reason only, own settings", "full trajectory, own settings"]
 
@@ -80,17 +80,17 @@ def test_settings_of_no_recipe_are_named_by_their_kind():
 def test_runs_are_one_curve_only_if_nothing_but_the_seed_differs(tmp_path):
     seeds = [folder(tmp_path / str(seed), replace(SKETCH_RL, seed=seed)) for seed in (0, 1)]
     other = folder(tmp_path / "other", replace(SKETCH_RL, norm=0.5))
-    assert {name: len(runs) for name, runs in grouped(map(Course.read, seeds)).items()} == {"Tree-RL": 2}
+    assert {name: len(runs) for name, runs in grouped(map(TrainingRun.read, seeds)).items()} == {"Tree-RL": 2}
     with pytest.raises(ConfigError, match="norm"):
-        grouped([Course.read(seeds[0], "mine"), Course.read(other, "mine")])
+        grouped([TrainingRun.read(seeds[0], "mine"), TrainingRun.read(other, "mine")])
     with pytest.raises(ConfigError, match="seed 0"):
-        grouped([Course.read(seeds[0]), Course.read(seeds[0])])
-    assert len(grouped([Course.read(seeds[0]), Course.read(other)])) == 2
+        grouped([TrainingRun.read(seeds[0]), TrainingRun.read(seeds[0])])
+    assert len(grouped([TrainingRun.read(seeds[0]), TrainingRun.read(other)])) == 2
 
 
 def test_what_was_not_measured_is_said(tmp_path):
-    bare = Course.read(folder(tmp_path / "bare", replace(SKETCH_RL, seed=1), evaluated=False))
-    full = Course.read(folder(tmp_path / "full"))
+    bare = TrainingRun.read(folder(tmp_path / "bare", replace(SKETCH_RL, seed=1), evaluated=False))
+    full = TrainingRun.read(folder(tmp_path / "full"))
     found = studies.curves([bare, full])
     assert found["v"]["Tree-RL"].runs == 2 and found["planned_right_1"]["Tree-RL"] is None
     told = "\n".join(studies.notes([bare, full]))
@@ -103,20 +103,20 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
     benchmark, judge = rehearsal().thinned(3), WorldJudge()
     list(run(benchmark, ScriptedPolicy(mistakes=1), judge, 1, out=tmp_path / "plan"))
     list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
-    (lines,) = paper.table([("lessons", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
+    (lines,) = studies.paper_table([("lessons", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
     overall = {line.title: line.cells["Overall"].value for line in lines if line.cells}
     assert overall == {
         "lessons, at once, <= 0 turns": 1,
         "lessons, planned, <= 0 turns": 0,
         "lessons, planned, <= 1 turns": 1,
     }
-    assert [line.title for line in lines] == [slot[0] for slot in paper.SLOTS]
-    assert "R3, planned, <= 4 turns: not measured" in paper.missing(lines)
-    assert "| R3, at once, <= 4 turns | - |" in paper.markdown("rehearsal", lines)
-    (lines,) = paper.table([("mine", tmp_path / "plan")]).values()
+    assert [line.title for line in lines] == [slot[0] for slot in studies.SLOTS]
+    assert "R3, planned, <= 4 turns: not measured" in studies.missing(lines)
+    assert "| R3, at once, <= 4 turns | - |" in studies.markdown("rehearsal", lines)
+    (lines,) = studies.paper_table([("mine", tmp_path / "plan")]).values()
     assert [line.title for line in lines] == ["mine, <= 0 turns", "mine, <= 1 turns"]
     with pytest.raises(ConfigError, match="both"):
-        paper.table([("r3", tmp_path / "plan"), ("r3", tmp_path / "plan")])
+        studies.paper_table([("r3", tmp_path / "plan"), ("r3", tmp_path / "plan")])
 
 
 def test_runs_that_cannot_be_compared_are_in_no_table(tmp_path):
@@ -124,9 +124,9 @@ def test_runs_that_cannot_be_compared_are_in_no_table(tmp_path):
     for seed in (0, 1):
         list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, (seed,), out=tmp_path / str(seed)))
     with pytest.raises(ConfigError, match="seeds"):
-        paper.table([("lessons", tmp_path / "0"), ("r3", tmp_path / "1")])
+        studies.paper_table([("lessons", tmp_path / "0"), ("r3", tmp_path / "1")])
     with pytest.raises(OutputError):
-        paper.table([("lessons", tmp_path)])
+        studies.paper_table([("lessons", tmp_path)])
 
 
 def test_two_runs_of_training_make_a_study(tmp_path, capfd):

@@ -9,14 +9,10 @@ import torch
 from triptych.data.lexicon import build_tokenizer
 from triptych.model import sampler
 from triptych.model.bagel import Bagel
-from triptych.model.config import Resize
-from triptych.model.config import SKETCH
+from triptych.model.config import SKETCH, Resize
 from triptych.model.kv_cache import KVCache
-from triptych.model.network import Branches
-from triptych.model.network import combine
-from triptych.model.packing import Latent
-from triptych.model.packing import Text
-from triptych.model.packing import Tokens
+from triptych.model.network import Branches, combine
+from triptych.model.packing import Latent, Text, Tokens
 from triptych.rl.recipes import TINY as SMALLEST
 
 TINY = replace(

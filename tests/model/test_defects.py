@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.data.vocabulary import build_tokenizer
+from triptych.data.lexicon import build_tokenizer
 from triptych.model import flow
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches
 from triptych.model.config import SKETCH, AutoencoderConfig, BagelConfig, LanguageConfig, Resize, VisionConfig
-from triptych.model.sequence import Latent, Text
+from triptych.model.network import Branches
+from triptych.model.packing import Latent, Text
 from triptych.trace import Completion
 
 TINY = replace(
@@ -102,7 +102,7 @@ def score(bagel: Bagel, prompt: str, strokes, index: int, sampling) -> float:
     v = velocity(bagel, prompt, before, float(strokes.time[index]))
     time, dt = float(strokes.time[index]), float(strokes.dt[index])
     mean, std = flow.sde_mean_std(before, v, time, dt, sampling.eta_draw, sampling.eta_mode)
-    return float(flow.stroke_logprob(after, mean, std))
+    return float(flow.step_logprob(after, mean, std))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from triptych.errors import ModelError, OutputError
 from triptych.model import weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_7B, SKETCH, BagelConfig, LanguageConfig, VisionConfig
-from triptych.model.words import SpecialTokens
+from triptych.model.templates import SpecialTokens
 
 TINY = replace(
     SKETCH,
@@ -251,6 +251,6 @@ def test_absent_settings_keep_their_defaults():
 @pytest.mark.parametrize("name", ["sketch", "sketch-lessons"])
 def test_the_packaged_models_load_by_name_and_are_small(name):
     """Training starts from the lessons (every recipe of SKETCH names them) and ends in `sketch`: both must be there."""
-    folder = weights.find(name)
+    folder = weights.resolve_checkpoint(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 40 * 2**20
     assert weights.load(name).config.world == "stickers"

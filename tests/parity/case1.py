@@ -12,7 +12,7 @@ from parity.check import Run, picture, read_case
 from parity.walk import tiny, view
 from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
-from triptych.model.sequence import Text, Tokens
+from triptych.model.packing import Text, Tokens
 
 
 def replay(folder: Path) -> Iterator[Run]:

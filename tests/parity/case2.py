@@ -13,9 +13,9 @@ from parity.check import LEVELS, PICTURES, Run, read_case
 from parity.walk import read, tiny, token_grid, walk
 from triptych.model import flow
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches
 from triptych.model.config import Sampling
-from triptych.model.sequence import Text
+from triptych.model.network import Branches
+from triptych.model.packing import Text
 from triptych.model.vae import unpatchify
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from parity.check import LEVELS, PICTURES, Run, picture, read_case
 from parity.walk import clean, read, tiny, token_grid, walk, with_rules
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches
 from triptych.model.config import Renorm, Sampling
-from triptych.model.pictures import normalise, resize
-from triptych.model.sequence import Block, Text
+from triptych.model.images import normalise, resize
+from triptych.model.network import Branches
+from triptych.model.packing import Block, Text
 
 T2I_SIZE = (32, 48)  # height and width of `inferencer_t2i`, which only the kit's README tells
 

@@ -14,7 +14,7 @@ from parity.check import EXACT, GRADIENTS, Run, picture, read_case
 from parity.walk import tiny, view
 from triptych.model import flow
 from triptych.model.bagel import Bagel
-from triptych.model.sequence import Block, Latent, Text
+from triptych.model.packing import Block, Latent, Text
 from triptych.model.vae import patchify
 
 NAME = "case4_train_pretraining_forward"

@@ -9,7 +9,7 @@ import torch
 
 from parity.check import PICTURES, Run, picture, read_case
 from parity.walk import tiny
-from triptych.model.pictures import normalise
+from triptych.model.images import normalise
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import torch
 from parity import chain
 from parity.check import STEPS, VALUES, Run, read_case
 from parity.walk import read, tiny, token_grid, walk
-from triptych.model import decode, flow, words
-from triptych.model.body import Branches
+from triptych.model import flow, sampler, templates
 from triptych.model.config import R3_TEMPLATES, Sampling
-from triptych.model.sequence import Text
+from triptych.model.network import Branches
+from triptych.model.packing import Text
 
 
 def replay(folder: Path) -> Iterator[Run]:
@@ -38,13 +38,13 @@ def _sde(folder: Path) -> Iterator[Run]:
         run.close("mean", mean, out["mean"], STEPS)
         run.close("std", std, out["std"], STEPS)
         run.close("kl", flow.gaussian_kl(mean, mean_ref, std, half=False), out["kl"], STEPS)
-        score = flow.stroke_logprob(after, mean, std)
+        score = flow.step_logprob(after, mean, std)
         run.close("log-probability", score, out["log_prob"])
         constant = (std.log() + 0.5 * math.log(2 * math.pi)).flatten()
         run.close("log-probability with constant", score - constant, out["log_prob_real"])
         step = mean + std * golden["in.noise"]
         run.close("step", step, out["step_sample"])
-        run.close("log-probability of the step", flow.stroke_logprob(step, mean, std), out["step_log_prob"])
+        run.close("log-probability of the step", flow.step_logprob(step, mean, std), out["step_log_prob"])
         yield run
 
 
@@ -63,7 +63,7 @@ def _text(folder: Path) -> Run:
     facts, golden = read_case(folder, "case6_text_sampling")
     run = Run("6", "text sampling")
     for index, spec in enumerate(facts["runs"]):
-        ours = decode.token_distribution(golden["in.logits"], spec["temperature"], spec["topk"], spec["top_p"])
+        ours = sampler.token_distribution(golden["in.logits"], spec["temperature"], spec["topk"], spec["top_p"])
         run.close(f"distribution of {spec}", ours, golden[f"out.run{index}.sampling_distribution"])
     return run
 
@@ -71,14 +71,14 @@ def _text(folder: Path) -> Run:
 def _strings(folder: Path) -> Run:
     facts, _ = read_case(folder, "case6_strings")
     run, strings = Run("6", "strings"), facts["strings"]
-    edits = [words.parse_edit(text) for text in strings]
-    plans = [float(words.plan_is_formed(text)) for text in strings]
-    reflections = [float(words.reflection_is_formed(text)) for text in strings]
+    edits = [templates.parse_edit(text) for text in strings]
+    plans = [float(templates.plan_is_formed(text)) for text in strings]
+    reflections = [float(templates.reflection_is_formed(text)) for text in strings]
     run.equal("form of plans", plans, facts["format_reward_reason_stage"])
     run.equal("form of reflections", reflections, facts["format_reward_reflect_stage"])
     run.equal("instructions", edits, facts["edit_operation"])
-    run.equal("stops", [words.is_stop(edit) for edit in edits], facts["counts_as_stop"])
-    run.equal("no text at all", float(words.plan_is_formed(None)), facts["non_string_reward"])
+    run.equal("stops", [templates.is_stop(edit) for edit in edits], facts["counts_as_stop"])
+    run.equal("no text at all", float(templates.plan_is_formed(None)), facts["non_string_reward"])
     prompts, _ = read_case(folder, "prompts")
     for name, ours in (
         ("r3_gen_think_system", R3_TEMPLATES.plan_system),

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from parity.check import VALUES, Run, picture, read_case
 from parity.walk import rule
-from triptych.model.body import time_wave
-from triptych.model.pictures import flatten_rgba, normalise, resize, resized_size
-from triptych.model.sequence import grid_ids
+from triptych.model.images import flatten_rgba, normalise, resize, resized_size
+from triptych.model.network import time_wave
+from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import sincos_table
 

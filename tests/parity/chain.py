@@ -17,12 +17,13 @@ from torch import Tensor
 from parity.case4 import gradients
 from parity.check import LEVELS, Run, picture, read_case
 from parity.walk import Walk, read, say, tiny, token_grid, walk, with_rules
-from triptych.model import flow, words
+from triptych.model import flow
+from triptych.model import templates as words
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches, combine
 from triptych.model.config import Renorm, Sampling, Templates
-from triptych.model.context import Context
-from triptych.model.sequence import Block, Latent, Text, Tokens
+from triptych.model.kv_cache import KVCache
+from triptych.model.network import Branches, combine
+from triptych.model.packing import Block, Latent, Text, Tokens
 from triptych.trace import Completion
 
 NAME = "case6_r3_rollout_and_training"
@@ -182,7 +183,7 @@ def _verbs(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
         contexts.append((branches, grid))
         return noise, [None for _ in prompts]
 
-    def write(context: Context, *_: Any) -> list[Completion]:
+    def write(context: KVCache, *_: Any) -> list[Completion]:
         contexts.append(context)
         return [Completion("") for _ in range(context.batch)]
 
@@ -255,7 +256,7 @@ def _train(bagel: Bagel, stage: Stage, steps: Walk, facts: dict, golden: dict[st
     )
     run.close("guided velocities", v.flatten(0, 1), golden[f"{out}.consistent.velocity"])
     mean, std = flow.sde_mean_std(before, v, time, dt, stage.eta, params["eta_mode"])
-    score = flow.stroke_logprob(after, mean, std)
+    score = flow.step_logprob(after, mean, std)
     old = torch.stack([golden[f"out.{stage.name}.sample{row}.log_probs"].mean() for row in range(len(stage.said))])
     run.close("picture log-probabilities", score, golden[f"{out}.consistent.image_logp"])
     run.close("picture ratios", (score - old).exp(), golden[f"{out}.consistent.image_ratio"])

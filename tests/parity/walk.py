@@ -13,11 +13,11 @@ from torch import Tensor
 
 from triptych.model import flow, weights
 from triptych.model.bagel import Bagel
-from triptych.model.body import Branches, combine
 from triptych.model.config import Renorm, Resize, Sampling
-from triptych.model.context import Context
-from triptych.model.pictures import normalise
-from triptych.model.sequence import Block, Latent, View
+from triptych.model.images import normalise
+from triptych.model.kv_cache import KVCache
+from triptych.model.network import Branches, combine
+from triptych.model.packing import Block, Latent, View
 from triptych.model.vae import patchify
 
 
@@ -102,7 +102,7 @@ def walk(
             if stochastic is not None and index in stochastic:
                 mean, std = flow.sde_mean_std(x, velocities[-1], time, dt, eta, sampling.eta_mode)
                 x = mean + std * stochastic[index].view_as(x)
-                scores[index] = flow.stroke_logprob(x.flatten(0, 1), mean.flatten(0, 1), std.reshape(1, 1)).view(
+                scores[index] = flow.step_logprob(x.flatten(0, 1), mean.flatten(0, 1), std.reshape(1, 1)).view(
                     x.shape[:2]
                 )
             else:
@@ -111,7 +111,7 @@ def walk(
     return Walk(velocities, raw, states, times, scores)
 
 
-def read(bagel: Bagel, rows: Sequence[Sequence[Block]]) -> Context:
+def read(bagel: Bagel, rows: Sequence[Sequence[Block]]) -> KVCache:
     """A context that has read each row's blocks, block after block as at inference."""
     context = bagel.blank(len(rows))
     with torch.no_grad():

@@ -19,16 +19,15 @@ from http_judge import Answer, Request, Server, raw, refusing, right, says, stat
 from PIL import Image
 
 from triptych.errors import ConfigError, JudgeError, OutputError
-from triptych.rewards.patience import Patience, retry_after
-from triptych.rewards.questions import STRICT, Strict, YesNo
-from triptych.rewards.replies import Asked, Cache, Reply
 from triptych.rewards.vlm import KEY, Vlm, data_uri, self_agreement, side_by_side
+from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, retry_after
+from triptych.rewards.vlm_prompts import STRICT, Strict, YesNo
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 pytest.importorskip("openai", reason="a judge over a network needs triptych[judge]")
 
-HASTE = Patience(timeout=30, tries=3, backoff=0.001)  # quick to ask again; 30 s because a busy machine may be slow
-FLEETING = Patience(timeout=0.3, tries=2, backoff=0.001)
+HASTE = RetryPolicy(timeout=30, tries=3, backoff=0.001)  # quick to ask again; 30 s because a busy machine may be slow
+FLEETING = RetryPolicy(timeout=0.3, tries=2, backoff=0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +257,7 @@ def test_an_interrupt_comes_through_while_a_question_is_under_way():
 
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            judge(server, patience=Patience(timeout=3600))([drawn(1)])
+            judge(server, patience=RetryPolicy(timeout=3600))([drawn(1)])
 
 
 # --- failures that do not pass ----------------------------------------------------------------------------------------
@@ -324,7 +323,7 @@ def test_without_the_client_it_says_what_to_install():
 
 
 def test_waits_double_within_their_jitter_and_follow_the_seed():
-    patience = Patience(backoff=1.0, longest=10.0, seed=3)
+    patience = RetryPolicy(backoff=1.0, longest=10.0, seed=3)
     waits = [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
     assert waits == [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
     assert waits != [patience.delay(failures, patience.jitter("b")) for failures in range(1, 9)]
@@ -349,7 +348,7 @@ def test_retry_after_a_date():
 @pytest.mark.parametrize("wrong_one", [{"timeout": 0}, {"tries": 0}, {"backoff": -1}, {"longest": -1}])
 def test_impatience_is_refused(wrong_one: dict[str, float]):
     with pytest.raises(ConfigError):
-        Patience(**wrong_one)  # pyright: ignore[reportArgumentType]
+        RetryPolicy(**wrong_one)  # pyright: ignore[reportArgumentType]
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -402,12 +401,12 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path):
 
 
 def test_threads_that_keep_the_same_reply_do_not_meet(tmp_path: Path):
-    asked, cache = Asked("p", "q", "m", "f", 1), Cache(tmp_path)
-    torn: list[Reply | None] = []
+    asked, cache = JudgeRequest("p", "q", "m", "f", 1), ReplyCache(tmp_path)
+    torn: list[JudgeReply | None] = []
 
     def work() -> None:
         for index in range(15):
-            cache.put(asked, Reply("x" * index))
+            cache.put(asked, JudgeReply("x" * index))
             torn.append(cache.get(asked))
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.model.scoring import Painting, Utterance
-from triptych.rewards.brightness import BrightnessJudge
-from triptych.rewards.shaping import RewardRule, graded, is_right, shape
-from triptych.rl.batch import Batch
-from triptych.rl.clock import Clock
-from triptych.rl.config import PicturePart, TextPart, Tree
+from triptych.data.specs import StickerPrompts
+from triptych.model.logprobs import ImageSample, TextSample
+from triptych.rewards.judge import BrightnessJudge
+from triptych.rewards.rewards import RewardRule, graded, is_right, shape
+from triptych.rl.advantages import LossRows
+from triptych.rl.config import PictureConfig, TextConfig, TreeConfig
+from triptych.rl.learner import Learner, StageBatch
 from triptych.rl.losses import token_kl
+from triptych.rl.metrics import Timer
 from triptych.rl.recipes import DEBUG, tiny
-from triptych.rl.stream import StickerPrompts
 from triptych.rl.train import train
 from triptych.rl.tree import Group, Node, pick, root
-from triptych.rl.update import Learner, Teaching
 from triptych.trace import Completion, Drawing, Prompt, Turn, Verdict
 
 TESTS = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ ASKED = ["a photo of three clocks", "a red cat"]
 def test_a4_every_prompt_is_taken_once_and_none_is_repeated_at_the_start():
     """Two prompts a step, those of the stream in its order, from its first on."""
     stream = StickerPrompts(0)
-    steps = train(tiny(), stream, BrightnessJudge(), replace(DEBUG, steps=3, tree=Tree(depth=0)))
+    steps = train(tiny(), stream, BrightnessJudge(), replace(DEBUG, steps=3, tree=TreeConfig(depth=0)))
     asked = [group.parent.trace.prompt.text for step in steps for group in step.groups]
     assert asked == [stream(place).text for place in range(6)] and len(set(asked)) == 6
 
@@ -54,8 +54,8 @@ def test_a8_right_is_told_with_room_for_rounding():
         parent = root(Prompt("a cat")).trace
         nodes.append(Node(parent + Turn(None, Drawing(picture.image + number)), Verdict(score)))
     group = Group(root(Prompt("a cat")), tuple(nodes))
-    assert all(pick([group], 1, Tree(right=1.0), seed) == [nodes[0]] for seed in range(5))
-    assert all(nodes[0] not in pick([group], 3, Tree(right=0.0), seed) for seed in range(5))
+    assert all(pick([group], 1, TreeConfig(right=1.0), seed) == [nodes[0]] for seed in range(5))
+    assert all(nodes[0] not in pick([group], 3, TreeConfig(right=0.0), seed) for seed in range(5))
 
 
 @pytest.mark.parametrize("gap", [3.0, 5.0, 8.0])
@@ -72,7 +72,7 @@ def test_a13_a_large_kl_of_words_is_kept(gap):
 @pytest.mark.parametrize("kind", ["text", "picture"])
 def test_a13_an_update_pays_for_its_kl_whatever_its_size(kind):
     """Without rewards the loss is the weight of the KL times the KL, above 10 too."""
-    parts = {"text": TextPart(kl=0.5), "picture": PicturePart(kl=0.5)}
+    parts = {"text": TextConfig(kl=0.5), "picture": PictureConfig(kl=0.5)}
     stage = replace(DEBUG.reason, updates=1, **parts)
     learner = Learner(tiny(), replace(DEBUG, reason=stage, reference="frozen", average=0.0))
     assert learner.first is not None
@@ -82,14 +82,14 @@ def test_a13_an_update_pays_for_its_kl_whatever_its_size(kind):
     with learner.precision():
         said = bagel.plan(ASKED, sampling, [1, 2])
         drawn = bagel.draw(ASKED, [None, None], sampling, [3, 4], [5, 6])
-    told = tuple(Utterance(text, None, one) for text, one in zip(ASKED, said, strict=True))
+    told = tuple(TextSample(text, None, one) for text, one in zip(ASKED, said, strict=True))
     painted = tuple(
-        Painting(text, None, None, one.strokes) for text, one in zip(ASKED, drawn, strict=True) if one.strokes
+        ImageSample(text, None, None, one.strokes) for text, one in zip(ASKED, drawn, strict=True) if one.strokes
     )
     told, painted = (told, ()) if kind == "text" else ((), painted)
     sizes = sum(len(one.said.tokens) for one in told), sum(len(one.strokes.time) for one in painted)
-    batch = Batch(told, torch.zeros(len(told)), painted, torch.zeros(len(painted)), *sizes)
-    metrics, finite = learner.update([Teaching("reason", stage, sampling, batch)], 0, Clock())
+    batch = LossRows(told, torch.zeros(len(told)), painted, torch.zeros(len(painted)), *sizes)
+    metrics, finite = learner.update([StageBatch("reason", stage, sampling, batch)], 0, Timer())
     divergence = metrics["text_kl" if kind == "text" else "stroke_kl"]
     assert finite and divergence > 10 and metrics["norm"] > 0
     part = stage.text if kind == "text" else stage.picture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.rewards.shaping import RewardRule, shape
-from triptych.rl.batch import Gains
-from triptych.rl.log import StepLog, line
+from triptych.rewards.rewards import RewardRule, shape
+from triptych.rl.advantages import GroupAdvantages
 from triptych.rl.metrics import colour_entropy, describe, edge_density
 from triptych.rl.train import Step
+from triptych.rl.train_log import StepLog, step_line
 from triptych.rl.tree import Group, Node
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn, Verdict
 
@@ -40,7 +40,7 @@ def refined(before: float, *after: float | None) -> Group:
 
 def test_refinement_and_stopping_are_told_apart():
     groups = [refined(0.5, 1.0, 0.25, 0.5, None), refined(1.0, None, None, 0.5)]
-    gain = Gains(torch.zeros(2), torch.zeros(2), True, False)
+    gain = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, False)
     found = describe(groups, [gain, gain])
     assert found["improved"] == pytest.approx(1 / 4) and found["worsened"] == pytest.approx(2 / 4)
     assert found["stop_precision"] == pytest.approx(2 / 3) and found["stop_recall"] == pytest.approx(2 / 3)
@@ -52,7 +52,7 @@ def test_refinement_and_stopping_are_told_apart():
 def test_a_missing_verdict_is_in_no_mean():
     group = refined(0.5, 1.0, 0.25)
     blind = Node(group.siblings[0].trace)
-    gain = Gains(torch.zeros(2), torch.zeros(2), True, True)
+    gain = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, True)
     whole, torn = describe([group], [gain]), describe([replace(group, siblings=(*group.siblings, blind))], [gain])
     assert whole["v"] == 0.625 and whole["right"] == 0.5
     kept = ("v", "right", "improved", "worsened", "reward_text")
@@ -70,7 +70,7 @@ def step(index: int) -> Step:
 
 
 def test_a_step_is_one_line():
-    told = line(step(3))
+    told = step_line(step(3))
     assert told.split() == ["4/9", "reason", "V", "0.250", "missing", "2"]
 
 

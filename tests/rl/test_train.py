@@ -17,48 +17,21 @@ from safetensors.torch import load_file
 from triptych.apps.cli import main
 from triptych.data.scene import Scene
 from triptych.data.specs import StickerPrompts
-from triptych.errors import ConfigError
-from triptych.errors import JudgeError
-from triptych.errors import TrainingError
+from triptych.errors import ConfigError, JudgeError, TrainingError
 from triptych.model import weights
 from triptych.model.config import Resize
 from triptych.rewards.judge import BrightnessJudge
 from triptych.rewards.rewards import Reward
 from triptych.rl import sft_mix
 from triptych.rl.advantages import group_advantages
-from triptych.rl.config import Limits
-from triptych.rl.config import LoraConfig
-from triptych.rl.config import SFTMix
-from triptych.rl.config import StageConfig
-from triptych.rl.config import TextConfig
-from triptych.rl.config import TrainConfig
-from triptych.rl.config import TreeConfig
-from triptych.rl.recipes import DEBUG
-from triptych.rl.recipes import RECIPES
-from triptych.rl.recipes import lessons_only
-from triptych.rl.recipes import picture_only
-from triptych.rl.recipes import rewards_alone
-from triptych.rl.recipes import text_only
-from triptych.rl.recipes import tiny
-from triptych.rl.train import Rollout
-from triptych.rl.train import Step
-from triptych.rl.train import _growths
-from triptych.rl.train import _teachings
-from triptych.rl.train import train
-from triptych.rl.train_state import TrainState
-from triptych.rl.train_state import weights_mark
-from triptych.rl.tree import Group
-from triptych.rl.tree import Node
-from triptych.rl.tree import seed_of
+from triptych.rl.config import Limits, LoraConfig, SFTMix, StageConfig, TextConfig, TrainConfig, TreeConfig
+from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
+from triptych.rl.train import Rollout, Step, _growths, _teachings, train
+from triptych.rl.train_state import TrainState, weights_mark
+from triptych.rl.tree import Group, Node, seed_of
 from triptych.sft import checkpoint
 from triptych.sft.joint import JointConfig
-from triptych.trace import Completion
-from triptych.trace import Drawing
-from triptych.trace import Prompt
-from triptych.trace import SDESteps
-from triptych.trace import Trace
-from triptych.trace import Turn
-from triptych.trace import Verdict
+from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Turn, Verdict
 
 PROMPTS = StickerPrompts(0)
 
@@ -173,7 +146,9 @@ def test_drawing_learns_to_please():
     stage = replace(DEBUG.reason, parents=2, width=6, plans=0.0)
     picture = replace(stage.picture, rate=3e-3, kl=0.0, divide=True, window=2)
     sampling = replace(stage.sampling, text_guidance=1.0)
-    config = replace(DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=TreeConfig(depth=0), steps=30)
+    config = replace(
+        DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=TreeConfig(depth=0), steps=30
+    )
     bagel = tiny()
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
 

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from scripted import ScriptedPolicy
 
-from triptych.data.captions import plan_text
+from triptych.data.annotations import plan_text
 from triptych.data.language import parse_prompt
 from triptych.errors import JudgeError
 from triptych.model.config import SKETCH_FINE
-from triptych.rewards.shaping import Reward, RewardRule, is_right
-from triptych.rewards.world import judge_with
-from triptych.rl.clock import Clock, Timed
-from triptych.rl.config import Stage, Tree
-from triptych.rl.tree import Group, Growth, Node, chains, expand, judged, pick, root
+from triptych.rewards.rewards import Reward, RewardRule, is_right
+from triptych.rewards.sticker_judge import judge_with
+from triptych.rl.config import StageConfig, TreeConfig
+from triptych.rl.metrics import Timed, Timer
+from triptych.rl.tree import Group, Node, StageRollout, expand, expand_trajectories, judged, pick, root
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
 TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus")
-STAGE = Stage(sampling=SKETCH_FINE, width=4)
-GROWTH = Growth(STAGE, STAGE.sampling, RewardRule())
+STAGE = StageConfig(sampling=SKETCH_FINE, width=4)
+GROWTH = StageRollout(STAGE, STAGE.sampling, RewardRule())
 
 
 class Exact:
@@ -75,7 +75,7 @@ def grow_tree() -> list[dict]:
         groups = expand(policy, judge, parents, GROWTH, seed=stage)
         for number, group in enumerate(groups):
             nodes += [record(policy, stage, number, node) for node in group.siblings]
-        parents = pick(groups, 3, Tree(), seed=stage)
+        parents = pick(groups, 3, TreeConfig(), seed=stage)
     return nodes
 
 
@@ -165,12 +165,12 @@ def test_a_stopped_sibling_keeps_the_verdict_of_its_picture():
 
 def test_a_chain_is_one_sample_with_one_reward():
     policy = ScriptedPolicy(mistakes=2)
-    (group,) = chains(policy, Exact(policy), roots(TEXTS[1]), GROWTH, GROWTH, 4, seed=0)
+    (group,) = expand_trajectories(policy, Exact(policy), roots(TEXTS[1]), GROWTH, GROWTH, 4, seed=0)
     for node in group.siblings:
         assert len(node.trace.turns) > 1
         assert node.reward == Reward(node.verdict.score + 1, node.verdict.score, True, True)
     noises = Noting()
-    chains(noises, Exact(noises), roots(TEXTS[1]), GROWTH, GROWTH, 1, seed=0)
+    expand_trajectories(noises, Exact(noises), roots(TEXTS[1]), GROWTH, GROWTH, 1, seed=0)
     assert len(set(noises.noises)) == 1
 
 
@@ -190,24 +190,24 @@ def handed(scores: list[list[float]]) -> list[Group]:
 @pytest.mark.parametrize("kind", ["importance", "pools"])
 def test_the_share_of_right_parents_is_kept(kind):
     groups = handed([[1.0, 0.5] * 20] * 4)
-    picked = [pick(groups, 10, Tree(parents=kind, right=0.15), seed) for seed in range(60)]
+    picked = [pick(groups, 10, TreeConfig(parents=kind, right=0.15), seed) for seed in range(60)]
     right = np.mean([sum(is_right(node.verdict) for node in nodes) for nodes in picked])
     assert 1.2 < right < 1.8  # 15 % of 10
     assert all(len({id(node) for node in nodes}) == 10 for nodes in picked)
 
 
 def test_one_pool_fills_in_for_the_other():
-    assert len(pick(handed([[1.0] * 5]), 4, Tree(), 0)) == 4
-    assert len(pick(handed([[0.5] * 5]), 4, Tree(right=1.0), 0)) == 4
-    assert len(pick(handed([[0.5] * 3]), 9, Tree(), 0)) == 3
-    assert pick([Group(root(Prompt("a cat")), ())], 4, Tree(), 0) == []
+    assert len(pick(handed([[1.0] * 5]), 4, TreeConfig(), 0)) == 4
+    assert len(pick(handed([[0.5] * 5]), 4, TreeConfig(right=1.0), 0)) == 4
+    assert len(pick(handed([[0.5] * 3]), 9, TreeConfig(), 0)) == 3
+    assert pick([Group(root(Prompt("a cat")), ())], 4, TreeConfig(), 0) == []
 
 
 def test_importance_prefers_groups_whose_rewards_differ():
     groups = handed([[0.2, 0.8] * 10, [0.5] * 20])
 
     def share(kind: str) -> float:
-        nodes = [node for seed in range(50) for node in pick(groups, 4, Tree(parents=kind), seed)]
+        nodes = [node for seed in range(50) for node in pick(groups, 4, TreeConfig(parents=kind), seed)]
         return float(np.mean([node.verdict.score != 0.5 for node in nodes]))
 
     assert share("importance") > 0.75
@@ -216,7 +216,9 @@ def test_importance_prefers_groups_whose_rewards_differ():
 
 def test_uniform_knows_no_pools():
     groups = handed([[1.0] * 18 + [0.0] * 2])
-    right = [is_right(node.verdict) for seed in range(50) for node in pick(groups, 4, Tree(parents="uniform"), seed)]
+    right = [
+        is_right(node.verdict) for seed in range(50) for node in pick(groups, 4, TreeConfig(parents="uniform"), seed)
+    ]
     assert np.mean(right) > 0.8
 
 
@@ -225,14 +227,14 @@ def test_equal_pictures_and_stopped_ones_are_no_second_parents():
     image = group.siblings[0].trace.turns[0].drew.image
     twin = Node(Trace(Prompt("a cat")) + Turn(None, Drawing(image.copy())), Verdict(0.5))
     done = Node(group.siblings[1].trace + Turn(None, None), Verdict(0.5))
-    assert len(pick([Group(group.parent, (group.siblings[0], twin, done))], 4, Tree(), 0)) == 1
+    assert len(pick([Group(group.parent, (group.siblings[0], twin, done))], 4, TreeConfig(), 0)) == 1
 
 
 def test_one_picture_of_two_prompts_is_a_parent_for_each():
     blank = np.zeros((2, 2, 3), np.uint8)
     nodes = [Node(Trace(Prompt(text)) + Turn(None, Drawing(blank)), Verdict(0.5)) for text in TEXTS]
     groups = [Group(root(node.trace.prompt), (node,)) for node in nodes]
-    assert len(pick(groups, 4, Tree(), 0)) == 2
+    assert len(pick(groups, 4, TreeConfig(), 0)) == 2
 
 
 def test_a_missing_verdict_costs_the_others_nothing():
@@ -244,7 +246,7 @@ def test_a_missing_verdict_costs_the_others_nothing():
             return [JudgeError("unreadable"), *[Verdict(1.0)] * (len(traces) - 1)]
 
     judge, traces = Patchy(), [Trace(Prompt(text)) for text in "abc"]
-    clock = Clock()
+    clock = Timer()
     missing, *others = judged(Timed(judge, clock), traces, [None] * 3)
     assert isinstance(missing, JudgeError) and others == [Verdict(1.0)] * 2
     assert judge.asked == 3 and "judge" in clock.seconds

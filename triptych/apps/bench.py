@@ -8,32 +8,6 @@ so its cores and threads are part of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace
-from pathlib import Path
-from rich.table import Table
-from statistics import median
-from triptych.apps import bench_training
-from triptych.apps.arguments import check_at_least
-from triptych.apps.terminal import open_console
-from triptych.data.language import prompt_text
-from triptych.data.language import wording_of
-from triptych.data.render import render
-from triptych.data.scene import Scene
-from triptych.data.specs import random_spec
-from triptych.eval.run_folder import versions
-from triptych.loop import Policy
-from triptych.loop import play
-from triptych.model import templates
-from triptych.model.bagel import Bagel
-from triptych.model.kv_cache import KVCache
-from triptych.rewards.sticker_judge import WorldJudge
-from triptych.trace import Completion
-from triptych.trace import Prompt
-from triptych.trace import Trace
-from typing import Any
 import json
 import os
 import platform
@@ -41,8 +15,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
 import torch
-from typing import TYPE_CHECKING
+from rich.table import Table
+
+from triptych.apps import bench_training
+from triptych.apps.arguments import check_at_least
+from triptych.apps.terminal import open_console
+from triptych.data.language import prompt_text, wording_of
+from triptych.data.render import render
+from triptych.data.scene import Scene
+from triptych.data.specs import random_spec
+from triptych.eval.run_folder import versions
+from triptych.loop import Policy, play
+from triptych.model import templates
+from triptych.model.bagel import Bagel
+from triptych.model.kv_cache import KVCache
+from triptych.rewards.sticker_judge import WorldJudge
+from triptych.trace import Completion, Prompt, Trace
 
 if TYPE_CHECKING:
     from triptych.apps.commands import Bench

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.data.specs import StickerPrompts
 from triptych.model.bagel import Bagel
 from triptych.rewards.judge import Judge
-from triptych.rl.clock import Clock
-from triptych.rl.config import Stage, TrainConfig
+from triptych.rl.config import StageConfig, TrainConfig
+from triptych.rl.metrics import Timer
 from triptych.rl.recipes import LORA_7B, SKETCH_RL
-from triptych.rl.stream import StickerPrompts
 from triptych.rl.train import Step, train
 
 PARTS = ("rollout", "judge", "score", "update")  # update: backward and the optimiser's step
@@ -33,7 +33,7 @@ def course(model: Bagel, steps: int) -> TrainConfig:
 def narrow(config: TrainConfig, steps: int, parents: int, width: int) -> TrainConfig:
     """Steps of a recipe with so many siblings, at rates of 0: they cost the same, and the model stays as it is."""
 
-    def still(stage: Stage) -> Stage:
+    def still(stage: StageConfig) -> StageConfig:
         text, picture = replace(stage.text, rate=0.0), replace(stage.picture, rate=0.0)
         per_text = min(stage.per_text, width)
         return replace(stage, text=text, picture=picture, parents=parents, width=width, per_text=per_text)
@@ -52,8 +52,8 @@ def measure(model: Bagel, judge: Judge, config: TrainConfig, side: int = 0) -> d
     """
     memory = peak_of(model.device)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        counted, _ = clocked(model, judge, config, lambda: Clock(read=counter.get_total_flops, memory=memory))
-    clocks, steps = clocked(model, judge, config, lambda: Clock(read=settled))
+        counted, _ = clocked(model, judge, config, lambda: Timer(read=counter.get_total_flops, memory=memory))
+    clocks, steps = clocked(model, judge, config, lambda: Timer(read=settled))
     seconds, flops = by_part(clocks), by_part(counted)
     rate = matmul_rate(model.device, side)
     samples = int(steps[-1].metrics["samples"])
@@ -76,19 +76,19 @@ def measure(model: Bagel, judge: Judge, config: TrainConfig, side: int = 0) -> d
 
 
 def clocked(
-    model: Bagel, judge: Judge, config: TrainConfig, make: Callable[[], Clock]
-) -> tuple[list[Clock], list[Step]]:
+    model: Bagel, judge: Judge, config: TrainConfig, make: Callable[[], Timer]
+) -> tuple[list[Timer], list[Step]]:
     """Steps of training, and the clock of each."""
-    clocks: list[Clock] = []
+    clocks: list[Timer] = []
 
-    def watch() -> Clock:
+    def watch() -> Timer:
         clocks.append(make())
         return clocks[-1]
 
     return clocks, list(train(model, StickerPrompts(config.seed), judge, config, watch=watch))
 
 
-def by_part(clocks: Sequence[Clock]) -> dict[str, float]:
+def by_part(clocks: Sequence[Timer]) -> dict[str, float]:
     """The mean of each part over steps, and their sum."""
     means = {part: sum(clock.seconds.get(part, 0.0) for clock in clocks) / len(clocks) for part in PARTS}
     return means | {"total": sum(means.values())}

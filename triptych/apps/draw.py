@@ -3,30 +3,36 @@
 Prompts are played in batches, so that a listener can write what is done and an interruption loses only what was being
 drawn. Candidates of one prompt (`best_of`) are judged together, in however many batches they were drawn; the judge's
 favourite is kept.
+
+What `triptych draw` and `triptych edit` do: read, load, draw, tell, hang.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from triptych.apps.exhibit import Exhibit, Stop
-from triptych.errors import ConfigError, JudgeError
-from triptych.loop import Listener, Policy, play, with_image
+from torch import nn
+
+from triptych.apps import arguments, terminal
+from triptych.apps.output import OutputFolder, Stop, TraceView
+from triptych.apps.terminal import TurnListener
+from triptych.errors import ConfigError, JudgeError, OutputError
+from triptych.eval.run_folder import fingerprint, versions
+from triptych.loop import Policy, play, with_image
 from triptych.model.config import Sampling
-from triptych.model.words import reflection_is_formed
+from triptych.model.templates import reflection_is_formed
+from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt, Trace, Verdict
 
+if TYPE_CHECKING:
+    from triptych.apps.commands import Draw, Edit
+
 Judge = Callable[[Sequence[Trace]], list[Verdict]]
-
-
-class Teller(Listener):
-    """A listener that is also told when the beats that it has heard of are over."""
-
-    def close(self) -> None:
-        """Nothing more comes for now."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Manner:
+class DrawSettings:
     """How jobs are drawn."""
 
     turns: int
@@ -52,11 +58,11 @@ class Manner:
 def exhibits(
     policy: Policy,
     jobs: Sequence[Job],
-    manner: Manner,
+    manner: DrawSettings,
     judge: Judge | None,
-    listener: Callable[[int], Teller],
+    listener: Callable[[int], TurnListener],
     settings: Mapping[str, Any],
-) -> Iterator[Exhibit]:
+) -> Iterator[TraceView]:
     """Yield one exhibit per place, in order. `listener` gives each batch, by its number of traces, somebody to tell.
 
     After Ctrl-C, the traces that have a picture are yielded as they stood after the last whole beat, and then
@@ -83,7 +89,7 @@ def exhibits(
 
 
 def _play_all(
-    policy: Policy, jobs: Sequence[Job], manner: Manner, listener: Callable[[int], Teller]
+    policy: Policy, jobs: Sequence[Job], manner: DrawSettings, listener: Callable[[int], TurnListener]
 ) -> tuple[list[Trace], bool]:
     """The traces of jobs, as many at once as `manner.batch` says, and whether they came to their end."""
     traces: list[Trace] = []
@@ -96,7 +102,7 @@ def _play_all(
     return traces, True
 
 
-def _play(policy: Policy, jobs: Sequence[Job], manner: Manner, listen: Teller) -> tuple[list[Trace], bool]:
+def _play(policy: Policy, jobs: Sequence[Job], manner: DrawSettings, listen: TurnListener) -> tuple[list[Trace], bool]:
     """The traces of a batch, and whether it came to its end."""
     traces: list[Trace] = []
     prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
@@ -112,12 +118,12 @@ def _play(policy: Policy, jobs: Sequence[Job], manner: Manner, listen: Teller) -
 
 
 def _exhibits(
-    jobs: Sequence[Job], traces: Sequence[Trace], manner: Manner, judge: Judge | None, settings: Mapping[str, Any]
-) -> list[Exhibit]:
+    jobs: Sequence[Job], traces: Sequence[Trace], manner: DrawSettings, judge: Judge | None, settings: Mapping[str, Any]
+) -> list[TraceView]:
     """Each trace with its verdicts, why it stopped, and how to draw it again."""
     verdicts = judged(traces, judge, needed=manner.best_of > 1)
     return [
-        Exhibit(
+        TraceView(
             trace=trace,
             stop=stop_of(trace, manner.turns),
             turns=manner.turns,
@@ -157,7 +163,7 @@ def stop_of(trace: Trace, turns: int) -> Stop:
     return "limit" if len(trace.turns) - reasoned >= turns else "interrupted"
 
 
-def favourite(candidates: Sequence[Exhibit]) -> Exhibit:
+def favourite(candidates: Sequence[TraceView]) -> TraceView:
     """The candidate with the best last picture, of equals the one with the fewest edits; all their scores are noted."""
     if len(candidates) == 1:
         return candidates[0]
@@ -166,7 +172,7 @@ def favourite(candidates: Sequence[Exhibit]) -> Exhibit:
     return replace(best, settings={**best.settings, "best_of": scores})
 
 
-def command(job: Job, manner: Manner, settings: Mapping[str, Any]) -> str:
+def command(job: Job, manner: DrawSettings, settings: Mapping[str, Any]) -> str:
     """The command line that draws one trace again."""
     if job.prompt.image is not None:
         words = ["triptych", "edit", "input.png", job.asked]
@@ -179,3 +185,80 @@ def command(job: Job, manner: Manner, settings: Mapping[str, Any]) -> str:
     if not manner.plan:
         words.append("--no-plan")
     return shlex.join(words)
+
+
+SMALL_MODEL = 500_000_000  # bytes of weights that are hashed for every draw's record; more would make the draw wait
+
+
+def run(
+    choice: Draw | Edit, placed: Sequence[tuple[str, Prompt]], count: int, plan: bool, load: Callable[[], Policy]
+) -> tuple[dict[str, Any], int]:
+    """Draw `count` traces of each prompt (of `inputs.prompts_of`); returns what `--json` prints, and the exit code.
+
+    What can be refused is refused before the model is loaded.
+    """
+    arguments.check_at_least("turns", choice.turns, 0)
+    arguments.check_at_least("batch", choice.batch, 1)
+    arguments.check_at_least("best-of", choice.best_of, 1, arguments.MAX_PROMPTS)
+    seeds = arguments.seeds_of(choice.seed, count * choice.best_of)
+    prompts = [prompt for _, prompt in placed]
+    title = prompts[0].text if len(prompts) == 1 else f"{len(prompts)} prompts"
+    wall = OutputFolder.open(choice.out, title, choice.seed, many=len(prompts) * count > 1)
+    policy = load()
+    manner = DrawSettings(
+        choice.turns,
+        arguments.sampling_of(policy.config, choice.steps, choice.guidance, choice.temperature),
+        plan,
+        choice.batch,
+        choice.best_of,
+    )
+    jobs: list[Job] = []
+    for where, prompt in placed:
+        with arguments.placed(where):
+            told = arguments.understand(prompt, policy.config)
+        jobs += [Job(prompt.text, told, seed) for seed in seeds]
+    judge = WorldJudge() if policy.config.world == "stickers" else None
+    console = terminal.open_console(choice.as_json)
+    if len(prompts) == 1:
+        terminal.show_prompt(console, jobs[0].asked, jobs[0].prompt)
+    code = 0
+    try:
+        narrator = partial(terminal.Narrator, console)
+        for exhibit in exhibits(policy, jobs, manner, judge, narrator, settings(choice, policy, manner, judge)):
+            folder = wall.hang(exhibit)
+            if wall.many:
+                terminal.show_row(console, exhibit, folder)
+            else:
+                terminal.show_end(console, exhibit)
+    except KeyboardInterrupt:
+        console.print(f"\n  interrupted; {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
+        code = 130
+    except OutputError:  # a full disk, perhaps: what hangs stays, and its index is worth a try
+        console.print(f"\n  {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
+        with suppress(OutputError):
+            wall.close()
+        raise
+    wall.close()
+    if wall.hung:
+        terminal.show_folder(console, wall.folder, wall.page)
+    return wall.record(), code
+
+
+def settings(choice: Draw | Edit, policy: Policy, manner: DrawSettings, judge: Judge | None) -> dict[str, Any]:
+    """What would have to be the same for the same traces, for trace.json and the page."""
+    weights = sum(tensor.nbytes for tensor in policy.parameters()) if isinstance(policy, nn.Module) else 0
+    return {
+        "model": choice.model,
+        "weights": fingerprint(policy) if weights < SMALL_MODEL else policy.config.name,
+        "device": str(getattr(policy, "device", "cpu")),
+        "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
+        "judge": getattr(judge, "name", None),
+        "turns": manner.turns,
+        "plan": manner.plan,
+        "steps": choice.steps,
+        "guidance": choice.guidance,
+        "temperature": choice.temperature,
+        "batch": manner.batch,
+        "sampling": asdict(manner.sampling),
+        "versions": versions(),
+    }

@@ -16,7 +16,7 @@ from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
 from triptych.model.transformer import draws
-from triptych.model.weights import find, outline, read_config
+from triptych.model.weights import outline, read_config, resolve_checkpoint
 
 PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
 TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average
@@ -24,7 +24,7 @@ TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two 
 
 def describe(name: str) -> dict[str, Any]:
     """Sizes, parameters by part, and bytes by mode of a model that is not loaded. Raises ModelError."""
-    folder = find(name)
+    folder = resolve_checkpoint(name)
     config, _ = read_config(folder)
     parameters = parts(outline(folder, config))
     total = sum(parameters.values())

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from triptych.errors import ConfigError
+from triptych.eval.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from triptych.eval.compare import Comparison
-    from triptych.eval.ledger import Ledger
-    from triptych.eval.report import Report
+    from triptych.eval.results import Report
 
 LISTED = 12  # wins and losses told one by one; --json lists all
 
@@ -38,7 +38,7 @@ class ReportRuns:
     """Print JSON on stdout, and the rest on stderr."""
 
     def run(self, open_model: object) -> int:
-        from triptych.eval.ledger import Ledger
+        from triptych.eval.run_folder import RunFolder as Ledger
 
         if not self.folders:
             raise ConfigError("no folder was given; expected one or more folders of `triptych eval`")
@@ -50,16 +50,16 @@ class ReportRuns:
         return contrast(ledgers, self.turn, self.anyway, self.as_json)
 
 
-def show(ledger: Ledger, as_json: bool) -> int:
+def show(ledger: RunFolder, as_json: bool) -> int:
     """Print one run's table, and write what `publish` writes."""
     from triptych.apps.terminal import open_console
-    from triptych.eval import report as reports
-    from triptych.eval import standings
+    from triptych.eval import quiz as standings
+    from triptych.eval import results as reports
     from triptych.eval.quiz import Quiz
 
     report, quiz, console = ledger.report(), Quiz.read(ledger), open_console(as_json)
-    found = None if quiz is None else standings.standings(quiz, ledger.played())
-    console.print(reports.table(report) if quiz is None or found is None else standings.table(quiz, found))
+    found = None if quiz is None else standings.accuracy_by_column(quiz, ledger.played())
+    console.print(reports.table(report) if quiz is None or found is None else standings.accuracy_table(quiz, found))
     page = publish(ledger, report)
     console.print(str(page), style="bold", soft_wrap=True)
     if as_json:
@@ -68,13 +68,13 @@ def show(ledger: Ledger, as_json: bool) -> int:
     return 0
 
 
-def publish(ledger: Ledger, report: Report | None = None) -> Path:
+def publish(ledger: RunFolder, report: Report | None = None) -> Path:
     """Write report.html anew from the rows so far and, once no job is open, report.json and lm-eval's two files.
 
     Returns the page. Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
     """
-    from triptych.apps.report_page import page
-    from triptych.eval import exports
+    from triptych.apps.run_page import page
+    from triptych.eval import lm_eval_export as exports
     from triptych.eval.quiz import Quiz
 
     manifest, rows, quiz = ledger.manifest, ledger.played(), Quiz.read(ledger)
@@ -88,10 +88,10 @@ def publish(ledger: Ledger, report: Report | None = None) -> Path:
     return ledger.replace("report.html", page(ledger, report, quiz))
 
 
-def check(ledgers: Sequence[Ledger], other: Path, as_json: bool) -> int:
+def check(ledgers: Sequence[RunFolder], other: Path, as_json: bool) -> int:
     """Print each difference between a run's manifest and another; 1 if one forbids to compare the runs, else 0."""
     from triptych.eval.compare import differences
-    from triptych.eval.ledger import read_manifest
+    from triptych.eval.run_folder import read_manifest
 
     if len(ledgers) > 1:
         raise ConfigError(f"--check with {len(ledgers)} folders; expected one folder and the manifest of another run")
@@ -107,7 +107,7 @@ def check(ledgers: Sequence[Ledger], other: Path, as_json: bool) -> int:
     return int(forbidden)
 
 
-def contrast(ledgers: Sequence[Ledger], turn: int | None, anyway: bool, as_json: bool) -> int:
+def contrast(ledgers: Sequence[RunFolder], turn: int | None, anyway: bool, as_json: bool) -> int:
     """Print the runs side by side, and each against the first: paired differences, and prompts won and lost."""
     from triptych.apps.terminal import open_console
     from triptych.eval.compare import compare
@@ -134,7 +134,7 @@ def contrast(ledgers: Sequence[Ledger], turn: int | None, anyway: bool, as_json:
     return 0
 
 
-def common_turn(ledgers: Sequence[Ledger], turn: int | None) -> int:
+def common_turn(ledgers: Sequence[RunFolder], turn: int | None) -> int:
     """`turn`, or the last one that all runs have. Raises ConfigError for one that they do not."""
     last = min(ledger.manifest["turns"] for ledger in ledgers)
     if turn is None:
@@ -144,7 +144,7 @@ def common_turn(ledgers: Sequence[Ledger], turn: int | None) -> int:
     return turn
 
 
-def record(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence[Comparison]) -> dict[str, Any]:
+def record(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[Comparison]) -> dict[str, Any]:
     """Runs and comparisons as JSON values, with every prompt that is won, lost, tied or not in both."""
     return {
         "runs": [
@@ -158,7 +158,7 @@ def record(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
     }
 
 
-def barred(ledgers: Sequence[Ledger], anyway: bool) -> list[str]:
+def barred(ledgers: Sequence[RunFolder], anyway: bool) -> list[str]:
     """What forbids to compare the runs with the first, in lines. Raises ConfigError unless that is overruled."""
     from triptych.eval.compare import PAIRS, differences
 
@@ -176,11 +176,11 @@ def barred(ledgers: Sequence[Ledger], anyway: bool) -> list[str]:
     return found
 
 
-def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence[Comparison], turn: int) -> Table:
+def beside(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[Comparison], turn: int) -> Table:
     """A line per column: each run's mean, then each later run's difference to the first."""
     from rich.table import Table
 
-    from triptych.eval.report import cell
+    from triptych.eval.results import cell
 
     asked = "drawn" in ledgers[0].manifest  # a quiz
     shares = "share of right answers" if asked else f"after {turn} edits at most: share of right pictures"
@@ -196,7 +196,7 @@ def beside(ledgers: Sequence[Ledger], reports: Sequence[Report], found: Sequence
     return printed
 
 
-def named(ledgers: Sequence[Ledger]) -> list[str]:
+def named(ledgers: Sequence[RunFolder]) -> list[str]:
     """A short name for each run: that of its folder, or the whole path where two folders share theirs."""
     short = [ledger.folder.resolve().name for ledger in ledgers]
     return short if len({*short}) == len(short) else [str(ledger.folder) for ledger in ledgers]

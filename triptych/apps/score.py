@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from triptych.eval.recorded import Recorded
-    from triptych.eval.report import Estimate
-    from triptych.eval.tally import Cell, Means
+    from triptych.eval.statistics import Estimate
+    from triptych.eval.tiif import Cell, Means
 
 LISTED = 20  # missing verdicts told one by one on stderr; --json lists all
 
@@ -75,9 +75,9 @@ def read(benchmark: str, files: Sequence[Path]) -> list[list[Recorded]]:
 
 def scored(benchmark: str, rows: Sequence[Recorded]) -> dict[str, Any]:
     """The result as JSON values. Accuracies are shares, None where nothing is known; cells count right and asked."""
-    from triptych.eval import tally
+    from triptych.eval import tiif as tally
 
-    cells, columns = tally.cells(rows), tally.resampled(rows)
+    cells, columns = tally.cells(rows), tally.resampled_cells(rows)
     record = tiif(columns, cells) if benchmark == "tiif" else by_tag(columns, rows)
     lost = [{"file": row.file, "line": row.line, "cell": row.column, "why": row.missing} for row in rows if row.missing]
     return {
@@ -91,10 +91,10 @@ def scored(benchmark: str, rows: Sequence[Recorded]) -> dict[str, Any]:
 
 def by_tag(columns: Mapping[str, Means], rows: Sequence[Recorded]) -> dict[str, Any]:
     """GenEval and GenEval++: overall is the mean of the tags; beside it, the shares of pictures and of prompts."""
-    from triptych.eval import tally
+    from triptych.eval import tiif as tally
 
-    overall = tally.estimate(tally.mean(list(columns.values())))
-    tags = {tag: tally.estimate(means) for tag, means in columns.items()}
+    overall = tally.cell_estimate(tally.mean_of_cells(list(columns.values())))
+    tags = {tag: tally.cell_estimate(means) for tag, means in columns.items()}
     known = [row for row in rows if row.missing is None]
     prompts: dict[tuple[str, str], bool] = {}
     for row in known:
@@ -116,10 +116,10 @@ def by_tag(columns: Mapping[str, Means], rows: Sequence[Recorded]) -> dict[str, 
 
 def tiif(columns: Mapping[str, Means], cells: Mapping[str, Cell]) -> dict[str, Any]:
     """TIIF: overall is the mean of nine groups, for short and for long prompts; beside it, the share of questions."""
-    from triptych.eval import tally
+    from triptych.eval import tiif as tally
 
     groups = {
-        name: {length: tally.estimate(means) for length, means in lengths.items()}
+        name: {length: tally.cell_estimate(means) for length, means in lengths.items()}
         for name, lengths in tally.tiif_groups(columns).items()
     }
     overall = groups.pop(tally.OVERALL)
@@ -171,7 +171,8 @@ def show(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[R
 
 
 def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
-    from triptych.eval import suites, tally
+    from triptych.eval import suites
+    from triptych.eval import tiif as tally
 
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
     name = "GenEval" if benchmark == "geneval" else "GenEval++"
@@ -190,7 +191,7 @@ def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequ
 
 def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
     """TIIF's groups, levels and overall, for short and for long prompts."""
-    from triptych.eval import tally
+    from triptych.eval import tiif as tally
 
     heads = [f"{length}{head}" for length in tally.LENGTHS for head in ("", " 95 %")]
     table = _table(f"TIIF: {_plain(title)}", "", *heads)

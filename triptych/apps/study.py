@@ -7,15 +7,12 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from triptych.errors import ConfigError
-
-if TYPE_CHECKING:
-    from triptych.eval.paper import Line
-    from triptych.eval.studies import Course
+from triptych.eval.studies import PaperRow, TrainingRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +28,14 @@ class Study:
 
     def run(self, open_model: object) -> int:
         """Read, write, print; returns the exit code."""
-        from triptych.apps.exhibit import check_writable
+        from triptych.apps.output import check_writable
         from triptych.apps.terminal import open_console
-        from triptych.eval import paper, studies
+        from triptych.eval import studies
+        from triptych.eval import studies as paper
 
         check_writable(self.out)
         courses, evaluated = sorted_out(self.runs)
-        tables = paper.table(evaluated)
+        tables = paper.paper_table(evaluated)
         told = [*studies.notes(courses), *(note for lines in tables.values() for note in paper.missing(lines))]
         record = {"curves": _curves(courses), "tables": _tables(tables), "notes": told}
         hang(self.out, courses, tables, told, record)
@@ -52,9 +50,9 @@ class Study:
         return 0
 
 
-def sorted_out(asked: tuple[str, ...]) -> tuple[list[Course], list[tuple[str, Path]]]:
+def sorted_out(asked: tuple[str, ...]) -> tuple[list[TrainingRun], list[tuple[str, Path]]]:
     """Folders by what they hold: runs of training, and labelled runs of a benchmark. ConfigError for other folders."""
-    from triptych.eval.studies import Course
+    from triptych.eval.studies import TrainingRun as Course
 
     courses, evaluated = [], []
     for text in asked:
@@ -75,11 +73,12 @@ def sorted_out(asked: tuple[str, ...]) -> tuple[list[Course], list[tuple[str, Pa
 
 
 def hang(
-    folder: Path, courses: list[Course], tables: dict[str, list[Line]], told: list[str], record: dict[str, Any]
+    folder: Path, courses: list[TrainingRun], tables: dict[str, list[PaperRow]], told: list[str], record: dict[str, Any]
 ) -> None:
     """Write the folder, whole or not at all. Raises OutputError."""
-    from triptych.apps.exhibit import naming_errors, taken
-    from triptych.eval import paper, studies
+    from triptych.apps.output import naming_errors, taken
+    from triptych.eval import studies
+    from triptych.eval import studies as paper
 
     with naming_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +106,11 @@ def draw(figure: Any, folder: Path) -> None:
         figure.savefig(folder / "curves.png", dpi=130)
 
 
-def printed(benchmark: str, lines: list[Line]) -> Any:
+def printed(benchmark: str, lines: list[PaperRow]) -> Any:
     """A table for the terminal: Overall, with its interval."""
     from rich.table import Table
 
-    from triptych.eval.report import OVERALL, cell
+    from triptych.eval.results import OVERALL, cell
 
     table = Table("", "overall", "traces", title=benchmark)
     for line in lines:
@@ -119,7 +118,7 @@ def printed(benchmark: str, lines: list[Line]) -> Any:
     return table
 
 
-def _curves(courses: list[Course]) -> dict[str, Any]:
+def _curves(courses: list[TrainingRun]) -> dict[str, Any]:
     from triptych.eval import studies
 
     return {
@@ -139,5 +138,5 @@ def _curves(courses: list[Course]) -> dict[str, Any]:
     }
 
 
-def _tables(tables: dict[str, list[Line]]) -> dict[str, Any]:
+def _tables(tables: dict[str, list[PaperRow]]) -> dict[str, Any]:
     return {benchmark: [asdict(line) for line in lines] for benchmark, lines in tables.items()}

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from triptych.apps.draw import Teller
-from triptych.apps.exhibit import Exhibit
+from triptych.apps.output import TraceView
 from triptych.data.language import plural
-from triptych.model.words import CLOSE, parse_thought
+from triptych.loop import Listener
+from triptych.model.templates import CLOSE, parse_thought
 from triptych.trace import Item, Prompt, Verdict
 
 LABEL = 10  # columns of the word at the left
@@ -46,7 +46,14 @@ def open_console(as_json: bool) -> Console:
     return Steady(stderr=as_json, highlight=False, emoji=False)
 
 
-class Narrator(Teller):
+class TurnListener(Listener):
+    """A listener that is also told when the beats that it has heard of are over."""
+
+    def close(self) -> None:
+        """Nothing more comes for now."""
+
+
+class Narrator(TurnListener):
     """Tells a play of `count` traces as it goes."""
 
     def __init__(self, console: Console, count: int):
@@ -156,7 +163,7 @@ def item_words(item: Item, others: Sequence[Item]) -> str:
     return " ".join(word for word in (*words, place, relation) if word)
 
 
-def show_end(console: Console, exhibit: Exhibit) -> None:
+def show_end(console: Console, exhibit: TraceView) -> None:
     """Why one trace stopped, and what the judge says of its last picture."""
     console.print()
     console.print(_line("stopped", Text(f"{exhibit.why}, {exhibit.seconds:.2f} s of model time")))
@@ -164,7 +171,7 @@ def show_end(console: Console, exhibit: Exhibit) -> None:
         console.print(_line("judge", verdict_text(exhibit.verdict)))
 
 
-def show_row(console: Console, exhibit: Exhibit, folder: Path) -> None:
+def show_row(console: Console, exhibit: TraceView, folder: Path) -> None:
     """One of many traces in a line."""
     right = exhibit.verdict and exhibit.verdict.score == 1.0
     mark = Text("  ") if exhibit.verdict is None else Text("✓ ", "green") if right else Text("✗ ", "red")

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from triptych.errors import ConfigError, OutputError
 from triptych.rl.config import TrainConfig
-from triptych.rl.log import numbers
 from triptych.rl.train import Step
+from triptych.rl.train_log import step_numbers
 
 Kind = Literal["none", "tensorboard", "wandb", "trackio"]
 Add = Callable[[Step], None]
@@ -49,7 +49,7 @@ def _tensorboard(board: Any, out: Path) -> Iterator[Add]:
     def add(step: Step) -> None:
         if not writers:  # only the first step tells from where on older events are void
             writers.append(board.SummaryWriter(str(out / "tensorboard"), purge_step=step.index))
-        for name, value in numbers(step).items():
+        for name, value in step_numbers(step).items():
             writers[0].add_scalar(name, value, step.index)
         writers[0].flush()
 
@@ -72,7 +72,7 @@ def _service(module: Any, kind: str, out: Path, config: TrainConfig) -> Iterator
     def add(step: Step) -> None:
         if step.index < mark["next"]:
             return
-        run.log(numbers(step), step=step.index)
+        run.log(step_numbers(step), step=step.index)
         mark["next"] = step.index + 1
         _write(path, mark)
 

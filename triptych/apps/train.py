@@ -1,7 +1,7 @@
 """`triptych train`: Tree-RL with a bar, a line per step, and a line of steps.jsonl per step.
 
 The recipes are `rl.recipes.RECIPES`; every field of theirs is an option, such as `--tree.parents uniform`. Between
-steps the model is evaluated on held-out prompts (`--evaluate.every`, eval/watch.py), and rollouts become pages of trees
+steps the model is evaluated on held-out prompts (`--evaluate.every`, eval/validation.py), and rollouts become pages of trees
 (`--pages.every`, rollouts.py); neither changes what is learnt. The folder holds run.json, steps.jsonl,
 evaluations.jsonl, fixed.safetensors, rollouts, checkpoints and, at the end, the folder `model`.
 """
@@ -19,26 +19,24 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, arg, subcommand
 
-from triptych.apps.inputs import device_of
-from triptych.apps.rollouts import Album, Pages
+from triptych.apps.arguments import device_of
 from triptych.apps.terminal import open_console
 from triptych.apps.trackers import Kind, tracking
+from triptych.apps.tree_page import Pages, TreePages
+from triptych.data.specs import StickerPrompts
 from triptych.errors import ConfigError
-from triptych.eval.fixed import Known, fixed
 from triptych.eval.suites import rehearsal
-from triptych.eval.watch import Evaluations, Watch, line
+from triptych.eval.validation import FixedPicture, Validation, ValidationConfig, fixed_set, line
 from triptych.model import weights
 from triptych.model.bagel import Bagel
-from triptych.rewards.brightness import BrightnessJudge
-from triptych.rewards.judge import Judge
-from triptych.rewards.world import WorldJudge
-from triptych.rl import log
-from triptych.rl.checkpoint import anew
+from triptych.rewards.judge import BrightnessJudge, Judge
+from triptych.rewards.sticker_judge import WorldJudge
+from triptych.rl import train_log
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES, tiny
-from triptych.rl.state import claim
-from triptych.rl.stream import StickerPrompts
 from triptych.rl.train import Step, train
+from triptych.rl.train_state import claim
+from triptych.sft.checkpoint import anew
 
 COLUMNS = (
     TextColumn("{task.description:<10}"),
@@ -58,7 +56,7 @@ class Training:
     """Where checkpoints, the log and, at the end, the folder `model` go."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on exactly where the run in --out was left."""
-    evaluate: Watch = field(default_factory=Watch)
+    evaluate: ValidationConfig = field(default_factory=ValidationConfig)
     pages: Pages = field(default_factory=Pages)
     tracker: Kind = "none"
     """Where the numbers of steps.jsonl go too."""
@@ -79,7 +77,10 @@ class Training:
         prompts = StickerPrompts.without(config.seed, held_out, config.tags)
         judge = _judge(config)
         find = judge.scenes if isinstance(judge, WorldJudge) else None
-        journal, album = log.StepLog(self.out / "steps.jsonl"), Album(self.out / "rollouts", self.pages, config)
+        journal, album = (
+            train_log.StepLog(self.out / "steps.jsonl"),
+            TreePages(self.out / "rollouts", self.pages, config),
+        )
         tracker = tracking(self.tracker, self.out, config)
         claim(self.out, config, bagel, self.resume)  # before anything is measured or written
         try:
@@ -96,7 +97,7 @@ class Training:
                 for step in train(bagel, prompts, judge, config, self.out, True, find=find):
                     journal.add(step)
                     track(step)
-                    tell(log.line(step))
+                    tell(train_log.step_line(step))
                     album.add(step)
                     if watching is not None and watching.due(step):
                         progress.update(bar, description="held out")
@@ -119,10 +120,10 @@ class Watching:
 
     bagel: Bagel
     config: TrainConfig
-    watch: Watch
-    sets: Mapping[str, Known]
+    watch: ValidationConfig
+    sets: Mapping[str, FixedPicture]
     judge: WorldJudge
-    evaluations: Evaluations
+    evaluations: Validation
     tell: Callable[[str], None]
 
     @staticmethod
@@ -132,8 +133,8 @@ class Watching:
         judge = WorldJudge(device_of(config.device))
         with _precision(bagel, config):
             path = training.out / "fixed.safetensors"
-            sets = fixed(path, bagel, judge, watch.fixed, watch.own, watch.seed, watch.batch)
-        return Watching(bagel, config, watch, sets, judge, Evaluations(training.out / "evaluations.jsonl"), tell)
+            sets = fixed_set(path, bagel, judge, watch.fixed, watch.own, watch.seed, watch.batch)
+        return Watching(bagel, config, watch, sets, judge, Validation(training.out / "evaluations.jsonl"), tell)
 
     def due(self, step: Step) -> bool:
         """Whether a step is one of every so many. The last one is not: its model is measured as it is published."""
@@ -175,7 +176,9 @@ def parse(arguments: list[str]) -> Training:
 def _default(name: str, config: TrainConfig) -> Training:
     """A recipe as it is run when no option says otherwise: looked at eight times, or not at all if it is that short."""
     every = config.steps // 8
-    return Training(config=config, out=Path("runs") / f"train-{name}", evaluate=Watch(every), pages=Pages(every))
+    return Training(
+        config=config, out=Path("runs") / f"train-{name}", evaluate=ValidationConfig(every), pages=Pages(every)
+    )
 
 
 def _precision(bagel: Bagel, config: TrainConfig) -> torch.autocast:

@@ -179,7 +179,7 @@ class _Reader:
         """Add "X", or the things of "X left of Y above Z": each reference before what is placed by it."""
         chain, relations, place = [self.thing()], [], None
         while place is None and (found := self.take(lexicon.RELATION)):
-            relations.append(lexicon.RELATIONS[found[1] or found[2]])
+            relations.append(lexicon.RELATION_WORDS[found[1] or found[2]])
             place = self.mentioned()
             if place is None:
                 chain.append(self.thing())

@@ -177,3 +177,6 @@ def reach(relation: str, these: Sequence[tuple[float, float]], those: Sequence[t
     if relation in ("left of", "above"):
         return min(point[axis] for point in those) - max(point[axis] for point in these)
     return min(point[axis] for point in these) - max(point[axis] for point in those)
+
+
+RELATIONS = ("left of", "right of", "above", "below")

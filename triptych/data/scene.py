@@ -17,6 +17,7 @@ from triptych.data.layout import (
     CELL,
     CELLS,
     DEFAULT_LAYOUT,
+    RELATIONS,
     SIDES,
     SIZES,
     Layout,
@@ -25,10 +26,9 @@ from triptych.data.layout import (
     scatter,
 )
 from triptych.data.lexicon import number_word, plural
-from triptych.data.metadata import RELATIONS
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
-from triptych.trace import Item, Spec
+from triptych.trace import Spec
 
 BACKGROUND = (196, 206, 212)  # grey enough that white stays visible
 REGION_BAND = 4  # px from the midline that a sticker of a region must keep
@@ -243,103 +243,3 @@ def _wrong_relation(relation: str, found: Sequence[Sticker], others: Sequence[St
                 return ["right of" if right > 0 else "left of"]
             return ["below" if down > 0 else "above"]
     return []
-
-
-# Kinds of specs and their weights: mostly GenEval++'s compositions, the rest GenEval's.
-_KINDS = {
-    "color_attr": 3.0,
-    "spatial_count_attr": 2.5,
-    "color_spatial_attr": 1.5,
-    "color_count_attr": 3.0,
-    "multi_object_count_attr": 3.0,
-    "size_spatial_attr": 1.5,
-    "counting": 2.5,
-    "single_object": 0.5,
-    "two_object": 1.0,
-    "colors": 0.5,
-    "position": 1.5,
-}
-# Counts of two counted items, about as often as in GenEval++ or a little wider; of three; and of one.
-_PAIRS = {(1, 1): 4, (1, 2): 4, (1, 3): 6, (2, 2): 6, (2, 3): 8, (3, 3): 5, (1, 4): 1, (2, 4): 1}
-_TRIPLES = {(1, 1, 1): 1, (1, 1, 2): 2, (1, 1, 3): 2, (1, 2, 2): 3, (1, 2, 3): 3}
-_TRIPLES |= {(1, 3, 3): 2, (2, 2, 2): 2, (2, 2, 3): 4, (2, 3, 3): 2, (3, 3, 3): 1}
-_ALONE = {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 4, 8: 2, 9: 2}
-
-
-def random_spec(seed: int) -> Spec:
-    """Item `seed` of an endless set of specs over all tags of GenEval and GenEval++, 1 to 9 stickers in all.
-
-    No spec of either benchmark comes out, in whatever order of its items, except of the tag single_object: there are
-    only 80 of those.
-    """
-    rng = Random(8 * seed + 2)
-    while True:
-        tag = _weighted(rng, _KINDS)
-        include = _random_items(tag, rng)
-        if tag == "single_object" or spec_key(include) not in _held_out():
-            break
-    exclude = (Item(include[0].name, include[0].count + 1),) if tag == "counting" else ()
-    return Spec(tag, include, exclude)
-
-
-def spec_key(include: Sequence[Item]) -> frozenset:
-    """What a spec asks for, whatever the order of its items and the side from which a relation is told."""
-    facts: list[tuple] = []
-    for item in include:
-        facts.append((item.name, item.count, item.color, item.region, item.size))
-        if item.position is not None:
-            relation, other = item.position
-            pair = (item.name, include[other].name)
-            first, second = pair if relation in ("right of", "below") else pair[::-1]
-            facts.append(("across" if relation in ("left of", "right of") else "down", first, second))
-    return frozenset((fact, facts.count(fact)) for fact in facts)
-
-
-@lru_cache(maxsize=1)
-def _held_out() -> frozenset[frozenset]:
-    from triptych.data.prompts import benchmark  # not above: prompts.py needs this module's words
-
-    prompts = [*benchmark("geneval"), *benchmark("genevalpp")]
-    return frozenset(spec_key(prompt.spec.include) for prompt in prompts if prompt.spec is not None)
-
-
-def _random_items(tag: str, rng: Random) -> tuple[Item, ...]:
-    """Items of a tag, of different classes."""
-    counts: tuple[int, ...] = (1, 1)
-    if tag in ("single_object", "colors"):
-        counts = (1,)
-    elif tag == "counting":
-        counts = (_weighted(rng, _ALONE),)
-    elif tag == "color_attr":
-        counts = (1,) * _weighted(rng, {2: 2, 3: 5, 4: 3})
-    elif tag == "multi_object_count_attr":
-        counts = _weighted(rng, _PAIRS if rng.random() < 0.45 else _TRIPLES)
-    elif tag in ("spatial_count_attr", "color_count_attr"):
-        counts = _weighted(rng, _PAIRS)
-        while tag == "spatial_count_attr" and max(counts) > 3:
-            counts = _weighted(rng, _PAIRS)  # one side of the canvas has three cells
-    counts = tuple(rng.sample(counts, len(counts)))
-    names = rng.sample(CLASSES, len(counts))
-    regions, sizes, position = [None] * len(counts), [None] * len(counts), None
-    if "spatial" in tag:
-        regions = rng.choice((["left", "right"], ["above", "below"]))
-    if tag == "size_spatial_attr":
-        sizes = ["larger", "smaller"] if rng.random() < 0.7 else ["smaller", "larger"]  # benchmarks: larger comes first
-    if tag == "position":
-        position = (rng.choice(RELATIONS), 0)
-    colored = "color" in tag
-    return tuple(
-        Item(
-            name=name,
-            count=counts[index],
-            color=rng.choice(_PALETTE) if colored else None,
-            region=regions[index],
-            size=sizes[index],
-            position=position if index else None,
-        )
-        for index, name in enumerate(names)
-    )
-
-
-def _weighted(rng: Random, weights: dict):
-    return rng.choices(list(weights), list(weights.values()))[0]

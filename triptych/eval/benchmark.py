@@ -2,6 +2,15 @@
 
 The listener prints, stops or collects; `run` itself only keeps the record (`ledger.py`) when it is given a folder.
 Every picture of a trace is judged, not only the last, so one run tells the accuracy for every number of turns.
+
+The pictures of a run under another judge: nothing is drawn again, so the difference is the judge's alone.
+
+The new run is a folder like any other. Its manifest is the old one's, but for the judge, the code and its version.
+
+A picture set that no model drew: scenes of the sticker world, right and spoiled, with the exact truth of each.
+
+For models too weak to draw what ITA needs, pictures that fit their prompts, and for numbers that compare across
+machines: a set follows from prompts and seeds alone. Its folder is that of any run, without edits.
 """
 
 from __future__ import annotations
@@ -9,17 +18,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
-from triptych.errors import ConfigError, JudgeError
-from triptych.eval.fingerprints import code_sha256, fingerprint, pixels_sha256, prompts_sha256, versions
-from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, recorded
-from triptych.eval.report import Report, Row, summarize
+from triptych.data.edits import spoil
+from triptych.data.render import render_array
+from triptych.data.scene import Scene
+from triptych.errors import ConfigError, JudgeError, OutputError, PictureError
+from triptych.eval.results import Report, Row, summarize
+from triptych.eval.run_folder import (
+    WHOLE,
+    Job,
+    Result,
+    RunFolder,
+    Shard,
+    code_sha256,
+    fingerprint,
+    pixels_sha256,
+    prompts_sha256,
+    read_rows,
+    versions,
+)
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
+from triptych.model.images import read_picture
 from triptych.rewards.judge import Judge, verdicts_of
-from triptych.trace import Prompt, Trace, Verdict
+from triptych.rewards.sticker_judge import verdict
+from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 Play = Callable[..., Iterator[list[Trace]]]  # called as triptych.loop.play is
 
@@ -92,7 +118,7 @@ def run(
     ledger = None
     if out is not None:
         about = manifest(benchmark, policy, judge, turns, seeds, sampling, plan)
-        ledger = Ledger.open(out, about, resume, shard, keep)
+        ledger = RunFolder.open(out, about, resume, shard, keep)
 
     def work(jobs: Sequence[Job]) -> Iterator[Result]:
         prompts, own_seeds = [benchmark.prompts[index] for index, _ in jobs], [trace_seed(*job) for job in jobs]
@@ -103,7 +129,7 @@ def run(
             yield _row(benchmark, index, seed, trace, given), trace.images
 
     jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
-    yield from recorded(jobs, work, ledger, batch_size)
+    yield from read_rows(jobs, work, ledger, batch_size)
 
 
 def trace_seed(index: int, seed: int) -> int:
@@ -162,3 +188,111 @@ def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tu
         seconds=sum(sum(turn.seconds.values()) for turn in trace.turns),
         pictures=tuple(pixels_sha256(picture) for picture in trace.images),
     )
+
+
+def rejudge(
+    benchmark: Benchmark,
+    source: RunFolder,
+    judge: Judge,
+    batch_size: int = 16,
+    out: Path | None = None,
+    resume: bool = False,
+    shard: Shard = WHOLE,
+    keep: bool = True,
+) -> Iterator[Row]:
+    """Yield each row of the finished run `source` with the verdicts of `judge` on its kept pictures.
+
+    Raises ConfigError where `source` played other prompts, OutputError where it is not finished, or where a picture is
+    gone or is not the one that was drawn.
+    """
+    check_source(benchmark, source)
+    rows = {(row.prompt, row.seed): row for row in source.rows()}
+    ledger = None if out is None else RunFolder.open(out, rejudged_manifest(source, judge), resume, shard, keep)
+
+    def work(jobs: Sequence[Job]) -> Iterator[Result]:
+        traces = [replayed(benchmark, source, rows[job]) for job in jobs]
+        for job, trace, verdicts in zip(jobs, traces, judged(judge, traces), strict=True):
+            yield replace(rows[job], verdicts=verdicts), trace.images
+
+    yield from read_rows(source.jobs, work, ledger, batch_size)
+
+
+def check_source(benchmark: Benchmark, source: RunFolder) -> None:
+    """Raises ConfigError for a run of other prompts, OutputError for one that is not finished or kept no pictures."""
+    if source.manifest.get("prompts_sha256") != prompts_sha256(benchmark.prompts):
+        told = f"{source.folder} played {source.manifest['benchmark']}, with other prompts than {benchmark.name} here"
+        raise ConfigError(f"{told}; expected the same benchmark, and the same --limit and --prompts")
+    if left := len(source.open_jobs()):
+        raise OutputError(f"{source.folder} is not finished, {left} jobs are open; expected a whole run: --resume it")
+    for row in source.rows():
+        for turn in range(len(row.verdicts)):
+            source.picture(row, turn)
+
+
+def rejudged_manifest(source: RunFolder, judge: Judge) -> dict[str, object]:
+    """What would have to be the same for the same numbers."""
+    return {**source.manifest, "judge": judge.name, "code_sha256": code_sha256(), "versions": versions()}
+
+
+def replayed(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
+    """The trace of a row, as far as a judge looks: its prompt, and its pictures in order."""
+    trace = Trace(replace(benchmark.prompts[row.prompt], image=None), seed=row.seed)  # a given one is among the others
+    for turn in range(len(row.verdicts)):
+        path = source.picture(row, turn)
+        try:
+            picture = read_picture(path)
+        except PictureError as error:
+            raise OutputError(f"{error}; expected the pictures as they were drawn") from error
+        if row.pictures and pixels_sha256(picture) != row.pictures[turn]:
+            raise OutputError(f"{path} is not the picture that was drawn; expected its pixels to be as recorded")
+        trace += Turn(None, Drawing(picture))
+    return trace
+
+
+PAINTER, TRUTH = "painted", "world-truth"  # for manifests: who drew, and whose word counts
+MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}  # mistakes of a picture, and how often: half are right, half of the others near
+
+
+def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume: bool = False) -> Iterator[Row]:
+    """Paint a picture for each prompt and seed into the folder `out`; yield a Row each. Errors are those of
+    `benchmark.run`, and ConfigError for a prompt without a spec."""
+    ledger = RunFolder.open(out, _manifest(benchmark, seeds), resume)
+
+    def work(jobs: Sequence[Job]) -> Iterator[Result]:
+        for index, seed in jobs:
+            prompt = benchmark.prompts[index]
+            if prompt.spec is None:
+                raise ConfigError(f"{prompt.text!r} has no spec; expected prompts of the sticker world")
+            scene = synthetic_record(benchmark, index, seed)
+            picture, told = render_array(scene), verdict(scene, prompt.spec)
+            column, sha256 = benchmark.column(prompt), (pixels_sha256(picture),)
+            yield Row(index, prompt.text, column, seed, (told,), False, (None,), 0.0, sha256), [picture]
+
+    yield from read_rows([(index, seed) for seed in seeds for index in range(len(benchmark.prompts))], work, ledger)
+
+
+def synthetic_record(benchmark: Benchmark, index: int, seed: int) -> Scene:
+    """The scene of a prompt and a seed: right, or with a few mistakes."""
+    spec = benchmark.prompts[index].spec
+    assert spec is not None
+    rng = Random(f"painted {index} {seed}")
+    (count,) = rng.choices(list(MISTAKES), list(MISTAKES.values()))
+    own = rng.randrange(1 << 40)
+    scene = Scene.sample(spec, own)
+    return spoil(scene, spec, own, count) if count else scene
+
+
+def _manifest(benchmark: Benchmark, seeds: Sequence[int]) -> dict[str, object]:
+    return {
+        "benchmark": benchmark.name,
+        "columns": list(benchmark.titles),
+        "prompts": len(benchmark.prompts),
+        "prompts_sha256": prompts_sha256(benchmark.prompts),
+        "model": PAINTER,
+        "judge": TRUTH,
+        "turns": 0,
+        "seeds": list(seeds),
+        "mistakes": {str(count): weight for count, weight in MISTAKES.items()},
+        "code_sha256": code_sha256(),
+        "versions": versions(),
+    }

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from triptych.eval.report import OVERALL, Estimate, Row, drawn_together, estimate, mean_of_known, ratio, sums
+from triptych.eval.results import OVERALL, Row, sums
+from triptych.eval.statistics import Estimate, drawn_together, estimate, mean_of_known, ratio
 
 # Settings that may differ between runs that are compared, and why; any other that differs forbids it
 TELLS = {

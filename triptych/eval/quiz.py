@@ -3,6 +3,8 @@
 Every question carries the answers that can be given, so that what a coin gets is known, and stands beside what the
 model gets. A reply that is none of them is a wrong answer, and counted as unreadable too: it is the player's reply, not
 a failure of a judge. A column in which nothing can be asked is missing, never 0.
+
+What the answers to a quiz show: the share of right ones by column, beside what can be had without eyes.
 """
 
 from __future__ import annotations
@@ -12,29 +14,31 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from rich.table import Table
 
-from triptych.data.captions import NO, YES
+from triptych.data.annotations import NO, YES
 from triptych.data.lexicon import NUMBERS
 from triptych.errors import OutputError, PictureError
-from triptych.eval import fingerprints
-from triptych.eval.exam import Student
-from triptych.eval.fingerprints import pixels_sha256
-from triptych.eval.ledger import WHOLE, Job, Ledger, Result, Shard, recorded
-from triptych.eval.report import Row
+from triptych.eval import run_folder
+from triptych.eval.probes import ProbePolicy
+from triptych.eval.results import OVERALL, Report, Row, summarize
+from triptych.eval.run_folder import WHOLE, Job, Result, RunFolder, Shard, pixels_sha256, read_rows
+from triptych.eval.statistics import Estimate
 from triptych.model.config import Sampling
-from triptych.model.pictures import read_picture
-from triptych.model.words import is_stop, parse_answer, parse_edit, reflection_is_formed
+from triptych.model.images import read_picture
+from triptych.model.templates import is_stop, parse_answer, parse_edit, reflection_is_formed
 from triptych.trace import Verdict
 
 QUESTIONS = "questions.jsonl"
-By = Literal["question", "reflection"]  # how the model says whether a picture fits: when asked, or by stopping
+AnswerForm = Literal["question", "reflection"]  # how the model says whether a picture fits: when asked, or by stopping
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Quiz:
     columns: tuple[str, ...]
     questions: tuple[Question, ...]
     about: Mapping[str, Any]
-    by: By = "question"
+    by: AnswerForm = "question"
 
     def sha256(self) -> str:
         """16 hex digits over every question, its picture's pixels and its answer, in order."""
@@ -106,7 +110,7 @@ class Quiz:
         return [one for one in self.questions if one.column == column]
 
     @staticmethod
-    def read(ledger: Ledger) -> Quiz | None:
+    def read(ledger: RunFolder) -> Quiz | None:
         """The quiz of a folder that `run` wrote; None of a run that drew. Its pictures are named, without their folder.
 
         Raises OutputError where the questions cannot be read, or are not those that were asked.
@@ -124,7 +128,7 @@ class Quiz:
         quiz = Quiz(manifest["benchmark"], tuple(manifest["columns"] or ()), questions, about, by)
         if (len(questions), quiz.sha256()) != (manifest["prompts"], manifest.get("prompts_sha256")):
             raise OutputError(f"{path} holds other questions than its manifest tells of; {wanted}")
-        if by not in get_args(By) or not isinstance(about["drawn"], dict):
+        if by not in get_args(AnswerForm) or not isinstance(about["drawn"], dict):
             raise OutputError(f"{ledger.folder}/manifest.json tells of no quiz; {wanted}")
         return quiz
 
@@ -132,9 +136,9 @@ class Quiz:
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def run(
+def run_quiz(
     quiz: Quiz,
-    policy: Student,
+    policy: ProbePolicy,
     sampling: Sampling | None = None,
     batch_size: int = 16,
     out: Path | None = None,
@@ -150,7 +154,7 @@ def run(
     sampling = sampling or (replace(fine, temperature=0.0) if quiz.by == "question" else fine)
     ledger = None
     if out is not None:
-        ledger = Ledger.open(out, manifest(quiz, policy, sampling), resume, shard, keep=False)
+        ledger = RunFolder.open(out, quiz_manifest(quiz, policy, sampling), resume, shard, keep=False)
         lines = [json.dumps(one.to_record(), ensure_ascii=False) + "\n" for one in quiz.questions]
         ledger.replace(QUESTIONS, "".join(lines))
 
@@ -165,7 +169,7 @@ def run(
                 _link(one.picture.path, ledger.place(row, 0))
             yield row, ()
 
-    yield from recorded([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
+    yield from read_rows([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
 
 
 _OF_RUN = (  # what a manifest tells beside `Quiz.about`
@@ -174,7 +178,7 @@ _OF_RUN = (  # what a manifest tells beside `Quiz.about`
 )
 
 
-def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
+def quiz_manifest(quiz: Quiz, policy: ProbePolicy, sampling: Sampling) -> dict[str, Any]:
     """What would have to be the same for the same numbers, as JSON values."""
     device, dtype = getattr(policy, "device", None), getattr(policy, "dtype", None)
     return {
@@ -182,19 +186,21 @@ def manifest(quiz: Quiz, policy: Student, sampling: Sampling) -> dict[str, Any]:
         "columns": list(quiz.columns),
         "prompts": len(quiz.questions),
         "prompts_sha256": quiz.sha256(),
-        "model": fingerprints.fingerprint(policy),
+        "model": run_folder.fingerprint(policy),
         "device": getattr(device, "type", "cpu"),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "turns": 0,
         "seeds": [0],
         "sampling": asdict(sampling),
         **quiz.about,
-        "code_sha256": fingerprints.code_sha256(),
-        "versions": fingerprints.versions(),
+        "code_sha256": run_folder.code_sha256(),
+        "versions": run_folder.versions(),
     }
 
 
-def _replies(policy: Student, by: By, asked: Sequence[Question], sampling: Sampling, seeds: list[int]) -> list[str]:
+def _replies(
+    policy: ProbePolicy, by: AnswerForm, asked: Sequence[Question], sampling: Sampling, seeds: list[int]
+) -> list[str]:
     loaded = {path: shown.load() for path, shown in {one.picture.path: one.picture for one in asked}.items()}
     pictures, texts = [loaded[one.picture.path] for one in asked], [one.text for one in asked]
     if by == "reflection":
@@ -209,7 +215,7 @@ def _link(picture: Path, place: Path) -> None:
         os.link(picture, place)
 
 
-def _row(one: Question, by: By, index: int, seed: int, reply: str, seconds: float) -> Row:
+def _row(one: Question, by: AnswerForm, index: int, seed: int, reply: str, seconds: float) -> Row:
     read = read_reply(by, one, reply)
     right = read == one.answer
     told = f"{one.answer}: answered {read}" if read is not None else f"{one.answer}: the reply is no answer"
@@ -223,7 +229,7 @@ def reply_of(row: Row) -> str:
     return next(iter(row.said), None) or ""
 
 
-def read_reply(by: By, one: Question, reply: str) -> str | None:
+def read_reply(by: AnswerForm, one: Question, reply: str) -> str | None:
     """The option that a reply to a question means, or None where it means none of them."""
     return read_decision(reply) if by == "reflection" else read_option(reply, one.options)
 
@@ -254,3 +260,101 @@ def read_decision(reply: str) -> str | None:
     if not reflection_is_formed(reply):
         return None
     return YES if is_stop(parse_edit(reply)) else NO
+
+
+@dataclass(frozen=True)
+class ColumnAccuracy:
+    """A column: the share of right answers, beside what can be had without eyes.
+
+    `coin` is what one expects of choosing among the options by chance, `constant` what the best single answer gets when
+    it is given to every question (in "which is larger": always the first, or always the second).
+    """
+
+    accuracy: Estimate
+    coin: float | None
+    constant: float | None
+    asked: int
+    unreadable: int
+
+
+def accuracy_by_column(quiz: Quiz, rows: Iterable[Row]) -> dict[str, ColumnAccuracy]:
+    """Each column of the quiz in order, then OVERALL: the mean of the columns that are not missing.
+
+    Intervals are 95 % bootstraps over the prompts that were drawn: all questions about pictures of one prompt are drawn
+    together.
+    """
+    rows = list(rows)
+    accuracy = {column: estimates[0] for column, estimates in quiz_report(quiz, rows).accuracy.items()}
+    lost = Counter(row.column for row in rows if _unreadable(quiz, row))
+    asked = Counter(row.column for row in rows)
+    found = {
+        column: ColumnAccuracy(
+            accuracy=accuracy[column],
+            coin=_mean_chance([1 / len(one.options) for one in quiz.of(column)]),
+            constant=_commonest([one.options.index(one.answer) for one in quiz.of(column)]),
+            asked=asked[column],
+            unreadable=lost[column],
+        )
+        for column in quiz.columns
+    }
+    known = [each for each in found.values() if each.coin is not None and each.constant is not None]
+    found[OVERALL] = ColumnAccuracy(
+        accuracy=accuracy[OVERALL],
+        coin=_mean_chance([each.coin for each in known if each.coin is not None]),
+        constant=_mean_chance([each.constant for each in known if each.constant is not None]),
+        asked=sum(asked.values()),
+        unreadable=sum(lost.values()),
+    )
+    return found
+
+
+def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
+    """The report of a quiz's rows; their `group` is the prompt that was drawn."""
+    rows = sorted(rows, key=lambda row: row.prompt)
+    return summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
+
+
+def _unreadable(quiz: Quiz, row: Row) -> bool:
+    return read_reply(quiz.by, quiz.questions[row.prompt], reply_of(row)) is None
+
+
+def _mean_chance(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _commonest(values: Sequence[Hashable]) -> float | None:
+    return Counter(values).most_common(1)[0][1] / len(values) if values else None
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+
+def accuracy_table(quiz: Quiz, found: Mapping[str, ColumnAccuracy]) -> Table:
+    """Accuracy by column, beside what needs no eyes."""
+    printed = Table(title=f"{quiz.name}: {found[OVERALL].asked} questions", caption="\n".join(caption(quiz, found)))
+    printed.add_column("column")
+    for title in ("right", "95 %", "coin", "one answer", "asked", "unread"):
+        printed.add_column(title, justify="right", no_wrap=True)
+    for column, each in found.items():
+        if column == OVERALL:
+            printed.add_section()
+        low, high = each.accuracy.low, each.accuracy.high
+        interval = "-" if low is None else f"{share(low)} to {share(high)}"
+        blind = (share(each.coin), share(each.constant))
+        printed.add_row(column, share(each.accuracy.value), interval, *blind, str(each.asked), str(each.unreadable))
+    return printed
+
+
+def caption(quiz: Quiz, found: Mapping[str, ColumnAccuracy]) -> list[str]:
+    """Who drew, whose word is the truth, what is missing, and what is still to be asked."""
+    parts = [f"drawn by {quiz.about['drawn'].get('model')}, judged by {quiz.about.get('judge')}"]
+    missing = [column for column, each in found.items() if column != OVERALL and each.coin is None]
+    if missing:
+        why = "no picture fits, or every one does" if quiz.name.startswith("ITA") else "nothing can be asked"
+        parts.append(f"missing, and not in Overall: {', '.join(missing)} ({why})")
+    left = len(quiz.questions) - found[OVERALL].asked
+    return parts + ([f"still to be asked: {left}"] if left else [])
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from triptych.data.metadata import read_spec
+from triptych.data.prompts import read_spec
 from triptych.errors import JudgeError
-from triptych.rewards.answers import read_answers, read_verdict
-from triptych.rewards.geneval import COLORS, Detection, judge, number, read_box, read_detections
+from triptych.rewards.geneval_rules import COLORS, Detection, judge, number, read_box, read_detections
+from triptych.rewards.vlm_prompts import read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
 LONGEST = 64 * 2**20  # bytes of a line

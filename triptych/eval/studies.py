@@ -3,6 +3,10 @@
 Runs of `triptych train` that differ in nothing but their seed are one curve: the mean over seeds, and a band from the
 lowest to the highest. Curves go over samples (texts and pictures), since a step of one recipe is not a step of another.
 What was not measured is said, and never drawn as a number. The paper's table is in paper.py.
+
+The paper's table from folders of `triptych eval`: a line for each way to draw, up to each number of turns.
+
+A line that nobody has measured is there and says so. Numbers of other models, the paper's own too, are not mixed in.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from triptych.errors import ConfigError, OutputError
-from triptych.eval.watch import Evaluations
+from triptych.eval.results import OVERALL, cell
+from triptych.eval.run_folder import RunFolder
+from triptych.eval.statistics import Estimate
+from triptych.eval.validation import Validation
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES
-from triptych.rl.state import FREE
+from triptych.rl.train_state import FREE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +38,7 @@ SMOOTH = 10  # most points that a training reward is averaged over, at both ends
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class TrainingRun:
     """A run of training, as its folder tells it."""
 
     folder: Path
@@ -42,17 +49,17 @@ class Course:
     others: int = 0  # evaluations with other settings, which are left out
 
     @staticmethod
-    def read(folder: Path, label: str | None = None) -> Course:
+    def read(folder: Path, label: str | None = None) -> TrainingRun:
         """Raises OutputError if it is no folder of `triptych train`."""
         folder = Path(folder)
         try:
             settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"{folder}/run.json cannot be read; expected a folder of `triptych train`") from error
-        every = Evaluations(folder / "evaluations.jsonl").rows()
+        every = Validation(folder / "evaluations.jsonl").rows()
         kept = [row for row in every if row["watch"] == every[-1]["watch"]]
         name = label or name_of(settings)
-        return Course(folder, name, settings, _lines(folder / "steps.jsonl"), tuple(kept), len(every) - len(kept))
+        return TrainingRun(folder, name, settings, _lines(folder / "steps.jsonl"), tuple(kept), len(every) - len(kept))
 
     def of_steps(self, name: str) -> np.ndarray:
         """`[point 2]`, samples and value, from the steps that begin at a prompt: Reason, or whole chains."""
@@ -92,9 +99,9 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return f"{TITLES[kind]}, own settings"
 
 
-def grouped(courses: Iterable[Course]) -> dict[str, list[Course]]:
+def grouped(courses: Iterable[TrainingRun]) -> dict[str, list[TrainingRun]]:
     """Runs by their name. Raises ConfigError where runs of one name differ in more than their seed and budget."""
-    groups: dict[str, list[Course]] = {}
+    groups: dict[str, list[TrainingRun]] = {}
     for course in courses:
         first = groups.setdefault(course.name, [course])[0]
         if first is course:
@@ -138,7 +145,7 @@ def smooth(points: np.ndarray, width: int = SMOOTH) -> np.ndarray:
     return np.column_stack([points[:, 0], value]) if len(points) else points
 
 
-def panels(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def panels(courses: Sequence[TrainingRun]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """What the figure shows: a title, and (source, metric, what a dashed line stands for) of each line in it."""
     turns = max((course.turns or 0 for course in courses), default=0)
     counts = {0: "first picture", turns: f"after up to {turns} turn{'' if turns == 1 else 's'}"} if turns else {0: ""}
@@ -157,7 +164,7 @@ def panels(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str, st
     ]
 
 
-def curves(courses: Sequence[Course]) -> dict[str, dict[str, Curve | None]]:
+def curves(courses: Sequence[TrainingRun]) -> dict[str, dict[str, Curve | None]]:
     """Every curve of the figure, by its metric and the name of its runs; None where it was not measured."""
     groups, found = grouped(courses), {}
     for _, lines in panels(courses):
@@ -166,7 +173,7 @@ def curves(courses: Sequence[Course]) -> dict[str, dict[str, Curve | None]]:
     return found
 
 
-def figure(courses: Sequence[Course]) -> Figure:
+def figure(courses: Sequence[TrainingRun]) -> Figure:
     """Six panels of curves over samples."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -212,7 +219,7 @@ def _panel(axes: Any, title: str, lines: Sequence[tuple[str, Mapping[str, Curve 
         axes.legend(frameon=False, fontsize=8.5)
 
 
-def notes(courses: Sequence[Course]) -> list[str]:
+def notes(courses: Sequence[TrainingRun]) -> list[str]:
     """What a reader of the figure has to know: what was not measured, differs or is left out."""
     told = []
     for course in courses:
@@ -242,7 +249,7 @@ def notes(courses: Sequence[Course]) -> list[str]:
     return told
 
 
-def _series(runs: Sequence[Course], source: str, name: str) -> list[np.ndarray]:
+def _series(runs: Sequence[TrainingRun], source: str, name: str) -> list[np.ndarray]:
     if source == "step":
         return [smooth(run.of_steps(name)) for run in runs]
     return [run.of_evaluations(name) for run in runs]
@@ -262,3 +269,97 @@ def _lines(path: Path) -> tuple[dict[str, Any], ...]:
         except ValueError:  # torn by a kill
             continue
     return tuple(found)
+
+
+# Rows of the table: title, the label of the folder, whether it plans, most turns.
+SLOTS = tuple(
+    (f"{title}, {'planned' if plan else 'at once'}, <= {turn} turns", label, plan, turn)
+    for title, label, turns in (("lessons", "lessons", 5), ("Reason only", "reason-only", 1), ("R3", "r3", 5))
+    for plan in (False, True)
+    for turn in range(turns)
+)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the table; no cells where it was not measured."""
+
+    title: str
+    cells: Mapping[str, Estimate]
+    rows: int = 0  # traces it was counted on
+    left: int = 0  # jobs that were not played yet
+
+
+def paper_table(evaluated: Sequence[tuple[str, Path]]) -> dict[str, list[PaperRow]]:
+    """The lines of each benchmark's table: the paper's rows first, from folders of `triptych eval` with the labels
+    lessons, reason-only and r3; then every other folder under its own label.
+
+    Raises OutputError if a folder is none, ConfigError if two folders would fill one row or a benchmark's prompts or
+    judges differ.
+    """
+    tables: dict[str, list[tuple[str, RunFolder]]] = {}
+    for label, folder in evaluated:
+        ledger = RunFolder.read(folder)
+        rows = tables.setdefault(ledger.manifest["benchmark"], [])
+        _expect_comparable(rows, ledger)
+        rows.append((label, ledger))
+    return {benchmark: _table(rows) for benchmark, rows in tables.items()}
+
+
+def markdown(benchmark: str, lines: Sequence[PaperRow]) -> str:
+    """A table for a page; strict accuracy, with the 95 % interval of Overall."""
+    columns = list(next((line.cells for line in lines if line.cells), {}))
+    head = ["", *columns, "traces"]
+    told = [[line.title, *_cells(line, columns), str(line.rows or "-")] for line in lines]
+    body = [head, ["---", *["---:"] * (len(columns) + 1)], *told]
+    return f"## {benchmark}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in body) + "\n"
+
+
+def missing(lines: Sequence[PaperRow]) -> list[str]:
+    """The rows that nobody has measured, and those that are not finished."""
+    told = [f"{line.title}: not measured" for line in lines if not line.cells]
+    return told + [f"{line.title}: {line.left} traces are not played yet" for line in lines if line.left]
+
+
+def _table(rows: Sequence[tuple[str, RunFolder]]) -> list[PaperRow]:
+    found: dict[tuple[str, bool], RunFolder] = {}
+    for label, ledger in rows:
+        key = (label, ledger.manifest.get("plan", True))
+        if key in found:
+            raise ConfigError(f"{ledger.folder} and {found[key].folder} are both {label!r}; expected different names")
+        found[key] = ledger
+    reports = {key: ledger.report() for key, ledger in found.items()}
+
+    def line(title: str, key: tuple[str, bool], turn: int) -> PaperRow:
+        if key not in reports or turn > found[key].manifest["turns"]:
+            return PaperRow(title, {})
+        report = reports[key]
+        cells = {column: turns[turn] for column, turns in report.accuracy.items()}
+        return PaperRow(title, cells, report.rows, report.open)
+
+    labels = {label for _, label, _, _ in SLOTS}
+    lines = []
+    if any(label in labels for label, _ in found):
+        lines += [line(title, (label, plan), turn) for title, label, plan, turn in SLOTS]
+    for (label, plan), ledger in found.items():
+        if label not in labels:
+            how = "" if plan else ", at once"
+            lines += [
+                line(f"{label}{how}, <= {turn} turns", (label, plan), turn)
+                for turn in range(ledger.manifest["turns"] + 1)
+            ]
+    return lines
+
+
+def _expect_comparable(rows: Sequence[tuple[str, RunFolder]], ledger: RunFolder) -> None:
+    for _, other in rows[:1]:
+        for key in ("prompts_sha256", "judge", "seeds"):
+            if other.manifest.get(key) != ledger.manifest.get(key):
+                raise ConfigError(
+                    f"{ledger.folder} and {other.folder} differ in their {key}: expected the same prompts, judge and "
+                    "seeds in one table; play one of them again, or leave it out"
+                )
+
+
+def _cells(line: PaperRow, columns: Sequence[str]) -> list[str]:
+    return [cell(line.cells[name], with_interval=name == OVERALL) if name in line.cells else "-" for name in columns]

@@ -1,7 +1,7 @@
 """Bagel: one model that plans, draws, reflects, edits and answers (arXiv 2505.14683; the loop is arXiv 2602.15772).
 
 Every verb takes lists and returns lists; row i depends on row i alone and on its own seed. A row is told to the model
-as blocks (sequence.py), read into a `Context`, and then either continued as text or painted by flow steps. Branches of
+as blocks (sequence.py), read into a `KVCache`, and then either continued as text or painted by flow steps. Branches of
 guidance are further rows of the same forward. Rows that are told the same and start from the same noise share all steps
 up to the first stochastic one.
 """
@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.model import scoring, words
-from triptych.model.body import Body, Branches, Tell, Tick
+from triptych.model import logprobs
+from triptych.model import templates as words
 from triptych.model.config import Sampling
-from triptych.model.pictures import normalise, resize
-from triptych.model.scoring import Painting, StrokeScores, TextScores, Utterance
-from triptych.model.sequence import Block, Latent, Text, View
+from triptych.model.images import normalise, resize
+from triptych.model.logprobs import ImageSample, SDELogprobs, TextLogprobs, TextSample
+from triptych.model.network import Branches, Network, OnStep, OnText
+from triptych.model.packing import Block, Latent, Text, View
 from triptych.model.vae import patchify
 from triptych.trace import Completion, Drawing
 
 
-class Bagel(Body):
+class Bagel(Network):
     """The unified model and its five verbs."""
 
     def text_block(self, text: str, loss: bool = False) -> Text:
@@ -77,7 +78,7 @@ class Bagel(Body):
 
     @torch.no_grad()
     def plan(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: Tell | None = None
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], tell: OnText | None = None
     ) -> list[Completion]:
         """Reason: say what the picture will hold, at the temperature of plans. Rows that are alike are said once."""
         sampling = sampling.planning
@@ -95,7 +96,7 @@ class Bagel(Body):
         sampling: Sampling,
         seeds: Sequence[int],
         stroke_seeds: Sequence[int] | None = None,
-        tick: Tick | None = None,
+        tick: OnStep | None = None,
     ) -> list[Drawing]:
         """Draw each prompt; with a plan the model first reads what it said, token for token."""
         keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
@@ -129,7 +130,7 @@ class Bagel(Body):
         images: Sequence[np.ndarray],
         sampling: Sampling,
         seeds: Sequence[int],
-        tell: Tell | None = None,
+        tell: OnText | None = None,
     ) -> list[Completion]:
         """Reflect: look at each picture beside its prompt; say what to change, or that nothing is to be changed."""
         first, copies = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
@@ -146,7 +147,7 @@ class Bagel(Body):
         sampling: Sampling,
         seeds: Sequence[int],
         stroke_seeds: Sequence[int] | None = None,
-        tick: Tick | None = None,
+        tick: OnStep | None = None,
     ) -> list[Drawing]:
         """Refine: carry each instruction out on its picture. The prompt, the plan and the reflection are not seen."""
         first, places = distinct(list(zip(map(id, images), instructions, seeds, strict=True)))
@@ -191,7 +192,7 @@ class Bagel(Body):
         questions: Sequence[str],
         sampling: Sampling,
         seeds: Sequence[int],
-        tell: Tell | None = None,
+        tell: OnText | None = None,
     ) -> list[Completion]:
         """Answer a question about each picture."""
         templates = self.config.templates
@@ -218,13 +219,13 @@ class Bagel(Body):
 
     # --- scores, with gradient (scoring.py) ---------------------------------------------------------------------------
 
-    def score_text(self, told: Sequence[Utterance], sampling: Sampling) -> TextScores:
+    def score_text(self, told: Sequence[TextSample], sampling: Sampling) -> TextLogprobs:
         """What `plan` or `reflect` with this `sampling` thinks of texts that were drawn with it."""
-        return scoring.score_text(self, told, sampling)
+        return logprobs.text_logprobs(self, told, sampling)
 
-    def score_strokes(self, painted: Sequence[Painting], sampling: Sampling) -> list[StrokeScores]:
+    def score_strokes(self, painted: Sequence[ImageSample], sampling: Sampling) -> list[SDELogprobs]:
         """What `draw` or `edit` with this `sampling` thinks of stochastic steps that were taken with it."""
-        return scoring.score_strokes(self, painted, sampling)
+        return logprobs.sde_logprobs(self, painted, sampling)
 
 
 def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
@@ -238,6 +239,6 @@ def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     return first, [places[key] for key in keys]
 
 
-def _told(tell: Tell | None, rows: Sequence[int]) -> Tell | None:
+def _told(tell: OnText | None, rows: Sequence[int]) -> OnText | None:
     """Tells of the given rows by their own numbers."""
     return None if tell is None else lambda row, text: tell(rows[row], text)

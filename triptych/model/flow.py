@@ -8,13 +8,15 @@ a picture is the batch, and no sample sees its neighbours.
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-from triptych.errors import ConfigError
-from triptych.model.config import Renorm
 from typing import Literal
+
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.errors import ConfigError
+from triptych.model.config import Renorm
 
 Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
 Spread = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all

@@ -25,15 +25,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triptych.model.config import LanguageConfig
-from triptych.model.context import Context
+from triptych.model.kv_cache import KVCache
 
 Experts = Literal["und", "gen", "both"]
-DRAWING = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")  # marks in parameters' names
+EXPERT_OF_DRAWING = (
+    "_moe_gen",
+    "vae2llm.",
+    "llm2vae.",
+    "time_embedder.",
+    "latent_pos_embed.",
+)  # marks in parameters' names
 
 
 def draws(name: str) -> bool:
     """Whether a parameter of that name is met by latent tokens alone: no word depends on it until a picture is made."""
-    return any(mark in name for mark in DRAWING)
+    return any(mark in name for mark in EXPERT_OF_DRAWING)
 
 
 def learns(name: str, experts: Experts) -> bool:
@@ -42,7 +48,7 @@ def learns(name: str, experts: Experts) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackLayout:
     """Where each token of a batch stands; all fields are `[batch token]`, understanding tokens before latent ones.
 
     `position` is the rotary position; `order` the place in the row's sequence; `block` numbers the picture blocks of a
@@ -130,7 +136,7 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Context | None, layer: int
+        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
     ) -> tuple[Tensor, Tensor]:
         split = und.shape[1]
         query, key, value = self.project(und, (rotary[0][:, :split], rotary[1][:, :split]), "")
@@ -163,7 +169,7 @@ class Layer(nn.Module):
             setattr(self, f"post_attention_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Context | None, layer: int
+        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
     ) -> tuple[Tensor, Tensor]:
         normed = self.input_layernorm(und), self.input_layernorm_moe_gen(gen) if gen.shape[1] else gen
         from_und, from_gen = self.self_attn(*normed, rotary, mask, cache, layer)
@@ -194,8 +200,8 @@ class Decoder(nn.Module):
         self,
         und: Tensor,
         gen: Tensor,
-        layout: Layout,
-        cache: Context | None = None,
+        layout: PackLayout,
+        cache: KVCache | None = None,
         heard: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states after the final norms of `und [batch und hidden]` and `gen [batch gen hidden]`.
@@ -203,7 +209,7 @@ class Decoder(nn.Module):
         `heard` gets what each layer makes of `und`, one after another.
 
         With a cache, the new tokens also see what it holds, and their keys are written to its scratch slots; the caller
-        decides with `Context.advance` whether they stay.
+        decides with `KVCache.advance` whether they stay.
         """
         rotary = rotary_table(layout.position, self.config.head_dim, self.config.rope_theta)
         past = None

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from triptych.errors import ModelError, OutputError
-from triptych.model import words
+from triptych.model import templates
 from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_7B, BagelConfig
 from triptych.model.vision import sincos_table
@@ -51,11 +51,11 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     `dtype` is the compute dtype; by default float32 on a CPU and bfloat16 elsewhere. Memory is taken once. Raises
     ModelError when there is no such checkpoint, or names or shapes in it are off.
     """
-    folder, device = find(name), torch.device(device)
+    folder, device = resolve_checkpoint(name), torch.device(device)
     config, special = read_config(folder)
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
-        tokenizer, special = words.load_tokenizer(folder)
+        tokenizer, special = templates.load_tokenizer(folder)
     bagel = outline(folder, config, tokenizer, special)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     expected, state = shapes(bagel), {}
@@ -68,7 +68,10 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 
 
 def outline(
-    folder: Path, config: BagelConfig, tokenizer: Tokenizer | None = None, special: words.SpecialTokens | None = None
+    folder: Path,
+    config: BagelConfig,
+    tokenizer: Tokenizer | None = None,
+    special: templates.SpecialTokens | None = None,
 ) -> Bagel:
     """The model of a folder's configuration, on the meta device: all but its numbers.
 
@@ -115,7 +118,7 @@ def save(
     return folder
 
 
-def find(name: str | Path) -> Path:
+def resolve_checkpoint(name: str | Path) -> Path:
     """The folder of a packaged name, of a path, or of a hub name, which is downloaded once. Raises ModelError."""
     packaged = Path(__file__).parents[1] / "weights"
     text = str(name)
@@ -170,7 +173,7 @@ def config_from_json(record: Mapping[str, Any]) -> BagelConfig:
     return _build(BagelConfig, record, "")
 
 
-def read_config(folder: Path) -> tuple[BagelConfig, words.SpecialTokens | None]:
+def read_config(folder: Path) -> tuple[BagelConfig, templates.SpecialTokens | None]:
     """The configuration of a checkpoint folder, and its special tokens where a file gives them without a tokenizer.
 
     Raises ModelError, with the folder or the file, for what is missing or damaged.
@@ -202,10 +205,10 @@ def read_config(folder: Path) -> tuple[BagelConfig, words.SpecialTokens | None]:
         raise ModelError(f"{folder}: {error}") from error
 
 
-def _special(ids: Any) -> words.SpecialTokens:
+def _special(ids: Any) -> templates.SpecialTokens:
     if not isinstance(ids, list) or len(ids) != 4 or not all(isinstance(each, int) and each >= 0 for each in ids):
         raise ModelError(f"special tokens are {ids!r}; expected four ids of tokens")
-    return words.SpecialTokens(*ids)
+    return templates.SpecialTokens(*ids)
 
 
 def _named(value: Any, what: str) -> dict[str, Any]:

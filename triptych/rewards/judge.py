@@ -1,8 +1,12 @@
-"""What a judge is: a callable from traces to verdicts on their newest pictures, with a name for the record."""
+"""What a judge is: a callable from traces to verdicts on their newest pictures, with a name for the record.
+
+A judge for dry runs: how bright a picture is. It tells pictures of an untrained model apart, and nothing more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from triptych.errors import JudgeError
@@ -21,7 +25,7 @@ class Judge(Protocol):
 
 
 @runtime_checkable
-class Discerning(Protocol):
+class BatchJudge(Protocol):
     """A judge that tells missing verdicts apart, so that one of them costs the others nothing."""
 
     def verdicts(self, traces: Sequence[Trace]) -> Sequence[Verdict | JudgeError]:
@@ -37,7 +41,7 @@ def verdicts_of(judge: Judge, traces: Sequence[Trace]) -> list[Verdict | JudgeEr
     """
     if not traces:
         return []
-    if isinstance(judge, Discerning):
+    if isinstance(judge, BatchJudge):
         return list(judge.verdicts(traces))
     try:
         return list(judge(traces))
@@ -50,3 +54,20 @@ def _alone(judge: Judge, trace: Trace) -> Verdict | JudgeError:
         return judge([trace])[0]
     except JudgeError as error:
         return error
+
+
+@dataclass(frozen=True)
+class BrightnessJudge:
+    """The mean level of a picture as a share of white."""
+
+    name: str = "brightness"
+
+    def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
+        """One verdict per trace. JudgeError where there is no picture."""
+        return [_verdict(trace) for trace in traces]
+
+
+def _verdict(trace: Trace) -> Verdict:
+    if trace.image is None:
+        raise JudgeError(f"{trace.prompt.text!r}: expected a picture, found none; draw first")
+    return Verdict(float(trace.image.mean()) / 255)

@@ -23,13 +23,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.rewards.patience import Patience
-from triptych.rewards.questions import Form, Strict
-from triptych.rewards.replies import Asked, Cache, Reply, append, fingerprint
+from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, append, request_fingerprint
+from triptych.rewards.vlm_prompts import Form, Strict
 from triptych.trace import Prompt, Trace, Verdict
 
 if TYPE_CHECKING:
-    from triptych.rewards.endpoints import Endpoints
+    from triptych.rewards.vlm_client import Endpoints
 
 KEY = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one is sent elsewhere only if it is named
 ATTEMPTS = 2  # at a readable answer: at temperature 0 a third would hardly differ
@@ -56,7 +55,7 @@ class Job:
 
     prompt: Prompt
     picture: UInt8[np.ndarray, "height width 3"]
-    asked: Asked
+    asked: JudgeRequest
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Vlm:
     form: Form = field(default_factory=Strict)
     key: str = KEY
     concurrency: int = 8
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     cache: Path | None = None
     record: Path | None = None
 
@@ -136,27 +135,31 @@ class Vlm:
             return error
         except UnicodeEncodeError:
             return JudgeError(f"{prompt.text!r}: expected text, found half a character; the verdict is missing")
-        return Job(prompt, picture, Asked(fingerprint(picture), question, self.model, self.form.name, self.form.tokens))
+        return Job(
+            prompt,
+            picture,
+            JudgeRequest(request_fingerprint(picture), question, self.model, self.form.name, self.form.tokens),
+        )
 
-    def _kept(self, job: Job) -> Reply | JudgeError | None:
-        return None if self.cache is None else Cache(self.cache).get(job.asked)
+    def _kept(self, job: Job) -> JudgeReply | JudgeError | None:
+        return None if self.cache is None else ReplyCache(self.cache).get(job.asked)
 
-    def _ask(self, endpoints: Endpoints, job: Job) -> Reply | JudgeError:
+    def _ask(self, endpoints: Endpoints, job: Job) -> JudgeReply | JudgeError:
         """A readable reply, which is cached; else an unreadable one; else why there is none."""
-        reply: Reply | JudgeError = JudgeError("not asked")
+        reply: JudgeReply | JudgeError = JudgeError("not asked")
         try:
             request = self._request(job)
             for attempt in range(ATTEMPTS):
                 reply = endpoints.ask(request, f"{job.asked.digest} {attempt}")
                 if self._readable(job, reply):
                     if self.cache is not None:
-                        Cache(self.cache).put(job.asked, reply)
+                        ReplyCache(self.cache).put(job.asked, reply)
                     break
         except JudgeError as error:
             return error
         return reply
 
-    def _readable(self, job: Job, reply: Reply) -> bool:
+    def _readable(self, job: Job, reply: JudgeReply) -> bool:
         try:
             self.form.read(job.prompt, reply)
         except JudgeError:
@@ -171,7 +174,7 @@ class Vlm:
             request |= {"logprobs": True, "top_logprobs": 5}
         return {**request, "messages": [{"role": "user", "content": content}]}
 
-    def _verdict(self, job: Job, reply: Reply | JudgeError | None) -> Verdict | JudgeError:
+    def _verdict(self, job: Job, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:
         assert reply is not None  # every question has been put
         verdict: Verdict | JudgeError
         try:
@@ -182,17 +185,17 @@ class Vlm:
             self._write_down(job, reply, verdict)
         return verdict
 
-    def _write_down(self, job: Job, reply: Reply | JudgeError, verdict: Verdict | JudgeError) -> None:
+    def _write_down(self, job: Job, reply: JudgeReply | JudgeError, verdict: Verdict | JudgeError) -> None:
         """A missing verdict is written, too, so that a replay lists it as missing."""
         given = None if isinstance(verdict, JudgeError) else verdict
-        row = self.form.record(job.prompt, Reply("") if isinstance(reply, JudgeError) else reply, given)
+        row = self.form.record(job.prompt, JudgeReply("") if isinstance(reply, JudgeError) else reply, given)
         error = {"error": str(verdict)} if isinstance(verdict, JudgeError) else {}
         append(Path(self.record or ""), {**row, **error, "judge": self.name, "picture": job.asked.picture})
 
     @contextmanager
     def _endpoints(self) -> Iterator[Endpoints]:
         try:
-            from triptych.rewards.endpoints import Endpoints
+            from triptych.rewards.vlm_client import Endpoints
         except ImportError as error:
             raise ConfigError(f"{error}; a judge over a network needs it: pip install 'triptych[judge]'") from error
         with Endpoints(self.addresses, self.key, self.patience, self.concurrency) as endpoints:

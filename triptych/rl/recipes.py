@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from triptych.data.lessons import Mix
-from triptych.data.vocabulary import build_tokenizer
+from triptych.data.lexicon import build_tokenizer
+from triptych.data.sft_samples import DataMix
 from triptych.model.bagel import Bagel
 from triptych.model.config import (
     DRAFT,
@@ -23,10 +23,19 @@ from triptych.model.config import (
     Resize,
     VisionConfig,
 )
-from triptych.model.words import CLOSE
-from triptych.rewards.shaping import RewardRule
-from triptych.rl.config import Limits, Lora, PicturePart, Replay, Stage, TextPart, TrainConfig, Tree
-from triptych.rl.teach import ModelLessons
+from triptych.model.templates import CLOSE
+from triptych.rewards.rewards import RewardRule
+from triptych.rl.config import (
+    BFLOAT16_LIMITS,
+    LoraConfig,
+    PictureConfig,
+    SFTMix,
+    StageConfig,
+    TextConfig,
+    TrainConfig,
+    TreeConfig,
+)
+from triptych.sft.joint import JointConfig
 
 # Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
 # sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
@@ -44,19 +53,19 @@ LESSONS_ALONE = 1e-4  # their rate where nothing else learns
 # No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
     model="sketch-lessons",
-    reason=Stage(
-        text=TextPart(rate=2e-4, grain="strict", kl=0.0),
-        picture=PicturePart(rate=1.5e-4, divide=True, kl=0.0),
+    reason=StageConfig(
+        text=TextConfig(rate=2e-4, grain="strict", kl=0.0),
+        picture=PictureConfig(rate=1.5e-4, divide=True, kl=0.0),
         sampling=_SKETCH_SAMPLING,
         parents=12,  # many prompts, fewer siblings: no few prompts decide a step
         width=8,
         updates=2,
         plans=0.0,  # nine of ten planned pictures are right; what there is to learn is to draw without
     ),
-    refine=Stage(
+    refine=StageConfig(
         # Most of its groups are flat, since it is sure of its words and mostly right, and AdamW makes much of little.
-        text=TextPart(rate=3e-5, balance=True, kl=0.0),
-        picture=PicturePart(rate=5e-5, baseline="told", kl=0.0),
+        text=TextConfig(rate=3e-5, balance=True, kl=0.0),
+        picture=PictureConfig(rate=5e-5, baseline="told", kl=0.0),
         # With its guidance: an edit that fails for want of it would teach to stop on wrong pictures.
         sampling=replace(_SKETCH_SAMPLING, text_guidance=SKETCH_FINE.text_guidance),
         parents=6,
@@ -64,15 +73,15 @@ SKETCH_RL = TrainConfig(
         per_text=2,  # so that an edit is compared with edits of the same picture by the same words
         updates=2,
     ),
-    tree=Tree(right=0.5),
+    tree=TreeConfig(right=0.5),
     halved=60,
     average=0.99,  # of some hundred updates: at a rate that moves anything, each of them is noisy
     # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
     # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
-    replay=Replay(
+    replay=SFTMix(
         rate=3e-5,
         own=64,
-        lessons=ModelLessons(pictures=8, plans=0.6, edits=6, words=24, answers=0.3, own=0.6, mix=Mix(right=0.75)),
+        lessons=JointConfig(pictures=8, plans=0.6, edits=6, words=24, answers=0.3, own=0.6, mix=DataMix(right=0.75)),
     ),
 )
 
@@ -116,7 +125,7 @@ def tiny(seed: int = 0) -> Bagel:
     return bagel.eval()
 
 
-_TINY_STAGE = Stage(
+_TINY_STAGE = StageConfig(
     sampling=replace(
         TINY.fine,
         temperature=1.0,
@@ -142,8 +151,8 @@ DEBUG = TrainConfig(
     warmup=2,
 )
 
-_RELEASE_TEXT = TextPart(rate=5e-6, experts="both")
-_RELEASE_PICTURE = PicturePart(rate=5e-6, weight=2.0, experts="both", window=0)
+_RELEASE_TEXT = TextConfig(rate=5e-6, experts="both")
+_RELEASE_PICTURE = PictureConfig(rate=5e-6, weight=2.0, experts="both", window=0)
 RELEASE_7B = TrainConfig(
     model="ByteDance-Seed/BAGEL-7B-MoT",
     steps=1000,
@@ -151,12 +160,14 @@ RELEASE_7B = TrainConfig(
     micro=1,
     recompute=True,
     compute="bfloat16",
-    tree=Tree(parents="pools"),
+    tree=TreeConfig(parents="pools"),
     reward=RewardRule("release"),
     moments="shared",
-    limits=Limits(text_ratio=0.1, stroke_gap=1e-3),  # bfloat16 through a cache and at once are not the same
-    reason=Stage(_RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16),
-    refine=Stage(
+    limits=BFLOAT16_LIMITS,
+    reason=StageConfig(
+        _RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16
+    ),
+    refine=StageConfig(
         _RELEASE_TEXT,
         replace(_RELEASE_PICTURE, window=2),
         replace(DRAFT, temperature=0.9, eta_edit=1.0),
@@ -168,7 +179,7 @@ RELEASE_7B = TrainConfig(
 # Adapters instead of all weights, and the KL from the model without them: no optimiser state and no copy of the rest.
 LORA_7B = replace(
     RELEASE_7B,
-    lora=Lora(rank=64, alpha=128),
+    lora=LoraConfig(rank=64, alpha=128),
     reference="adapter",
     reason=replace(
         RELEASE_7B.reason,

@@ -11,21 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from triptych.data.specs import Prompts
 from triptych.errors import JudgeError, TrainingError
 from triptych.model.bagel import Bagel
 from triptych.rewards.judge import Judge
-from triptych.rl import gate, replay
-from triptych.rl.batch import Gains, batch, gains
-from triptych.rl.clock import Clock, Timed
+from triptych.rl import logprob_check, sft_mix
+from triptych.rl.advantages import GroupAdvantages, group_advantages, loss_rows
 from triptych.rl.config import TrainConfig
-from triptych.rl.metrics import describe
-from triptych.rl.own import Find
-from triptych.rl.state import Standing, claim, ended, resume, save
-from triptych.rl.stream import Prompts
-from triptych.rl.tree import Group, Grow, Growth, Node, chains, expand, pick, root, seed_of
-from triptych.rl.update import Learner, Teaching
+from triptych.rl.learner import Learner, StageBatch
+from triptych.rl.metrics import Timed, Timer, describe
+from triptych.rl.train_state import TrainState, claim, ended, resume, save
+from triptych.rl.tree import Expand, Group, Node, StageRollout, expand, expand_trajectories, pick, root, seed_of
+from triptych.sft.self_generated import Find
 
-PROBE = 2  # prompts of the step-0 gate
+PROBE = 2  # prompts of the log-probability check before step 0
 REPLAYED = 1_000  # added to the seed for replayed lessons, so that they are not those of an earlier course
 
 
@@ -48,9 +47,9 @@ class Step:
 class Rollout:
     """What a step has grown: groups to learn from with their gains, and everything, the dropped ones too."""
 
-    kept: list[tuple[Group, tuple[Gains, ...]]]  # a stage at a time: one of the tree, or both of whole chains
+    kept: list[tuple[Group, tuple[GroupAdvantages, ...]]]  # a stage at a time: one of the tree, or both of whole chains
     every: list[Group]
-    gains: list[Gains]  # of all groups that can be compared, as the first stage sees them
+    gains: list[GroupAdvantages]  # of all groups that can be compared, as the first stage sees them
     spares: tuple[Node, ...]
     place: int
 
@@ -62,9 +61,9 @@ def train(
     config: TrainConfig,
     out: Path | None = None,
     again: bool = False,
-    grow: Grow = expand,
+    grow: Expand = expand,
     find: Find | None = None,
-    watch: Callable[[], Clock] = Clock,
+    watch: Callable[[], Timer] = Timer,
 ) -> Iterator[Step]:
     """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and `again` an exact resume.
 
@@ -72,28 +71,28 @@ def train(
     `out/adapter` on their own. `watch` makes the clock of a step.
 
     Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if scores do not agree
-    with the sampler before the first update, or steps are not finite again and again; JudgeError if too many verdicts
-    are missing.
+    with the sampler before the first update, or steps are skipped again and again; JudgeError if too many verdicts are
+    missing.
     """
     config.check()
     if out is not None:
         claim(out, config, bagel, again)
-    learner, standing = Learner(bagel, config), Standing()
+    learner, standing = Learner(bagel, config), TrainState()
     if out is not None and again:
         standing = resume(out, learner)
     bagel.eval()
     if not ended(standing, config):
         seed = seed_of(config.seed, 0)
         with learner.precision():
-            probes = [prompts(standing.place + number).text for number in range(PROBE)]
-            gate.check(gate.gaps(bagel, probes, config, seed), config.limits)
+            probes = [prompts(standing.place + number) for number in range(PROBE)]
+            logprob_check.check(logprob_check.mismatches(bagel, probes, config, seed), config.limits)
     while not ended(standing, config):
         clock = watch()
         stage, growths = _growths(config, standing)
         with clock.part("rollout"), learner.precision():
             rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
         with clock.part("update"):
-            page = replay.page(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
+            page = sft_mix.sft_rows(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
             metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
         before, standing = standing, _advance(standing, rollout, finite, config)
         metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
@@ -106,15 +105,15 @@ def train(
 
 
 # The stage, how to grow it, and which turns of a trace teach it (None: the newest).
-Growths = list[tuple[Literal["reason", "refine"], Growth, slice | None]]
+Growths = list[tuple[Literal["reason", "refine"], StageRollout, slice | None]]
 
 
-def _growths(config: TrainConfig, standing: Standing) -> tuple[str, Growths]:
+def _growths(config: TrainConfig, standing: TrainState) -> tuple[str, Growths]:
     """What this step grows: a beat of the tree, or whole chains, whose edits have no siblings told the same."""
     seed = seed_of(config.seed, standing.step, 1)
     begun = config.reason.decided(seed_of(config.seed, standing.step, 4))
-    first = Growth(begun, begun.sampled(begun.sampling.draw_points, seed), config.reward)
-    later = Growth(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
+    first = StageRollout(begun, begun.sampled(begun.sampling.draw_points, seed), config.reward)
+    later = StageRollout(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
     if config.tree.kind == "trajectory":
         later = replace(later, stage=replace(later.stage, picture=replace(later.stage.picture, baseline="group")))
         return "trajectory", [("reason", first, slice(0, 1)), ("refine", later, slice(1, None))]
@@ -122,14 +121,20 @@ def _growths(config: TrainConfig, standing: Standing) -> tuple[str, Growths]:
 
 
 def _roll_out(
-    bagel: Bagel, judge: Judge, prompts: Prompts, config: TrainConfig, standing: Standing, growths: Growths, grow: Grow
+    bagel: Bagel,
+    judge: Judge,
+    prompts: Prompts,
+    config: TrainConfig,
+    standing: TrainState,
+    growths: Growths,
+    grow: Expand,
 ) -> Rollout:
     """Grow this step's groups, and replace those without spread as often as the tree allows."""
     stages = [growth.stage for _, growth, _ in growths]
     place, spares = standing.place, standing.waiting
-    kept: list[tuple[Group, tuple[Gains, ...]]] = []
+    kept: list[tuple[Group, tuple[GroupAdvantages, ...]]] = []
     every: list[Group] = []
-    compared: list[Gains] = []
+    compared: list[GroupAdvantages] = []
     wanted = stages[0].parents
     for attempt in range(config.tree.resample + 1):
         if standing.waiting:
@@ -140,7 +145,11 @@ def _roll_out(
             break
         groups = _grown(bagel, judge, parents, config, growths, seed_of(config.seed, standing.step, 2, attempt), grow)
         every += groups
-        found = [(group, tuple(gains(group, stage) for stage in stages)) for group in groups if len(group.siblings) > 1]
+        found = [
+            (group, tuple(group_advantages(group, stage) for stage in stages))
+            for group in groups
+            if len(group.siblings) > 1
+        ]
         compared += [each[0] for _, each in found]
         last = attempt == config.tree.resample
         kept += [(group, each) for group, each in found if last or not all(gain.dead for gain in each)]
@@ -150,24 +159,26 @@ def _roll_out(
     return Rollout(kept, every, compared, spares, place)
 
 
-def _teachings(rollout: Rollout, growths: Growths) -> list[Teaching]:
+def _teachings(rollout: Rollout, growths: Growths) -> list[StageBatch]:
     """What a rollout teaches, stage by stage."""
     groups = [group for group, _ in rollout.kept]
     return [
-        Teaching(source, g.stage, g.sampling, batch(groups, [each[n] for _, each in rollout.kept], g.stage, turns))
+        StageBatch(
+            source, g.stage, g.sampling, loss_rows(groups, [each[n] for _, each in rollout.kept], g.stage, turns)
+        )
         for n, (source, g, turns) in enumerate(growths)
     ]
 
 
 def _grown(
-    bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, growths: Growths, seed: int, grow: Grow
+    bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, growths: Growths, seed: int, grow: Expand
 ) -> list[Group]:
     if config.tree.kind == "trajectory":
-        return chains(bagel, judge, parents, growths[0][1], growths[1][1], config.tree.depth, seed)
+        return expand_trajectories(bagel, judge, parents, growths[0][1], growths[1][1], config.tree.depth, seed)
     return grow(bagel, judge, parents, growths[0][1], seed)
 
 
-def _advance(standing: Standing, rollout: Rollout, finite: bool, config: TrainConfig) -> Standing:
+def _advance(standing: TrainState, rollout: Rollout, finite: bool, config: TrainConfig) -> TrainState:
     """Where the run stands after a rollout."""
     depth = standing.depth + 1 if standing.waiting else 0
     waiting: list[Node] = []
@@ -196,7 +207,7 @@ def _samples(groups: Sequence[Group]) -> int:
     return sum(turn.said is not None for turn in turns) + sum(turn.drew is not None for turn in turns)
 
 
-def _account(rollout: Rollout, standing: Standing, clock: Clock) -> dict[str, float]:
+def _account(rollout: Rollout, standing: TrainState, clock: Timer) -> dict[str, float]:
     """Counts, and where the time went."""
     total = max(clock.total, 1e-9)
     shares = {f"share_{part}": seconds / total for part, seconds in clock.seconds.items()}
@@ -212,12 +223,13 @@ def _account(rollout: Rollout, standing: Standing, clock: Clock) -> dict[str, fl
     }
 
 
-def _stop_if_hopeless(standing: Standing, rollout: Rollout, config: TrainConfig) -> None:
+def _stop_if_hopeless(standing: TrainState, rollout: Rollout, config: TrainConfig) -> None:
     limits = config.limits
     if standing.bad >= limits.bad_steps:
         raise TrainingError(
-            f"{standing.bad} steps in a row had a loss or gradient that is not finite; lower the learning rates, or "
-            "look at the newest steps in steps.jsonl"
+            f"{standing.bad} steps in a row were skipped: a loss or gradient was not finite, or log-probabilities were "
+            "further from the sampler's than --limits allow (mismatch_* in steps.jsonl); lower the learning rates, or "
+            "allow more"
         )
     missing, asked = (sum(counts) for counts in zip(*standing.judged, strict=True))
     if missing > limits.missing * asked:

@@ -17,8 +17,8 @@ from triptych.errors import JudgeError
 from triptych.loop import Policy, Seeds, reason, refine
 from triptych.model.config import Sampling
 from triptych.rewards.judge import Judge, verdicts_of
-from triptych.rewards.shaping import Reward, RewardRule, is_formed, is_right, shape
-from triptych.rl.config import Stage, Tree
+from triptych.rewards.rewards import Reward, RewardRule, is_formed, is_right, shape
+from triptych.rl.config import StageConfig, TreeConfig
 from triptych.trace import Prompt, Trace, Verdict
 
 FLOOR = 0.05  # weight of a group whose verdicts are all the same, beside the spread of one where they differ
@@ -49,15 +49,15 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Growth:
+class StageRollout:
     """How one beat grows: its stage, the sampling of this step, and the rule of its rewards."""
 
-    stage: Stage
+    stage: StageConfig
     sampling: Sampling
     rule: RewardRule
 
 
-Grow = Callable[[Policy, Judge, Sequence[Node], Growth, int], list[Group]]
+Expand = Callable[[Policy, Judge, Sequence[Node], StageRollout, int], list[Group]]
 
 
 def root(prompt: Prompt, seed: int = 0) -> Node:
@@ -70,7 +70,7 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def expand(policy: Policy, judge: Judge, parents: Sequence[Node], growth: Growth, seed: int) -> list[Group]:
+def expand(policy: Policy, judge: Judge, parents: Sequence[Node], growth: StageRollout, seed: int) -> list[Group]:
     """One group of siblings per parent: Reason from prompts, Refine from pictures. Parents are all of one kind."""
     traces, seeds = _siblings(parents, growth.stage, seed)
     if parents[0].is_root:
@@ -86,8 +86,14 @@ def expand(policy: Policy, judge: Judge, parents: Sequence[Node], growth: Growth
     return _grouped(parents, grown, verdicts, earned)
 
 
-def chains(
-    policy: Policy, judge: Judge, parents: Sequence[Node], first: Growth, later: Growth, turns: int, seed: int
+def expand_trajectories(
+    policy: Policy,
+    judge: Judge,
+    parents: Sequence[Node],
+    first: StageRollout,
+    later: StageRollout,
+    turns: int,
+    seed: int,
 ) -> list[Group]:
     """Full-trajectory RL: siblings are whole chains from a prompt, with one reward at the end for all they said and
     drew: V, and for the text the form of every answer too. The width is that of `first`."""
@@ -120,7 +126,7 @@ def judged(judge: Judge, traces: Sequence[Trace], known: Sequence[Verdict | None
     return [told[row] if verdict is None else verdict for row, verdict in enumerate(found)]
 
 
-def pick(groups: Sequence[Group], count: int, tree: Tree, seed: int) -> list[Node]:
+def pick(groups: Sequence[Group], count: int, tree: TreeConfig, seed: int) -> list[Node]:
     """Up to `count` different pictures of these groups as parents of the next stage.
 
     A share `tree.right` of them is already right (as near as whole numbers allow, rounded by chance); where one pool
@@ -147,7 +153,7 @@ def pick(groups: Sequence[Group], count: int, tree: Tree, seed: int) -> list[Nod
     return [chosen[place] for place in chance.permutation(len(chosen))]
 
 
-def _siblings(parents: Sequence[Node], stage: Stage, seed: int) -> tuple[list[Trace], Seeds]:
+def _siblings(parents: Sequence[Node], stage: StageConfig, seed: int) -> tuple[list[Trace], Seeds]:
     """Each parent's trace `width` times over, and the seeds of the next beat."""
     traces, text, noise, stroke = [], [], [], []
     for number, parent in enumerate(parents):
@@ -176,7 +182,7 @@ def _grouped(
     return groups
 
 
-def _end_reward(trace: Trace, verdict: Verdict, first: Growth) -> Reward:
+def _end_reward(trace: Trace, verdict: Verdict, first: StageRollout) -> Reward:
     formed = all(is_formed(turn.said, reflecting=place > 0) for place, turn in enumerate(trace.turns))
     whole = replace(trace.turns[0], said=None)
     earned = shape(whole, verdict, None, first.rule, first.stage.text.grain, first.stage.picture.grain)

@@ -1,0 +1,123 @@
+"""Laws of the world judge: what was rendered is read back, what was spoiled is named, and nothing makes it crash."""
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.data.edits import spoil
+from triptych.data.render import render
+from triptych.data.scene import BACKGROUND, Scene, Sticker, check
+from triptych.data.specs import random_spec
+from triptych.errors import JudgeError, ModelError, PictureError
+from triptych.rewards.sticker_judge import WorldJudge, detect, load_detector
+from triptych.sft.sticker_detector import facts
+from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
+
+SEEDS = range(24)
+
+
+@pytest.fixture(scope="module")
+def specs():
+    return [random_spec(seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def scenes(specs):
+    return [Scene.sample(spec, seed) for seed, spec in zip(SEEDS, specs, strict=True)]
+
+
+def traces_of(scenes, specs):
+    drawings = [Drawing(image.numpy()) for image in render(scenes)]
+    prompts = [Prompt("as in the spec", spec) for spec in specs]
+    return [Trace(prompt) + Turn(None, drawing) for prompt, drawing in zip(prompts, drawings, strict=True)]
+
+
+def test_a_scene_that_meets_its_spec_scores_one(scenes, specs):
+    for verdict in WorldJudge()(traces_of(scenes, specs)):
+        assert verdict.score == 1.0 and not verdict.failed, verdict
+
+
+def test_a_spoiled_scene_fails_by_exactly_the_checks_that_its_truth_fails(scenes, specs):
+    wrong = [spoil(scene, spec, seed, edits=1) for seed, scene, spec in zip(SEEDS, scenes, specs, strict=True)]
+    for verdict, scene, spec in zip(WorldJudge()(traces_of(wrong, specs)), wrong, specs, strict=True):
+        checks = check(scene, spec)
+        assert verdict.failed == tuple(c.text for c in checks if not c.held)
+        assert verdict.score == pytest.approx(sum(c.held for c in checks) / len(checks)) and verdict.score < 1
+
+
+def test_what_is_rendered_is_read_back(scenes):
+    assert [facts(scene) for scene in detect(render(scenes))] == [facts(scene) for scene in scenes]
+
+
+def test_what_is_read_does_not_depend_on_the_precision_around_it(scenes):
+    noisy = [
+        image.float() + 12 * torch.randn(image.shape, generator=torch.Generator().manual_seed(7))
+        for image in render(scenes)
+    ]
+    pictures = [image.clamp(0, 255).to(torch.uint8) for image in noisy]
+    with torch.autocast("cpu", torch.bfloat16):
+        around = detect(pictures)
+    assert around == detect(pictures)
+
+
+def test_places_are_read_to_less_than_a_pixel():
+    truth = Scene((Sticker("clock", "red", 20.3, 30.6), Sticker("cat", "blue", 70.9, 61.2, "larger")))
+    (found,) = detect(render([truth]))
+    for a, b in zip(sorted(found.stickers, key=lambda s: s.x), truth.stickers, strict=True):
+        assert abs(a.x - b.x) < 1 and abs(a.y - b.y) < 1
+
+
+def test_an_empty_canvas_shows_nothing_and_passes_no_check_about_things():
+    blank = np.full((96, 96, 3), BACKGROUND, np.uint8)
+    assert detect([blank]) == [Scene(())]
+    spec = Spec("single_object", (Item("clock"),))
+    (verdict,) = WorldJudge()([Trace(Prompt("a clock", spec)) + Turn(None, Drawing(blank))])
+    assert verdict.score < 1 and verdict.failed[0].startswith("one clock: found")
+
+
+def test_a_row_is_judged_the_same_alone_and_in_a_batch(scenes, specs):
+    traces = traces_of(scenes, specs)
+    judge = WorldJudge()
+    assert [judge([trace])[0] for trace in traces[:6]] == judge(traces)[:6]
+    assert [judge.scenes([trace.image])[0] for trace in traces[:6]] == judge.scenes([t.image for t in traces])[:6]
+    assert judge([]) == []
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (1, 1), (13, 200), (512, 512), (95, 97)])
+def test_no_picture_of_noise_at_any_size_crashes_the_finder(shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    flat = [np.full((*shape, 3), value, np.uint8) for value in (0, 255)]
+    assert len(detect([noise, *flat])) == 3
+
+
+def test_a_picture_of_another_size_is_read_as_if_brought_to_the_canvas(scenes):
+    large = render(scenes[:4]).repeat_interleave(3, 1).repeat_interleave(3, 2)
+    assert [facts(scene) for scene in detect(large)] == [facts(scene) for scene in scenes[:4]]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((96, 96), "uint8"), ((96, 96, 4), "uint8"), ((96, 96, 3), "float32")])
+def test_what_is_not_a_picture_is_an_error_and_no_score(shape, dtype):
+    bad = np.zeros(shape, dtype)
+    with pytest.raises(PictureError, match="expected a picture"):
+        detect([bad])
+    with pytest.raises(JudgeError, match="cannot look"):
+        WorldJudge()([Trace(Prompt("a clock", Spec("single_object", (Item("clock"),)))) + Turn(None, Drawing(bad))])
+
+
+def test_without_a_spec_or_a_picture_there_is_no_verdict():
+    drawing = Drawing(np.zeros((96, 96, 3), np.uint8))
+    with pytest.raises(JudgeError, match="spec"):
+        WorldJudge()([Trace(Prompt("a clock")) + Turn(None, drawing)])
+    with pytest.raises(JudgeError, match="picture"):
+        WorldJudge()([Trace(Prompt("a clock", Spec("single_object", (Item("clock"),))))])
+
+
+def test_the_name_holds_the_fingerprint_of_the_weights(tmp_path):
+    assert WorldJudge().name.startswith("world-") and len(WorldJudge().name) == len("world-") + 12
+    with pytest.raises(ModelError, match="no judge weights"):
+        load_detector(tmp_path / "absent.safetensors")
+
+
+def test_judging_is_the_same_after_heavy_use_of_randomness(scenes):
+    torch.rand(3)
+    assert detect(render(scenes[:2])) == detect(render(scenes[:2]))

@@ -1,0 +1,276 @@
+"""What a judge is asked and how it is read: known answers, laws for any text, and recordings that scores replay."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from http_judge import Answer, Request, Server, says, status
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triptych.errors import ConfigError, JudgeError
+from triptych.eval import recorded
+from triptych.rewards.vlm import Vlm
+from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, append, request_fingerprint
+from triptych.rewards.vlm_prompts import (
+    FITS,
+    STRICT,
+    Checklist,
+    Checks,
+    Strict,
+    YesNo,
+    probability_of_yes,
+    read_wording,
+    yes_or_no,
+)
+from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
+
+CLOCKS = Prompt("two clocks", Spec("counting", (Item("clock", 2),)))
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def checklist(count: int, prompt: Prompt = CLOCKS) -> Checklist:
+    checks = Checks(tuple(f"Is it {index}?" for index in range(count)), (True,) * count, "numeracy", "short")
+    return Checklist({(prompt.source, prompt.text): checks})
+
+
+# --- strict verdicts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, score, reason",
+    [
+        ('{"reason": "two clocks", "correct": 1}', 1.0, "two clocks"),
+        ('```json\n{"correct": 0, "reason": "three\\n clocks"}\n```', 0.0, "three clocks"),
+        ('<think>{"correct": 1}</think> {"correct": false, "reason": ""}', 0.0, ""),
+        ("1", 1.0, "1"),
+        ("No.", 0.0, "No."),
+    ],
+)
+def test_strict_verdicts(text: str, score: float, reason: str):
+    verdict = Strict().read(CLOCKS, JudgeReply(text))
+    assert verdict.score == score
+    assert (verdict.passed or verdict.failed) == (reason,) and not (verdict.passed and verdict.failed)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "maybe", '{"correct": -1}', '{"correct": 2}', '{"correct": null}', '{"reason": "1"}']
+)
+def test_what_is_no_strict_verdict_is_missing(text: str):
+    with pytest.raises(JudgeError, match="missing"):
+        Strict().read(CLOCKS, JudgeReply(text))
+
+
+@given(st.text() | anything.map(json.dumps))
+def test_any_text_is_a_verdict_or_missing(text: str):
+    for form in (Strict(), YesNo(), checklist(2)):
+        try:
+            assert 0.0 <= form.read(CLOCKS, JudgeReply(text)).score <= 1.0
+        except JudgeError as error:
+            assert "\n" not in str(error)
+
+
+@given(anything | st.builds(lambda inner: {"choices": [{"message": {"content": "yes"}, "logprobs": inner}]}, anything))
+def test_any_json_is_a_reply_or_a_value_error(payload: object):
+    try:
+        reply = JudgeReply.from_completion(payload)
+    except ValueError:
+        return
+    assert isinstance(reply.text, str) and (probability_of_yes(reply) or 0.0) <= 1.0
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_scores_the_share_answered_as_it_should_be():
+    checks = Checks(("Is there a cat?", "Is there a dog?", "Is it red?"), (True, False, True), "color+2d", "long")
+    form = Checklist({("", CLOCKS.text): checks})
+    verdict = form.read(CLOCKS, JudgeReply("yes, on a mat\nno\nno, it is blue"))
+    assert verdict.score == pytest.approx(2 / 3)
+    assert verdict.passed == ("Is there a cat?", "Is there a dog?") and verdict.failed == ("Is it red?",)
+    assert all(f"{number}. {text}" in form.ask(CLOCKS) for number, text in enumerate(checks.questions, 1))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 12), st.booleans())
+def test_a_list_is_missing_unless_every_question_has_its_answer(answers: list[bool], asked: int, numbered: bool):
+    """Forbids c.A7 of the parity kit: a score over the answers that came, so that one right one alone is 1.0."""
+    lines = [f"{i}. {'yes' if answer else 'No'}, so it is" for i, answer in enumerate(answers, 1)]
+    text = "\n".join(line if numbered else line.partition(" ")[2] for line in lines)
+    if asked == len(answers):
+        assert checklist(asked).read(CLOCKS, JudgeReply(text)).score == sum(answers) / asked
+    else:
+        with pytest.raises(JudgeError, match="missing"):
+            checklist(asked).read(CLOCKS, JudgeReply(text))
+
+
+@given(st.permutations(range(1, 6)))
+def test_answers_are_never_given_to_another_question(order: list[int]):
+    """Forbids c.A7 of the parity kit, which pairs by place: numbers in another order are no answer by place."""
+    text = "\n".join(f"{number}. {'yes' if number == 1 else 'no'}" for number in order)
+    try:
+        verdict = checklist(5).read(CLOCKS, JudgeReply(text))
+    except JudgeError:
+        assert order != sorted(order)
+    else:
+        assert verdict.passed == ("Is it 0?",)
+
+
+def test_all_recorded_replies_are_read_as_the_benchmark_reads_them(shared: Path):
+    seen = 0
+    for path in sorted((shared / "benchmarks" / "tiif_replies").glob("*.jsonl.gz")):
+        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+            record = json.loads(line)
+            form = Checklist({("", "a picture"): Checks.from_record(record)})
+            right = [a == b.lower() for a, b in zip(record["model_pred"], record["gt_answers"], strict=True)]
+            assert form.read(Prompt("a picture"), JudgeReply(record["model_output"])).score == sum(right) / len(right)
+            seen += 1
+    assert seen == 1108
+
+
+def test_the_benchmarks_own_questions_are_read(shared: Path):
+    for line in (shared / "benchmarks" / "tiif_testmini.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        checks = Checks.from_record({**record, "length": "short"})
+        assert list(checks.questions) == record["yn_question_list"] and checks.attribute == record["type"]
+
+
+@settings(max_examples=200)
+@given(
+    st.dictionaries(st.sampled_from(["questions", "gt_answers", "attribute", "length", "yn_question_list"]), anything)
+)
+def test_any_record_is_a_list_of_checks_or_an_error(record: dict):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Checks.from_record({**record, "gt_answers": ["maybe"]})
+
+
+def test_a_prompt_without_questions_is_missing():
+    with pytest.raises(JudgeError, match="no questions"):
+        checklist(2).ask(Prompt("two clocks", source="elsewhere"))
+
+
+# --- yes or no --------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 1.0))
+def test_the_probability_of_yes_is_its_share(share: float, mass: float):
+    likely = (("Yes", math.log(share * mass)), (" no", math.log((1 - share) * mass)), ("Hm", -0.1))
+    assert probability_of_yes(JudgeReply("Yes", top=(likely,))) == pytest.approx(share)
+    after_a_break = JudgeReply("\nYes", top=((("\n", -0.1), ("no", -0.2)), likely))
+    assert probability_of_yes(after_a_break) == pytest.approx(share)
+
+
+def test_without_likelihoods_of_either_word_the_text_counts():
+    thinking = JudgeReply("<think>no...</think>\nYes.", top=((("<think>", 0.0), ("no", -9.0)),))
+    assert probability_of_yes(thinking) is None
+    assert YesNo().read(CLOCKS, thinking).score == 1.0
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [("Yes.", True), ("no, one", False), ("**Yes**", True), ("I say no.", False), ("Yes. Not no.", True)],
+)
+def test_yes_or_no(text: str, answer: bool):
+    assert yes_or_no(JudgeReply(text)) is answer
+
+
+@pytest.mark.parametrize("text", ["", "perhaps", "not quite", "either yes or no"])
+def test_neither_yes_nor_no_is_missing(text: str):
+    with pytest.raises(JudgeError, match="missing"):
+        yes_or_no(JudgeReply(text))
+
+
+# --- wordings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmarks_own_wording_is_read_from_a_file(tmp_path: Path):
+    path = tmp_path / "official.txt"
+    path.write_text('Rate "{prompt}" by {metadata}; answer {"correct": 1}')
+    form = Strict(read_wording(path))
+    assert form.name != Strict().name
+    assert form.ask(CLOCKS) == f'Rate "two clocks" by {json.dumps(CLOCKS.spec.to_metadata())}; answer {{"correct": 1}}'
+
+
+def test_wordings_without_a_place_for_the_question_are_refused(tmp_path: Path):
+    for make in (lambda: Strict("Is it good?"), lambda: YesNo("?"), lambda: Checklist({}, "{prompt}")):
+        with pytest.raises(ConfigError, match="wording"):
+            make()
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_wording(tmp_path / "none.txt")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_wording(tmp_path / "bytes")
+
+
+@given(st.text())
+def test_no_prompt_can_reach_another_place(text: str):
+    assert STRICT.replace("{prompt}", text) == Strict().ask(Prompt(text))
+    assert FITS.replace("{prompt}", text) == YesNo().ask(Prompt(text))
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+@given(st.text(), st.lists(st.lists(st.tuples(st.text(), st.floats(-1e9, 0)), max_size=3), max_size=3))
+def test_a_reply_comes_back_from_the_cache_as_it_went_in(tmp_path_factory, text: str, top: list):
+    cache, asked = ReplyCache(tmp_path_factory.mktemp("cache")), JudgeRequest("p", text, "m", "f", 1)
+    reply = JudgeReply(text, top=tuple(tuple(place) for place in top))
+    assert cache.get(asked) is None
+    cache.put(asked, reply)
+    assert cache.get(asked) == reply
+
+
+def test_pictures_of_other_shape_have_other_fingerprints():
+    flat = np.zeros(24, np.uint8)
+    assert len({request_fingerprint(flat.reshape(shape)) for shape in [(1, 8, 3), (8, 1, 3), (2, 4, 3)]}) == 3
+
+
+def test_a_torn_line_spoils_no_other(tmp_path: Path):
+    path = tmp_path / "replies.jsonl"
+    path.write_text('{"torn": ')
+    append(path, {"a": "ü\ud800"})
+    append(path, {"b": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [{"a": "ü\ud800"}, {"b": 2}]
+
+
+def drawn(prompt: Prompt, index: int) -> Trace:
+    return Trace(prompt) + Turn(None, Drawing(np.full((4, 4, 3), index, np.uint8)))
+
+
+def test_recorded_strict_verdicts_are_replayed(tmp_path: Path):
+    def play(request: Request) -> Answer:
+        replies = ['{"reason": "so", "correct": 1}', "No.", "who knows"]
+        return says(replies[index]) if (index := request.number) < 3 else status(400)
+
+    prompts = [Prompt(f"{count} clocks", Spec("counting", (Item("clock", count),))) for count in range(1, 5)]
+    traces = [drawn(prompt, index) for index, prompt in enumerate(prompts)]
+    path = tmp_path / "replies.jsonl"
+    with Server(play) as server:
+        look = Vlm(server.address, "m", record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
+        found = look.verdicts([*traces[:2], traces[3]])  # who knows is asked again, and then refused
+    rows = list(recorded.genevalpp(path))
+    assert [row.correct for row in rows] == [True, False, None]
+    assert [getattr(verdict, "score", None) for verdict in found] == [1.0, 0.0, None]
+    assert rows[2].missing and "400" in rows[2].missing
+    assert {row.column for row in rows} == {"counting"}
+
+
+def test_recorded_lists_are_replayed(tmp_path: Path):
+    record = {"attribute": "numeracy+2d", "length": "long", "index": "7"}
+    record |= {"questions": ["Are there two?", "Is there a cat?"], "gt_answers": ["yes", "no"]}
+    replies = ["yes, two\nyes, a cat", "only this: yes"]
+    prompts = [Prompt("two clocks", source="a"), Prompt("two clocks", source="b")]
+    form = Checklist({(prompt.source, prompt.text): Checks.from_record(record) for prompt in prompts})
+    path = tmp_path / "replies.jsonl"
+    with Server(lambda request: says(replies[min(request.number, 1)])) as server:
+        look = Vlm(server.address, "m", form, record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
+        look.verdicts([drawn(prompt, index) for index, prompt in enumerate(prompts)])
+    one, missing = recorded.tiif(path)
+    assert (one.column, one.right, one.asked) == ("numeracy+2d/long", 1, 2)
+    assert missing.missing and missing.asked == 0

@@ -1,0 +1,119 @@
+"""Laws of a batch: who is compared with whom, what is left out, and that nothing is lost on the way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.model.config import SKETCH_FINE
+from triptych.rewards.rewards import Reward
+from triptych.rl.advantages import balanced, group_advantages, image_sample, loss_rows, text_sample
+from triptych.rl.config import PictureConfig, StageConfig, TextConfig
+from triptych.rl.tree import Group, Node
+from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Turn, Verdict
+
+STAGE = StageConfig(sampling=SKETCH_FINE, text=TextConfig(kl=0.0), picture=PictureConfig(kl=0.0))
+PARENT = Trace(Prompt("a cat")) + Turn(None, Drawing(np.zeros((2, 2, 3), np.uint8)))
+
+
+def strokes(count: int = 2) -> SDESteps:
+    state = np.zeros((count, 4, 3), np.float32)
+    line = np.zeros(count, np.float32)
+    return SDESteps(state, state, line, line, line, np.arange(count), state)
+
+
+def node(text: float, picture: float, order: str | None = "add", length: int = 3) -> Node:
+    """A refined picture; an order of None is a stop."""
+    said = Completion("words", np.arange(length), np.zeros(length, np.float32))
+    drew = None if order is None else Drawing(np.ones((2, 2, 3), np.uint8), strokes())
+    return Node(PARENT + Turn(said, drew, order), Verdict(0.5), Reward(text, picture, True, order is not None))
+
+
+def group(*nodes: Node, right: bool = False) -> Group:
+    return Group(Node(PARENT, Verdict(float(right))), nodes)
+
+
+def test_a_row_without_a_picture_is_left_out_before_the_mean():
+    """Forbids c.A14 of the parity kit: a stop that shifts the mean of the pictures that were drawn."""
+    found = group_advantages(group(node(2, 0.9), node(1, 0.1), node(0, 5.0, None)), STAGE)
+    assert found.text.tolist() == pytest.approx([1, 0, -1])
+    assert found.picture.tolist() == pytest.approx([0.4, -0.4, 0])
+
+
+def test_rows_that_teach_nothing_are_counted_and_not_scored():
+    groups = [group(node(1, 0.5), node(1, 0.1, length=5), node(1, 0.5, None))]
+    made = loss_rows(groups, [group_advantages(one, STAGE) for one in groups], STAGE)
+    assert made.utterances == () and made.tokens == 11
+    assert len(made.paintings) == 2 and made.strokes == 4
+    with_kl = replace(STAGE, text=TextConfig(kl=0.1))
+    assert len(loss_rows(groups, [group_advantages(one, with_kl) for one in groups], with_kl).utterances) == 3
+
+
+def test_parts_that_do_not_learn_bring_nothing():
+    groups = [group(node(1, 0.5), node(0, 0.1))]
+    for stage, texts, pictures in (
+        (replace(STAGE, text=replace(STAGE.text, on=False)), 0, 2),
+        (replace(STAGE, picture=replace(STAGE.picture, on=False)), 2, 0),
+    ):
+        found = [group_advantages(one, stage) for one in groups]
+        made = loss_rows(groups, found, stage)
+        assert (len(made.utterances), len(made.paintings)) == (texts, pictures)
+        assert bool(found[0].text.any()) is (texts > 0) and bool(found[0].picture.any()) is (pictures > 0)
+        assert not found[0].dead
+
+
+def test_pictures_can_be_compared_among_those_that_were_told_the_same():
+    told = replace(STAGE, picture=replace(STAGE.picture, baseline="told"))
+    rows = group(node(0, 1.0, "add"), node(0, 0.0, "add"), node(0, 9.0, "remove"), node(0, 5.0, None))
+    assert group_advantages(rows, told).picture.tolist() == pytest.approx([0.5, -0.5, 0, 0])
+    assert float(group_advantages(rows, STAGE).picture[2]) > 5
+
+
+def test_long_texts_do_not_outweigh_short_ones_on_the_other_side():
+    """A stop is shorter than an order, and the loss adds up tokens."""
+    wrong = group(node(1, 0, length=30), node(0, 0, length=30))
+    right = group(node(1, 0, length=10), node(0, 0, length=10), right=True)
+    found = [group_advantages(one, STAGE) for one in (wrong, right)]
+    shares = balanced([wrong, right], found)
+    pulls = [share * length for share, length in zip(shares, (30, 10), strict=True)]
+    assert pulls[0] == pytest.approx(pulls[1]) and sum(pulls) == pytest.approx(40)
+
+
+def test_right_and_wrong_parents_can_pull_equally():
+    groups = [group(node(2, 0), node(0, 0)), group(node(9, 0), node(0, 0)), group(node(1, 0), node(0, 0), right=True)]
+    found = [group_advantages(one, STAGE) for one in groups]
+    shares = balanced(groups, found)
+    pulls = [share * float(gain.text.abs().sum()) for share, gain in zip(shares, found, strict=True)]
+    assert pulls[0] + pulls[1] == pytest.approx(pulls[2])
+    assert sum(pulls) == pytest.approx(sum(float(gain.text.abs().sum()) for gain in found))
+    assert balanced(groups[:2], found[:2]) == [1.0, 1.0]
+    stage = replace(STAGE, text=replace(STAGE.text, balance=True))
+    made = loss_rows(groups, found, stage)
+    assert float(made.text_gain[:4].abs().sum()) == pytest.approx(float(made.text_gain[4:].abs().sum()))
+
+
+def test_a_whole_chain_learns_by_one_advantage():
+    def chain(reward: float, turns: int) -> Node:
+        said = Completion("words", np.arange(3), np.zeros(3, np.float32))
+        drew = Drawing(np.zeros((2, 2, 3), np.uint8), strokes())
+        trace = Trace(Prompt("a cat"), tuple(Turn(said, drew, "add" if turn else None) for turn in range(turns)))
+        return Node(trace, Verdict(reward), Reward(reward, reward, True, True))
+
+    groups = [Group(Node(Trace(Prompt("a cat"))), (chain(1, 3), chain(0, 1)))]
+    found = [group_advantages(one, STAGE) for one in groups]
+    first, later = (loss_rows(groups, found, STAGE, turns) for turns in (slice(0, 1), slice(1, None)))
+    assert first.text_gain.tolist() == [0.5, -0.5] and later.text_gain.tolist() == [0.5, 0.5]
+    assert [one.image is None for one in first.utterances] == [True, True]
+    assert all(one.image is not None for one in (*later.utterances, *later.paintings))
+    assert [one.text for one in later.paintings] == ["add", "add"]
+
+
+def test_a_row_knows_what_its_turn_had_seen():
+    trace = node(0, 0).trace
+    said, drew = text_sample(trace, 1), image_sample(trace, 1)
+    assert said is not None and drew is not None
+    assert np.array_equal(said.image, PARENT.image) and np.array_equal(drew.image, PARENT.image)
+    assert drew.text == "add" and drew.plan is None
+    assert text_sample(trace, 0) is None and image_sample(trace, 0) is None
+    assert torch.is_tensor(loss_rows([], [], STAGE).text_gain) and loss_rows([], [], STAGE).empty

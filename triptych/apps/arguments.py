@@ -1,0 +1,176 @@
+"""What a person hands in, checked before any work is done: prompts, questions, and the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.apps.output import free, slug
+from triptych.errors import ConfigError, PromptError
+from triptych.eval.run_folder import WHOLE, Shard
+from triptych.model.config import BagelConfig, Sampling
+from triptych.trace import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.apps.commands import Evaluate
+
+MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
+MAX_CHARACTERS = 10_000
+MAX_PROMPTS = 100_000  # lines of one file, and traces of one prompt
+MAX_STEPS = 10_000  # flow steps of a picture
+MAX_GUIDANCE = 1000  # no model draws at a tenth of it
+MAX_TEMPERATURE = 1000  # all words are as likely long before
+
+
+def check_text(text: str, what: str = "prompt") -> str:
+    """The text without surrounding space; PromptError if it is empty, too long, or not text at all."""
+    stripped = " ".join(text.split())
+    if not stripped:
+        raise PromptError(f"the {what} is empty; expected a sentence, such as {_example(what)!r}")
+    words = stripped.count(" ") + 1
+    if words > MAX_WORDS:
+        raise PromptError(f"the {what} has {words:,} words; expected at most {MAX_WORDS:,}: shorten it")
+    if len(stripped) > MAX_CHARACTERS:
+        length = len(stripped)
+        raise PromptError(f"the {what} has {length:,} characters; expected at most {MAX_CHARACTERS:,}: shorten it")
+    if not stripped.isprintable() or not _encodes(stripped):
+        raise PromptError(f"the {what} holds bytes that are not text; expected UTF-8 without control characters")
+    return stripped
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _example(what: str) -> str:
+    return "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Say of a PromptError where the prompt stands; of a prompt that was typed, `where` is empty."""
+    try:
+        yield
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}" if where else str(error)) from error
+
+
+def prompts_of(text: str, file: Path | None) -> list[tuple[str, Prompt]]:
+    """The prompts of a run, each with its place: the one that was typed (at ""), or those of a file at "FILE, line N".
+
+    A file is GenEval's jsonl, or plain lines.
+    """
+    if file is None:
+        return [("", Prompt(check_text(text)))]
+    if text:
+        raise ConfigError("both a prompt and --prompts were given; expected one of them")
+    from triptych.data.prompts import placed_prompts
+
+    prompts = []
+    for where, prompt in placed_prompts(file):
+        with placed(where):
+            prompts.append((where, replace(prompt, text=check_text(prompt.text))))
+    if len(prompts) > MAX_PROMPTS:
+        raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_PROMPTS:,}: split it")
+    return prompts
+
+
+def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
+    """The prompt as the model is told it.
+
+    A model of the sticker world gets the canonical wording of what was read from the text, or of the spec that came
+    with it, and the spec goes along; a benchmark's own sentence stays to the letter. PromptError names what lies
+    outside that world or cannot be laid out in it. Any other model gets the text as it is.
+    """
+    if config.world == "open":
+        return prompt
+    from triptych.data.language import check_drawable, parse_prompt, prompt_text
+
+    if prompt.spec is None:
+        spec = parse_prompt(prompt.text)
+        return replace(prompt, text=prompt_text(spec), spec=spec)
+    check_drawable(prompt.spec)
+    if prompt.text in (prompt_text(prompt.spec, "geneval"), prompt_text(prompt.spec, "genevalpp")):
+        return prompt
+    return replace(prompt, text=prompt_text(prompt.spec))
+
+
+def check_at_least(name: str, value: float, least: int, most: float = inf) -> None:
+    """ConfigError unless `value` is `least` or more, and at most `most`."""
+    if not least <= value <= most:  # NaN is neither
+        raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
+
+
+def sampling_of(
+    config: BagelConfig, steps: int | None, guidance: float | None = None, temperature: float | None = None
+) -> Sampling:
+    """The model's own settings, with other flow steps, another guidance or temperature where one is asked for."""
+    sampling = config.fine
+    if steps is not None:
+        check_at_least("steps", steps, 1, MAX_STEPS)
+        sampling = replace(sampling, draw_points=steps + 1, edit_points=steps + 1)
+    if guidance is not None:
+        check_at_least("guidance", guidance, 1, MAX_GUIDANCE)
+        sampling = replace(sampling, text_guidance=guidance)
+    if temperature is not None:
+        check_at_least("temperature", temperature, 0, MAX_TEMPERATURE)
+        sampling = replace(sampling, temperature=temperature, plan_temperature=None)
+    return sampling
+
+
+def device_of(name: str) -> str:
+    """A device as torch names it; "auto" is the first GPU, or the CPU where there is none. ConfigError if absent."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()  # what "meta" cannot
+    except (RuntimeError, AssertionError) as error:
+        gpus = torch.cuda.device_count()
+        raise ConfigError(f"--device {name}: no such device here; expected auto, cpu, or one of {gpus} GPUs") from error
+    return name
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """A compute dtype; None leaves the choice to the loader."""
+    import torch
+
+    return None if name == "auto" else getattr(torch, name)
+
+
+def seeds_of(first: int, count: int) -> Sequence[int]:
+    """`count` seeds from `first` on. Any prompt drawn alone under one of them gives the same trace."""
+    check_at_least("seed", first, 0)
+    return range(first, first + count)
+
+
+def folder_of(choice: Evaluate) -> Path:
+    """The folder of the run; a resumed one has to be named."""
+    if choice.out is not None:
+        return choice.out
+    if choice.resume:
+        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+    if choice.shard is not None:
+        raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
+    return free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+
+
+def shard_of(text: str | None) -> Shard:
+    """(1, 2) of "1/2". Raises ConfigError for what names no part."""
+    if text is None:
+        return WHOLE
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/2")
+    return int(index), int(count)

@@ -1,0 +1,298 @@
+"""What is said about a sticker picture: the plan before it, reflection and instruction after it, and questions.
+
+Every writer stands beside its reader, and no text leaves the closed vocabulary. A sticker reads "top left larger red
+clock": cell, size unless normal, colour, class. A list of stickers runs through the cells in reading order.
+
+Questions have answers that cannot be guessed without looking. Yes and no come equally often; a number is drawn from all
+those that some question about the scene has; and what is asked for but absent is close to what is there (a red clock,
+where one is blue).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Literal
+
+from triptych.data.edits import NO, YES, Edit, remarks
+from triptych.data.layout import CELL, CELLS, SIZES
+from triptych.data.lexicon import NUMBERS, article, plural
+from triptych.data.scene import Scene, Sticker, check, in_region
+from triptych.data.stickers import CLASSES, COLORS
+from triptych.trace import Spec
+
+NOTHING = "nothing"  # the list of no stickers
+ALL_HELD = "all as asked"
+ABSENT = ": found none"  # how a check of something ends that is not there: that it is missing was said before
+NAMED = 3  # most failed checks that a reflection names: an instruction can be copied from them, and they stay short
+ANY = "sticker"  # stands for the class that an edit does not name
+Pair = tuple[str, str]  # question, answer
+
+
+def _group(name: str, words: Iterable[str]) -> str:
+    return f"(?P<{name}>{'|'.join(sorted(words, key=len, reverse=True))})"
+
+
+_SIZE, _COLOR, _NAME = f"(?:{_group('size', SIZES)} )?", f"{_group('color', COLORS)} ", _group("name", CLASSES)
+_AT, _TO = _group("cell", CELLS), _group("to", CELLS)
+_THERE = f"{_SIZE}(?:{_COLOR})?{_group('name', (*CLASSES, ANY))} at {_AT}"
+_STICKER = re.compile(f"{_AT} {_SIZE}{_COLOR}{_NAME}")
+_INSTRUCTIONS: dict[Literal["add", "remove", "recolor", "move", "swap", "resize"], re.Pattern[str]] = {
+    "add": re.compile(f"add an? {_SIZE}{_COLOR}{_NAME} at {_AT}"),
+    "remove": re.compile(f"remove the {_THERE}"),
+    "recolor": re.compile(f"paint the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('color', COLORS)}"),
+    "move": re.compile(f"move the {_THERE} to {_TO}"),
+    "swap": re.compile(f"replace the {ANY} at {_AT} with an? {_SIZE}(?:{_COLOR})?{_NAME}"),
+    "resize": re.compile(f"make the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('size', SIZES)}"),
+}
+
+
+def plan_text(scene: Scene) -> str:
+    """A scene as a list of stickers: "top left red clock, bottom right larger black cat"; "nothing" if it is empty."""
+    return ", ".join(f"{one.cell} {_thing(one)}" for one in scene.ordered()) or NOTHING
+
+
+def parse_plan(text: str) -> Scene | None:
+    """The scene that a plan lists, each sticker in the centre of its cell; None if the text is not such a list."""
+    text = text.strip().lower()
+    if text == NOTHING:
+        return Scene(())
+    found = [_STICKER.fullmatch(part) for part in text.split(", ")]
+    stickers = [_sticker(match) for match in found if match]
+    return Scene(tuple(stickers)) if len(stickers) == len(found) else None
+
+
+def seen_text(scene: Scene) -> str:
+    """What a picture shows, in the words of a plan."""
+    return plan_text(scene)
+
+
+def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
+    """What is seen, and what of it is not as asked; then what failed, or, with no `edit`, that all is well.
+
+    Such as "top left red clock one right no, left black cat extra. three clocks: found one, nothing else: found black
+    cat."; every sticker is held against the prompt where it is named, by its number within its item
+    (`deficits.remarks`), so that the verdict has only to sum up. The first failed checks are named, in spec order;
+    of what is not there at all, no more than that. model/templates.py adds the tags and the instruction.
+    """
+    failed = [fact.text for fact in check(scene, spec) if not fact.held and not fact.text.endswith(ABSENT)]
+    verdict = ALL_HELD if edit is None or not failed else ", ".join(failed[:NAMED])
+    return f"{remarked_text(scene, spec)}. {verdict}."
+
+
+def remarked_text(scene: Scene, spec: Spec) -> str:
+    """What a picture shows, and after each sticker what there is to say of it: "top left red clock one right no"."""
+    pairs = zip(scene.ordered(), remarks(scene, spec), strict=True)
+    return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or NOTHING
+
+
+def split_remarks(reflection: str) -> list[tuple[str, bool]]:
+    """A reflection in pieces, in order: False where it lists what is seen, True where it says what that is worth.
+
+    A bare list is all of one piece.
+    """
+    if ". " not in reflection:
+        return [(reflection, False)]
+    listed, verdict = reflection.split(". ", 1)
+    pieces: list[tuple[str, bool]] = []
+    for number, part in enumerate(listed.split(", ")):
+        if (sticker := _STICKER.match(part)) is None:
+            pieces.append((part, False))
+            continue
+        comma = ", " if number else ""
+        pieces += [(comma + sticker[0], False), (part[sticker.end() :].strip(), True)]
+    return [*pieces, (f". {verdict}", True)]
+
+
+def instruction_text(edit: Edit) -> str:
+    """An edit as an order: "add a red clock at top left", "move the clock at top left to bottom right"."""
+    thing = " ".join(word for word in (edit.size, edit.color, edit.name or ANY) if word)
+    match edit.kind:
+        case "add":
+            return f"add {article(thing)} {thing} at {edit.cell}"
+        case "remove":
+            return f"remove the {thing} at {edit.cell}"
+        case "recolor":
+            return f"paint the {edit.name or ANY} at {edit.cell} {edit.color}"
+        case "move":
+            return f"move the {thing} at {edit.cell} to {edit.to}"
+        case "swap":
+            return f"replace the {ANY} at {edit.cell} with {article(thing)} {thing}"
+        case "resize":
+            return f"make the {edit.name or ANY} at {edit.cell} {edit.size}"
+
+
+def parse_instruction(text: str) -> Edit | None:
+    """The edit that an order asks for; None if the text is not an order that `instruction_text` writes."""
+    text = text.strip().lower().removesuffix(".")
+    for kind, pattern in _INSTRUCTIONS.items():
+        if found := pattern.fullmatch(text):
+            facts = {key: value for key, value in found.groupdict().items() if value != ANY}
+            return Edit(kind, **facts)
+    return None
+
+
+def _thing(sticker: Sticker) -> str:
+    """Such as "larger red clock"."""
+    size = "" if sticker.size == "normal" else f"{sticker.size} "
+    return f"{size}{sticker.color} {sticker.name}"
+
+
+def _sticker(match: re.Match[str]) -> Sticker:
+    row, column = divmod(CELLS.index(match["cell"]), 3)
+    x, y = (column + 0.5) * CELL, (row + 0.5) * CELL
+    return Sticker(match["name"], match["color"], x, y, match["size"] or "normal")
+
+
+def question_answer(scene: Scene, seed: int, kind: str | None = None) -> Pair:
+    """A question about the scene and its right answer, of the named `kind` or of one drawn by `seed`.
+
+    A kind that cannot be asked of the scene (the colour of what, in an empty picture?) gives way to "presence".
+    """
+    rng = Random(f"question {seed}")
+    ask = QUESTIONS[kind or rng.choice(tuple(QUESTIONS))]
+    return ask(scene, rng) or _presence(scene, rng)
+
+
+def describe_question() -> str:
+    """What there is to see, answered by a list of stickers as in a plan."""
+    return "what is in the picture?"
+
+
+def fits_question(text: str) -> str:
+    """Whether a picture fits a prompt, as a question that is answered "yes" or "no"."""
+    return f"does the picture show {text[:1].lower()}{text[1:].removesuffix('.')}?"
+
+
+def presence_question(thing: str) -> str:
+    """Whether a thing is there, answered "yes" or "no"."""
+    return f"is there {article(thing)} {thing}?"
+
+
+def count_question(things: str) -> str:
+    """How many there are of `things` (a plural), answered by a word of NUMBERS."""
+    return f"how many {things} are there?"
+
+
+def color_question(name: str) -> str:
+    """The colour of the only such thing."""
+    return f"what color is the {name}?"
+
+
+def side_question(name: str, sides: tuple[str, str]) -> str:
+    """On which of two opposite `sides` the only such thing is."""
+    return f"is the {name} {' or '.join(sides)}?"
+
+
+def larger_question(first: str, second: str) -> str:
+    """Which of two things is larger, answered by its name as it stands in the question."""
+    return f"which is larger, the {first} or the {second}?"
+
+
+def _presence(scene: Scene, rng: Random) -> Pair:
+    """Such as "is there a red clock?" "no"."""
+    there = {(sticker.color, sticker.name) for sticker in scene.stickers}
+    names = {name for _, name in there}
+    present = bool(there) and rng.random() < 0.5
+    color, name = rng.choice(sorted(there) or [("red", "clock")])
+    colored = rng.random() < 0.5
+    if not present and colored and there and rng.random() < 0.7:
+        color = rng.choice([other for other in COLORS if (other, name) not in there])
+    elif not present:
+        name = rng.choice([other for other in CLASSES if other not in names])
+    thing = f"{color} {name}" if colored else name
+    return presence_question(thing), YES if present else NO
+
+
+def _count(scene: Scene, rng: Random) -> Pair:
+    """Such as "how many red clocks are there?" "two"."""
+    amounts = Counter({"stickers": len(scene.stickers)})
+    amounts[plural(rng.choice(CLASSES))] += 0
+    for sticker in scene.stickers:
+        amounts[plural(sticker.name)] += 1
+        amounts[f"{sticker.color} stickers"] += 1
+        amounts[f"{sticker.color} {plural(sticker.name)}"] += 1
+        amounts[f"{rng.choice(tuple(COLORS))} {plural(sticker.name)}"] += 0
+    amounts = {things: number for things, number in amounts.items() if number < len(NUMBERS)}
+    numbers = sorted(set(amounts.values()))
+    weights = [1 if number < 2 else 3 for number in numbers]  # every scene has a none and a one, few have a seven
+    (number,) = rng.choices(numbers, weights)
+    things = rng.choice([things for things, amount in amounts.items() if amount == number])
+    return count_question(things), NUMBERS[number]
+
+
+def _color(scene: Scene, rng: Random) -> Pair | None:
+    """Such as "what color is the clock?" "red"."""
+    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, colored=False))]
+    if not askable:
+        return None
+    sticker, name = rng.choice(askable)
+    return color_question(name), sticker.color
+
+
+def _place(scene: Scene, rng: Random) -> Pair | None:
+    """Such as "where is the clock?" "top left"; "what is at top?" "red clock"; "is the clock left or right?" "left"."""
+    alone = [sticker for sticker in scene.stickers if _stands_alone(scene, sticker)]
+    empty = [cell for cell in CELLS if cell not in scene.cells]
+    if empty and rng.random() < 0.1:
+        return f"what is at {rng.choice(empty)}?", NOTHING
+    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, celled=False))]
+    if alone and (not askable or rng.random() < 0.4):
+        sticker = rng.choice(alone)
+        return f"what is at {sticker.cell}?", f"{sticker.color} {sticker.name}"
+    if not askable:
+        return None
+    sticker, name = rng.choice(askable)
+    pairs = ("left", "right"), ("above", "below")
+    sides = [(pair, side) for pair in pairs for side in pair if in_region(sticker, side)]
+    if sides and rng.random() < 0.4:
+        pair, side = rng.choice(sides)
+        return side_question(name, pair), side
+    return f"where is the {name}?", sticker.cell
+
+
+def _relation(scene: Scene, rng: Random) -> Pair | None:
+    """Such as "is the clock left of the red cat?" "yes"; "which is larger, the clock or the cat?" "clock"."""
+    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng))]
+    if len(askable) < 2:
+        return None
+    (one, first), (other, second) = rng.sample(askable, 2)
+    ranks = [*SIZES]
+    larger = ranks.index(one.size) - ranks.index(other.size)
+    if larger and rng.random() < 0.3:
+        return larger_question(first, second), first if larger > 0 else second
+    right, down = one.place % 3 - other.place % 3, one.place // 3 - other.place // 3
+    holds = rng.random() < 0.5
+    opposites = [("right of", "left of", right), ("below", "above", down), ("larger than", "smaller than", larger)]
+    clear = [(plus, minus, sign) for plus, minus, sign in opposites if sign]
+    if not clear:
+        return None
+    plus, minus, sign = rng.choice(clear)
+    return f"is the {first} {plus if (sign > 0) == holds else minus} the {second}?", YES if holds else NO
+
+
+QUESTIONS: dict[str, Callable[[Scene, Random], Pair | None]] = {
+    "presence": _presence,
+    "count": _count,
+    "color": _color,
+    "place": _place,
+    "relation": _relation,
+}
+
+
+def _refer(scene: Scene, sticker: Sticker, rng: Random, *, colored: bool = True, celled: bool = True) -> str | None:
+    """Words that mean this sticker and no other, with its colour or cell only where that does not tell the answer."""
+    options = []
+    if sum(other.name == sticker.name for other in scene.stickers) == 1:
+        options.append(sticker.name)
+    if colored and sum((other.name, other.color) == (sticker.name, sticker.color) for other in scene.stickers) == 1:
+        options.append(f"{sticker.color} {sticker.name}")
+    if celled and _stands_alone(scene, sticker) and (not options or rng.random() < 0.2):
+        options = [f"{sticker.name} at {sticker.cell}"]
+    return rng.choice(options) if options else None
+
+
+def _stands_alone(scene: Scene, sticker: Sticker) -> bool:
+    return sum(other.cell == sticker.cell for other in scene.stickers) == 1

@@ -1,0 +1,191 @@
+"""A run in the layout of lm-evaluation-harness and lmms-eval, for tools that read theirs.
+
+`results_lmms.json` is what they call results_TIMESTAMP.json: a task per column, and a group over them whose accuracy is
+the mean of the columns. `samples_lmms.jsonl` holds a line per sample. The accuracy of a task is that after the last
+turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ..., and the mean score, in which a picture
+that is partly right counts in part, as `score`. Standard errors are of the bootstrap over prompts. `n-samples` tells
+how many samples there are, and on how many there is a verdict; the difference is told again as `missing`. Where nothing
+is known, there is no `acc`.
+
+Of a quiz a sample is a question: its target is the right answer, and beside `acc` stand `coin` and `constant`, what can
+be had without eyes (`standings.Standing`), and `unreadable`, how many replies are no answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from triptych.eval.quiz import ColumnAccuracy, Quiz, accuracy_by_column, read_reply, reply_of
+from triptych.eval.results import OVERALL, Row, resampled
+from triptych.eval.statistics import RESAMPLES
+
+VERSION = 1  # of the tasks; raised when a number would change its meaning
+RESULTS, SAMPLES = "results_lmms.json", "samples_lmms.jsonl"
+
+
+def task_of(benchmark: str, column: str) -> str:
+    """A task's name: that of the benchmark and of the column, in lower case, joined by underscores.
+
+    >>> task_of("GenEval++", "Color/Count")
+    'genevalpp_color_count'
+    """
+    return "_".join(_plain(name) for name in (benchmark, column) if name != OVERALL)
+
+
+def results(
+    manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str], quiz: Quiz | None = None
+) -> dict[str, Any]:
+    """The results file, of `rows` so far, as JSON values; of a quiz with what chance gets."""
+    blind = {} if quiz is None else accuracy_by_column(quiz, rows)
+    benchmark, turns = manifest["benchmark"], manifest["turns"]
+    means, scores = (resampled(rows, columns, turns, strict=strict) for strict in (True, False))
+    tasks = {column: task_of(benchmark, column) for column in columns}
+    group = task_of(benchmark, OVERALL)
+    found = {
+        tasks[column]: {
+            "alias": column,
+            **_metrics(means[column], scores[column]),
+            **_missing(_of(rows, column), turns),
+            **_chance(blind.get(column)),
+        }
+        for column in columns
+    }
+    overall = {"alias": benchmark, **_missing(rows, turns), **_chance(blind.get(OVERALL))}
+    if columns:
+        overall |= _metrics(means[OVERALL], scores[OVERALL])
+    metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns)), "score"]
+    every = [group, *tasks.values()]
+    return {
+        "results": {group: overall, **found},
+        "groups": {group: overall},
+        "group_subtasks": {group: list(tasks.values())},
+        "configs": {tasks[column]: _config(tasks[column], column, manifest) for column in columns},
+        "versions": dict.fromkeys(every, VERSION),
+        "n-shot": dict.fromkeys(every, 0),
+        "higher_is_better": {name: {**dict.fromkeys(metrics, True), "missing": False} for name in every},
+        "n-samples": {tasks[column]: _counts(_of(rows, column), turns) for column in columns},
+        "config": {
+            "model": "triptych",
+            "model_args": f"model={manifest.get('model')},dtype={manifest.get('dtype')}",
+            "batch_size": None,
+            "device": manifest.get("device"),
+            "limit": None,
+            "bootstrap_iters": RESAMPLES,
+            "gen_kwargs": manifest.get("sampling"),
+            "random_seed": manifest["seeds"][0],
+            "triptych": dict(manifest),
+        },
+        "model_name": manifest.get("model"),
+        "model_name_sanitized": _plain(str(manifest.get("model"))),
+        "git_hash": manifest.get("code_sha256"),
+        "task_hashes": {},
+        "total_evaluation_time_seconds": f"{sum(row.seconds for row in rows):.1f}",
+    }
+
+
+def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None = None) -> Iterator[dict[str, Any]]:
+    """A line of the samples file per row, of a run that drew or of a `quiz`. `acc` is null where the verdict is
+    missing."""
+    benchmark, turns = manifest["benchmark"], manifest["turns"]
+    for row in rows:
+        score = row.score(turns)
+        last = row.verdicts[-1] if row.verdicts else None
+        said = [text for text in row.said if text is not None]
+        doc, target, filtered = _drawn(row) if quiz is None else _answered(row, quiz)
+        yield {
+            "task_name": task_of(benchmark, row.column),
+            "doc_id": row.prompt,
+            "doc": doc,
+            "target": target,
+            "arguments": [[row.text, {"seed": row.seed, **manifest.get("sampling", {})}]],
+            "resps": [said],
+            "filtered_resps": filtered,
+            "filter": "none",
+            "metrics": ["acc"],
+            "acc": None if score is None else float(score == 1),
+            "score": score,
+            "failed": None if last is None else list(last.failed),
+            "doc_hash": _sha256([row.prompt, row.text, row.column]),
+            "prompt_hash": _sha256(row.text),
+            "target_hash": _sha256(target),
+        }
+
+
+def _drawn(row: Row) -> tuple[dict[str, Any], str, list[str]]:
+    """Document, target and filtered response of a sample that was drawn: the last picture's hash."""
+    return {"prompt": row.text, "column": row.column, "seed": row.seed}, "every check holds", list(row.pictures[-1:])
+
+
+def _answered(row: Row, quiz: Quiz) -> tuple[dict[str, Any], str, list[str]]:
+    """Document, target and filtered response of a question: the option that the reply means, or nothing."""
+    one = quiz.questions[row.prompt]
+    read = read_reply(quiz.by, one, reply_of(row))
+    return one.to_record(), one.answer, [] if read is None else [read]
+
+
+def _chance(standing: ColumnAccuracy | None) -> dict[str, float]:
+    if standing is None:
+        return {}
+    told = {"coin,none": standing.coin, "constant,none": standing.constant, "unreadable,none": standing.unreadable}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Means and standard errors from `resampled` means `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
+    last = right.shape[1] - 1
+    named = {
+        "acc": right[:, last],
+        **{f"acc_turn{turn}": right[:, turn] for turn in range(last)},
+        "score": scores[:, last],
+    }
+    found: dict[str, float] = {}
+    for name, means in named.items():
+        if not np.isnan(means[0]):
+            found[f"{name},none"] = float(means[0])
+            found[f"{name}_stderr,none"] = float(np.nanstd(means[1:], ddof=1))
+    return found
+
+
+def _missing(rows: Sequence[Row], turns: int) -> dict[str, int]:
+    counts = _counts(rows, turns)
+    return {"missing,none": counts["original"] - counts["effective"]}
+
+
+def _counts(rows: Sequence[Row], turns: int) -> dict[str, int]:
+    return {"original": len(rows), "effective": sum(row.score(turns) is not None for row in rows)}
+
+
+def _config(task: str, column: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "task": task,
+        "task_alias": column,
+        "group": task_of(manifest["benchmark"], OVERALL),
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "repeats": len(manifest["seeds"]),
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {
+            "version": VERSION,
+            "judge": manifest.get("judge"),
+            "turns": manifest["turns"],
+            "prompts_sha256": manifest.get("prompts_sha256"),
+        },
+    }
+
+
+def _of(rows: Sequence[Row], column: str) -> list[Row]:
+    return [row for row in rows if row.column == column]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,257 @@
+"""Pictures that any system drew, to be judged: GenEval's folders, or a jsonl of image and prompt.
+
+GenEval's layout has a folder per prompt, with one line in `metadata.jsonl` and the pictures in `samples/`. A jsonl has
+`image` (a path from the file's own folder), `prompt` or GenEval's metadata, and for TIIF's kind of judging the
+questions. Whatever cannot be judged is a `Fault` with one reason, and the others are judged all the same. A link or a
+path that leads out of the folder is a fault: a submission shows its own pictures and nothing else of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.data.language import prompt_text
+from triptych.data.prompts import read_spec
+from triptych.errors import JudgeError, PictureError, PromptError
+from triptych.model.images import read_picture
+from triptych.rewards.judge import Judge, verdicts_of
+from triptych.rewards.vlm_prompts import Checks
+from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
+
+LONGEST = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
+BATCH = 64  # pictures judged together
+BATCH_PIXELS = 100_000_000  # fewer where they are large: 300 MB
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture and what it was asked to show; `checks` are the questions about it, where there are any."""
+
+    name: str
+    line: int  # of the jsonl; 1 in a folder's metadata
+    picture: Path
+    prompt: Prompt
+    checks: Checks | None = None
+
+    def load(self) -> Trace:
+        """The picture as the only one of a trace. Raises PictureError."""
+        return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that cannot be judged, and why."""
+
+    name: str
+    line: int
+    why: str
+
+
+def list_pictures(path: Path) -> list[Entry | Fault]:
+    """Every picture of a folder or a jsonl, in order, without opening any. Raises PictureError if there is none."""
+    path = Path(path)
+    try:
+        found = list(_of_folder(path) if path.is_dir() else _of_lines(path))
+    except OSError as error:
+        why = error.strerror or error
+        raise PictureError(f"cannot read {shown(path)}: {why}; expected a folder or a jsonl") from error
+    if not found:
+        layout = "folders such as 00000/metadata.jsonl with 00000/samples/0000.png, or a jsonl of image and prompt"
+        raise PictureError(f"{shown(path)} holds no pictures to judge; expected {layout}")
+    return found
+
+
+def shown(path: Path | str) -> str:
+    """A path that can be printed anywhere: what is no plain text is escaped."""
+    text = str(path)
+    return text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _of_folder(root: Path) -> Iterator[Entry | Fault]:
+    for folder in sorted(root.iterdir(), key=_natural):
+        metadata, samples = folder / "metadata.jsonl", folder / "samples"
+        if not (metadata.exists() or metadata.is_symlink() or samples.is_dir()):
+            continue  # a grid, a results file: no prompt's folder
+        name = shown(folder.relative_to(root))
+        try:
+            prompt, checks = _asked(_only_line(_inside(root, metadata)))
+            pictures = sorted((each for each in _inside(root, samples).iterdir() if _is_picture(each)), key=_natural)
+            if not pictures:
+                raise ValueError("no pictures in samples/")
+        except (OSError, ValueError) as error:
+            yield Fault(name, 1, _why(error))
+            continue
+        for picture in pictures:
+            yield _entry(root, picture, shown(picture.relative_to(root)), 1, prompt, checks)
+
+
+def _of_lines(path: Path) -> Iterator[Entry | Fault]:
+    if not path.is_file():  # a pipe or a device would never end
+        raise PictureError(f"{shown(path)} is no file; expected a folder or jsonl of pictures")
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), 1):
+            if not line.strip():
+                continue
+            try:
+                record = _record(line)
+                prompt, checks = _asked(record)
+                image = record.get("image")
+                if not isinstance(image, str) or not image or "\0" in image:
+                    raise ValueError(f"image is {image!r}; expected a path")
+            except ValueError as error:
+                yield Fault(shown(path), number, _why(error))
+                continue
+            yield _entry(path.parent, path.parent / image, shown(image), number, prompt, checks)
+
+
+def _entry(root: Path, picture: Path, name: str, line: int, prompt: Prompt, checks: Checks | None) -> Entry | Fault:
+    try:
+        if not _inside(root, picture).is_file():
+            return Fault(name, line, "no such file" if not picture.exists() else "no file")
+    except (OSError, ValueError) as error:
+        return Fault(name, line, _why(error))
+    return Entry(name, line, picture, prompt, checks)
+
+
+def _inside(root: Path, path: Path) -> Path:
+    """The path, once it is known to lie in `root` after all links are followed. ValueError if it does not."""
+    try:
+        within = path.resolve().is_relative_to(root.resolve())
+    except RuntimeError:  # a loop of links
+        within = False
+    if not within:
+        raise ValueError("leads out of the folder; put the picture itself there")
+    return path
+
+
+def _only_line(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ValueError("no metadata.jsonl")
+    with path.open("rb") as file:
+        lines = [line for line in _lines(file) if line.strip()]
+    if len(lines) != 1:
+        raise ValueError(f"metadata.jsonl has {len(lines)} lines; expected 1")
+    return _record(lines[0])
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """The lines of a file, at most one byte more than LONGEST of each."""
+    while line := file.readline(LONGEST + 1):
+        rest = line
+        while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
+            pass
+        yield line
+
+
+def _record(line: bytes) -> Mapping[str, Any]:
+    """A line as a JSON object, or ValueError."""
+    if len(line) > LONGEST:
+        raise ValueError(f"a line of more than {LONGEST:,} bytes; expected one picture")
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("not JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}; expected an object")
+    return record
+
+
+def _asked(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None]:
+    """What a line asks for, or ValueError. The sentence is made from the metadata where it is not given."""
+    metadata = record.get("metadata", record)
+    spec = read_spec(metadata) if isinstance(metadata, dict) and "include" in metadata else None
+    text = record.get("prompt", metadata.get("prompt") if isinstance(metadata, dict) else None)
+    try:
+        checks = Checks.from_record(record) if {"questions", "yn_question_list"} & record.keys() else None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of questions ({type(error).__name__}: {error})") from None
+    if text is None and checks is not None:
+        text = record.get(f"{checks.length}_description")
+    if text is None and spec is not None:
+        try:
+            text = prompt_text(spec)
+        except (PromptError, KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"no prompt, and none can be made from the metadata ({error})") from None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"prompt is {text!r}; expected a sentence, or GenEval's tag and include")
+    return Prompt(text, spec, source=f"tiif/{checks.length}" if checks else "pictures"), checks
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts 2 before 10."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", path.name)
+    return [(bool(word), int(number or 0), word) for number, word in parts]
+
+
+def _why(error: Exception) -> str:
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown(" ".join(told.split())[:200])
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An entry with its verdict, or why there is none; `asked` tells that a judge was, and not the file at fault."""
+
+    entry: Entry | Fault
+    verdict: Verdict | None
+    missing: str | None
+    asked: bool = True
+
+    @property
+    def lost(self) -> bool:
+        """Whether the judge was asked, and had no verdict."""
+        return self.asked and self.missing is not None
+
+
+def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[Judged]:
+    """Yield every entry in order, judged a batch at a time; few pictures are in memory at once."""
+    for batch in load_pictures(entries):
+        traces = [trace for _, trace in batch if isinstance(trace, Trace)]
+        found = iter(verdicts_of(judge, traces))
+        for entry, trace in batch:
+            if isinstance(trace, str):
+                yield Judged(entry, None, trace, asked=False)
+                continue
+            verdict = next(found)
+            if isinstance(verdict, JudgeError):
+                yield Judged(entry, None, _why(verdict))
+            else:
+                yield Judged(entry, verdict, None)
+
+
+def load_pictures(entries: Iterable[Entry | Fault]) -> Iterator[list[tuple[Entry | Fault, Trace | str]]]:
+    """Batches of entries, each with its picture's trace or with why there is none."""
+    batch: list[tuple[Entry | Fault, Trace | str]] = []
+    pixels = 0
+    for entry in entries:
+        loaded = _loaded(entry)
+        batch.append((entry, loaded))
+        if isinstance(loaded, Trace) and loaded.image is not None:
+            pixels += loaded.image.shape[0] * loaded.image.shape[1]
+        if len(batch) >= BATCH or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def _loaded(entry: Entry | Fault) -> Trace | str:
+    try:
+        return entry.why if isinstance(entry, Fault) else entry.load()
+    except PictureError as error:
+        return _why(error)

@@ -1,0 +1,112 @@
+"""What the model has read so far: keys and values of every layer, for a batch of rows of different lengths.
+
+All rows share one run of slots; a row that had less to read leaves slots that are marked as not `valid`, and nobody
+attends to them. Attention does not care about the order of slots, only about positions, which are already in the keys.
+Slots past `length` are scratch: a denoising step writes its keys there, attends, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.model.config import LanguageConfig
+
+
+class KVCache:
+    """A growing cache. `keys[layer]`, `values[layer]` are `[batch kv_head slot head_dim]`; `valid` is `[batch slot]`;
+    `position [batch]` is the next rotary position of each row."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], valid: Tensor, position: Tensor, length: int):
+        self.keys, self.values, self.valid, self.position, self.length = keys, values, valid, position, length
+
+    @staticmethod
+    def empty(
+        config: LanguageConfig, batch: int, device: torch.device, dtype: torch.dtype, capacity: int = 64
+    ) -> KVCache:
+        """A context that has read nothing, for `batch` rows."""
+        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        return KVCache(
+            keys=[torch.zeros(shape, device=device, dtype=dtype) for _ in layers],
+            values=[torch.zeros(shape, device=device, dtype=dtype) for _ in layers],
+            valid=torch.zeros(batch, capacity, dtype=torch.bool, device=device),
+            position=torch.zeros(batch, dtype=torch.long, device=device),
+            length=0,
+        )
+
+    @property
+    def batch(self) -> int:
+        return self.valid.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many tokens each row has read, `[batch]`."""
+        return self.valid[:, : self.length].sum(dim=1)
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` more, at least doubling when it must grow."""
+        capacity, needed = self.valid.shape[1], self.length + slots
+        if needed <= capacity:
+            return
+        extra = max(needed, 2 * capacity) - capacity
+        self.keys = [_widen(key, extra, dim=2) for key in self.keys]
+        self.values = [_widen(value, extra, dim=2) for value in self.values]
+        self.valid = _widen(self.valid, extra, dim=1)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, valid: Tensor, position: Tensor) -> None:
+        """Keep what was just written: `valid [batch time]` says what counts, `position` is where each row goes on."""
+        end = self.length + valid.shape[1]
+        self.valid[:, self.length : end] = valid
+        self.position, self.length = position, end
+
+    def fork(self) -> KVCache:
+        """A copy that can grow on its own."""
+        return self.keep(range(self.batch))
+
+    def keep(self, rows: Sequence[int]) -> KVCache:
+        """The given rows alone, in the given order (a row may repeat)."""
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.valid.device)
+        return KVCache(
+            keys=[key.index_select(0, index) for key in self.keys],
+            values=[value.index_select(0, index) for value in self.values],
+            valid=self.valid.index_select(0, index),
+            position=self.position.index_select(0, index),
+            length=self.length,
+        )
+
+    @staticmethod
+    def stack(contexts: Sequence[KVCache], extra: int = 0) -> KVCache:
+        """Rows of several contexts as one batch, with room for `extra` more slots: guidance in one forward."""
+        length = max(context.length for context in contexts)
+        layers = range(len(contexts[0].keys))
+
+        def join(tensors: list[Tensor], dim: int) -> Tensor:
+            return torch.cat([_fit(tensor, length + extra, dim) for tensor in tensors])
+
+        return KVCache(
+            keys=[join([c.keys[layer][:, :, : c.length] for c in contexts], 2) for layer in layers],
+            values=[join([c.values[layer][:, :, : c.length] for c in contexts], 2) for layer in layers],
+            valid=join([c.valid[:, : c.length] for c in contexts], 1),
+            position=torch.cat([c.position for c in contexts]),
+            length=length,
+        )
+
+
+def _widen(tensor: Tensor, extra: int, dim: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = extra
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+
+
+def _fit(tensor: Tensor, size: int, dim: int) -> Tensor:
+    return tensor if tensor.shape[dim] == size else _widen(tensor, size - tensor.shape[dim], dim)

@@ -1,0 +1,116 @@
+"""The model's words: its tokenizer, and every prompt template beside the parser of its answer (parity kit b.10).
+
+A plan is `<think>plan</think>`; a reflection is `<think>reflection</think>instruction`, or STOP in place of the
+instruction; an answer may begin with a thought in the same tags. What was generated is kept as token
+ids and is never tokenised again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from triptych.errors import ModelError
+
+OPEN, CLOSE = "<think>", "</think>"
+STOP = "no further edit needed"
+_STOP_MARK = "no further edit"  # what is looked for, whatever the case
+_UNPARSED = "No further edit needed"  # an answer that never closes its thought asks for nothing
+
+_PLAN = re.compile(r"<think>(?:(?!</?think>).)*</think>", re.DOTALL)
+_REFLECTION = re.compile(r"<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)+", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the four tokens that the block builder adds."""
+
+    bos: int
+    eos: int
+    start_of_image: int
+    end_of_image: int
+
+
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
+    """The tokenizer.json of a checkpoint folder and its special tokens. Raises ModelError if either cannot be had."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is missing; expected the tokenizer of the checkpoint beside its weights: copy or export it there"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise ModelError(f"{path} cannot be read: {error}; expected a whole tokenizer.json: fetch it again") from error
+    return tokenizer, special_tokens(tokenizer)
+
+
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """Resolve BAGEL's four marks by name; their numbers differ between tokenizers."""
+    names = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+    ids = [tokenizer.token_to_id(name) for name in names]
+    missing = [name for name, number in zip(names, ids, strict=True) if number is None]
+    if missing:
+        raise ModelError(
+            f"the tokenizer lacks {', '.join(missing)}; expected a BAGEL tokenizer with {', '.join(names)}"
+        )
+    return SpecialTokens(*(number for number in ids if number is not None))
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of plain text, no special token added."""
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Text of ids, think tags kept."""
+    return tokenizer.decode(ids, skip_special_tokens=False).strip()
+
+
+def wrap_plan(plan: str) -> str:
+    """What a planner should say."""
+    return f"{OPEN}{plan}{CLOSE}"
+
+
+def wrap_reflection(reflection: str, instruction: str | None) -> str:
+    """What a reflector should say; no instruction means stop."""
+    return f"{OPEN}{reflection}{CLOSE}{instruction or STOP}"
+
+
+def wrap_answer(thought: str | None, reply: str) -> str:
+    """What should be answered, behind a thought where there is one."""
+    return reply if thought is None else f"{wrap_plan(thought)}{reply}"
+
+
+def plan_is_formed(text: object) -> bool:
+    """Format reward of Reason: exactly one pair of tags, opening the text and closing it."""
+    return isinstance(text, str) and _PLAN.fullmatch(text.strip()) is not None
+
+
+def reflection_is_formed(text: object) -> bool:
+    """Format reward of Reflect: exactly one pair of tags opening the text, and something after it."""
+    return isinstance(text, str) and _REFLECTION.fullmatch(text.strip()) is not None
+
+
+def parse_edit(text: str) -> str:
+    """The instruction of a reflection: what follows the last closing tag, stripped; without a tag, a stop."""
+    return text.rsplit(CLOSE, 1)[1].strip() if CLOSE in text else _UNPARSED
+
+
+def is_stop(instruction: str) -> bool:
+    """Whether an instruction says that the picture is right as it is. An empty one does not."""
+    return _STOP_MARK in instruction.lower()
+
+
+def parse_answer(text: str) -> str:
+    """What follows the last closing tag, stripped; without a tag, all that was said."""
+    return text.rsplit(CLOSE, 1)[-1].strip()
+
+
+def parse_thought(text: str) -> str:
+    """What stands inside the think tags, for showing to a person; the whole text where there are none."""
+    inside = text.split(OPEN, 1)[-1]
+    return inside.split(CLOSE, 1)[0].strip()

@@ -1,0 +1,273 @@
+"""GenEval without mmdet: Mask2Former finds the objects, CLIP tells their colours, the rules (`geneval.py`) decide.
+
+Follows the official evaluation step by step: a picture is scaled to 800 pixels (its shorter side); the 100 likeliest
+pairs of query and class are objects, each as certain as its class times its mask; at most 16 per class above the
+threshold stay. A colour is the likeliest of ten for CLIP ViT-L/14 on the object cut out on grey, over three templates.
+What differs: these are the weights of Mask2Former's authors (Swin-S, COCO), since mmdet's own run of the same network
+loads only there. Weights are fetched by name when they are first used. Boxes are pixels, y downwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from triptych.errors import JudgeError, ModelError
+from triptych.rewards import geneval_rules
+from triptych.rewards.geneval_rules import COLORS, CONFIDENCE, MOST, Detection, confidence
+from triptych.trace import Spec, Trace, Verdict
+
+OBJECTS = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+SIDES = (800, 1333)  # pixels: the shorter side becomes the first, unless the longer one would pass the second
+STRIDE = 32  # pixels: the network's coarsest map; sides are padded to a multiple of it
+PAIRS = 100  # pairs of query and class per picture
+BATCH = 8  # pictures in one pass
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GREY = 0x99  # around a cut-out object, as in the official evaluation
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+# GenEval's names of COCO's classes, in COCO's order, which is that of the network's outputs
+NAMES = tuple(
+    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
+    computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
+    clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace("\n   ", "").split(", ")
+)
+ANCHORS = (0, 15, 79)  # classes that every list of COCO's classes calls alike: person, cat, toothbrush
+
+Picture = UInt8[np.ndarray, "_ _ 3"]  # height, width, colour; a batch may mix sizes
+
+
+@dataclass(frozen=True, eq=False)
+class DetectedObject:
+    """One object as the network sees it: its detection, without colour, and its mask."""
+
+    detection: Detection
+    mask: Bool[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class GenEvalDetector:
+    """The two networks, loaded: pictures to detections. Make one with `GenEvalDetector.load`."""
+
+    objects: Any  # transformers.Mask2FormerForUniversalSegmentation
+    clip: Any  # transformers.CLIPModel
+    tokenizer: Any  # transformers.CLIPTokenizer
+    device: str
+    name: str
+    sides: tuple[int, int] = SIDES
+    palettes: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by class, as they are first needed
+
+    @staticmethod
+    def load(
+        objects: str = OBJECTS, clip: str = CLIP, device: str = "cpu", sides: tuple[int, int] = SIDES
+    ) -> GenEvalDetector:
+        """Both networks by hub name or folder, in float32. ModelError if one cannot be had or is another network."""
+        from transformers import CLIPModel, CLIPTokenizer, Mask2FormerForUniversalSegmentation
+
+        try:
+            finder = Mask2FormerForUniversalSegmentation.from_pretrained(objects)
+            colorist, tokenizer = CLIPModel.from_pretrained(clip), CLIPTokenizer.from_pretrained(clip)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"cannot load {objects} and {clip}: {' '.join(str(error).split())[:200]}; expected names of the "
+                "Hugging Face hub, and a network the first time, or folders that hold the weights"
+            ) from error
+        labels = getattr(finder.config, "id2label", {})
+        if len(labels) != len(NAMES) or any(labels[index] != NAMES[index] for index in ANCHORS):
+            raise ModelError(f"{objects} knows {len(labels)} classes; expected COCO's 80 things: use an instance model")
+        for model in (finder, colorist):
+            model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)  # pyright: ignore
+        parts = [f"{Path(name).name}@{_version(model)}" for name, model in ((objects, finder), (clip, colorist))]
+        return GenEvalDetector(finder, colorist, tokenizer, device, f"geneval {' '.join(parts)}", sides)
+
+    def detect(self, pictures: Sequence[Picture], specs: Sequence[Spec]) -> list[dict[str, list[Detection]]]:
+        """What each picture shows, for its spec: objects above its threshold, most certain first, by class.
+
+        Colours are read only of the objects that the rules will look at: CLIP takes most of the time.
+        """
+        sights = self.see(pictures)
+        return [self._told(*each) for each in zip(pictures, sights, specs, strict=True)]
+
+    def _told(self, picture: Picture, sight: dict[str, list[DetectedObject]], spec: Spec) -> dict[str, list[Detection]]:
+        least = confidence(spec.tag)
+        kept = {name: [each for each in found if each.detection.score > least] for name, found in sight.items()}
+        told = {name: [each.detection for each in found] for name, found in kept.items() if found}
+        for item in spec.include:
+            if item.color is not None and len(told.get(item.name, ())) >= item.count:
+                looked_at = kept[item.name][: item.count] if item.count else []
+                colors = self.colors(picture, looked_at, item.name)
+                for index, (each, color) in enumerate(zip(looked_at, colors, strict=True)):
+                    told[item.name][index] = Detection(each.detection.box, each.detection.score, color)
+        return told
+
+    @torch.no_grad()
+    def see(self, pictures: Sequence[Picture]) -> list[dict[str, list[DetectedObject]]]:
+        """Every object above the lower threshold, most certain first, at most MOST per class, by class."""
+        sights: list[dict[str, list[DetectedObject]]] = [{} for _ in pictures]
+        for indices in _batches(pictures):
+            inputs = [self._scaled(pictures[index]) for index in indices]
+            height, width = inputs[0].shape[1:]
+            padded = F.pad(torch.stack(inputs), (0, -width % STRIDE, 0, -height % STRIDE))
+            seen = self.objects(pixel_values=padded)
+            for index, classes, masks in zip(
+                indices, seen.class_queries_logits, seen.masks_queries_logits, strict=True
+            ):
+                full = F.interpolate(masks[None], padded.shape[2:], mode="bilinear")[:, :, :height, :width]
+                sights[index] = _objects(classes, full, pictures[index].shape[:2])
+        return sights
+
+    @torch.no_grad()
+    def colors(self, picture: Picture, found: Sequence[DetectedObject], name: str) -> list[str]:
+        """The colour of each object of class `name`, seen alone on grey."""
+        if not found:
+            return []
+        side = self.clip.config.vision_config.image_size
+        crops = torch.stack([_cut_out(picture, each, side) for each in found]).to(self.device)
+        looks = _unit(self.clip.visual_projection(self.clip.vision_model(pixel_values=crops).pooler_output))
+        return [COLORS[index] for index in (looks @ self._palette(name).T).argmax(1).tolist()]
+
+    def _palette(self, name: str) -> Float[Tensor, "10 width"]:
+        """CLIP's direction of each colour for a class: the mean over the templates."""
+        if name not in self.palettes:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            told = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+            tokens = {key: told[key].to(self.device) for key in ("input_ids", "attention_mask")}
+            directions = _unit(self.clip.text_projection(self.clip.text_model(**tokens).pooler_output))
+            self.palettes[name] = _unit(directions.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(1))
+        return self.palettes[name]
+
+    def _scaled(self, picture: Picture) -> Float[Tensor, "3 h w"]:
+        """A picture at the network's size, normalised."""
+        shorter, longer = sorted(picture.shape[:2])
+        scale = min(self.sides[0] / shorter, self.sides[1] / longer)
+        size = [max(1, int(side * scale + 0.5)) for side in picture.shape[:2]]
+        pixels = torch.tensor(picture, device=self.device).permute(2, 0, 1)[None].float()
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
+        return _normalised(pixels, MEAN, STD)
+
+
+@dataclass(frozen=True)
+class GenEvalJudge:
+    """GenEval's official verdict on traces whose prompt has a spec. Loads its weights at the first call."""
+
+    objects: str = OBJECTS
+    clip: str = CLIP
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Names both networks and their versions, for manifests."""
+        return self.eyes.name
+
+    @property
+    def eyes(self) -> GenEvalDetector:
+        return loaded_detector(self.objects, self.clip, self.device)
+
+    def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
+        """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture, or a spec with
+        regions or sizes, which GenEval's rules do not know."""
+        pictures, specs = [], []
+        for index, trace in enumerate(traces):
+            if trace.prompt.spec is None or trace.image is None:
+                raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a spec and a picture; one is absent")
+            pictures.append(trace.image)
+            specs.append(trace.prompt.spec)
+        try:
+            found = self.eyes.detect(pictures, specs)
+            return [geneval_rules.judge(spec, detections) for spec, detections in zip(specs, found, strict=True)]
+        except ValueError as error:
+            raise JudgeError(f"GenEval cannot judge this: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def loaded_detector(objects: str, clip: str, device: str) -> GenEvalDetector:
+    """Eyes, loaded once."""
+    return GenEvalDetector.load(objects, clip, device)
+
+
+def _batches(pictures: Sequence[Picture]) -> Iterator[list[int]]:
+    """Indices of pictures of one size, a few at a time: padding to a common size would change what is seen."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for index, picture in enumerate(pictures):
+        sizes.setdefault(picture.shape, []).append(index)
+    for indices in sizes.values():
+        for start in range(0, len(indices), BATCH):
+            yield indices[start : start + BATCH]
+
+
+def _objects(
+    classes: Float[Tensor, "query 81"], masks: Float[Tensor, "1 query h w"], size: tuple[int, ...]
+) -> dict[str, list[DetectedObject]]:
+    """The objects of one picture of `size` (height, width)."""
+    chances = classes.softmax(-1)[:, :-1]  # the last class is "nothing"
+    scores, places = chances.flatten().topk(min(PAIRS, chances.numel()))
+    scores, places = scores[scores > CONFIDENCE], places[scores > CONFIDENCE]  # a mask can only lower a score
+    found: dict[str, list[DetectedObject]] = {}
+    if not len(places):
+        return found
+    logits = F.interpolate(masks[:, places // len(NAMES)], size, mode="bilinear")[0]
+    inside = logits > 0
+    certainty = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    scores = scores * certainty
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        own = found.setdefault(NAMES[int(places[index]) % len(NAMES)], [])
+        if scores[index] > CONFIDENCE and len(own) < MOST:
+            own.append(_found(inside[index].cpu().numpy(), float(scores[index])))
+    return {name: own for name, own in found.items() if own}
+
+
+def _found(mask: Bool[np.ndarray, "height width"], score: float) -> DetectedObject:
+    """An object with the box around its mask; the right and lower edges are one past the last pixel."""
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    box = (float(across[0]), float(down[0]), float(across[-1] + 1), float(down[-1] + 1))
+    return DetectedObject(Detection(box, score), mask)
+
+
+def _cut_out(picture: Picture, found: DetectedObject, side: int) -> Float[Tensor, "3 side side"]:
+    """An object alone on grey, cropped to its box, as CLIP wants it: shorter side scaled, centre cropped."""
+    alone = np.where(found.mask[..., None], picture, np.uint8(GREY))
+    left, top, right, bottom = (round(edge) for edge in found.detection.box)
+    crop = Image.fromarray(alone[top:bottom, left:right])
+    shorter = min(crop.size)
+    crop = crop.resize((side * crop.width // shorter, side * crop.height // shorter), Image.Resampling.BICUBIC)
+    x, y = round((crop.width - side) / 2), round((crop.height - side) / 2)
+    square = np.array(crop.crop((x, y, x + side, y + side)))
+    return _normalised(torch.from_numpy(square).permute(2, 0, 1).float(), CLIP_MEAN, CLIP_STD)
+
+
+def _normalised(pixels: Float[Tensor, "3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "3 h w"]:
+    """From 0 to 255 to mean 0 and deviation 1, by channel."""
+    middle, spread = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels / 255 - middle) / spread
+
+
+def _unit(vectors: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+    return F.normalize(vectors, dim=-1)
+
+
+def _version(model: nn.Module) -> str:
+    """The hub's commit of the weights, or a digest of weights that come from a folder."""
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+    if commit:
+        return str(commit)[:12]
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

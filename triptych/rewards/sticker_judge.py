@@ -1,0 +1,273 @@
+"""Picture to Scene: the eyes of the world judge. A small convolutional network finds stickers; pixels give the colours.
+
+Centre-point detection (Objects as Points, arXiv 1904.07850) on the 96 px canvas at stride 4: every cell of a 24 x 24
+map says whether a sticker's centre lies in it, where inside the cell, which of the 80 classes it is, and its size.
+Colour is not learnt: it is the least-squares colour of the found silhouette over the canvas, matched to the ten of the
+palette. Coordinates are pixels of the canvas, x to the right and y down. `sft/sticker_detector.py` trains the network.
+
+The exact judge of sticker pictures: find the stickers, then check them against the spec, fact by fact.
+
+The score is the share of checks that hold, so a dense reward and, at 1.0, a strict verdict: every sticker asked for is
+there as asked, and nothing else is. Finding is the only learnt part (`finder.py`); checking is `data/scene.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from triptych.data.scene import BACKGROUND, CANVAS, SIZES, Scene, Sticker, check
+from triptych.data.stickers import CLASSES, COLORS, silhouettes
+from triptych.errors import JudgeError, ModelError, PictureError
+from triptych.rewards.judge import Judge
+from triptych.trace import Spec, Trace, Verdict
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "judge" / "finder.safetensors"
+STRIDE = 4  # pixels per map cell: the centres of two small stickers side by side stay 4 cells apart
+THRESHOLD = 0.5  # of the centre heat; ghosts below a third of full opacity are taught as absent
+CHUNK = 64  # pictures per forward pass: beyond this a CPU gains nothing
+PROBE = 24  # points per side of a box at which its colour is read
+FAINTEST, FULLEST = 0.45, 1.15  # opacities that a colour may be read at: blur and fading mix in the canvas
+FULL = 0.2  # how much an opacity other than 1 tells against a colour: a dark green is no faded black
+TINT = 24  # levels by which a picture's own canvas may differ from the true one
+
+
+@dataclass(frozen=True)
+class StickerDetections:
+    """What the network says of each map cell, before any decision. `offset` is in cells, 0 to 1 from the top left."""
+
+    heat: Float[Tensor, "batch 24 24"]
+    name: Float[Tensor, "batch 80 24 24"]
+    size: Float[Tensor, "batch 3 24 24"]
+    offset: Float[Tensor, "batch 2 24 24"]
+
+
+class Conv(nn.Sequential):
+    """Convolution, then batch norm: `fold` turns the pair into one convolution for reading."""
+
+    def __init__(self, into: int, out: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
+
+
+class Block(nn.Module):
+    """Two convolutions around which the input is carried on."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = Conv(width, width), Conv(width, width)
+
+    def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class StickerDetector(nn.Module):
+    """Picture to Sight: fine maps (stride 4) for places, coarse maps (stride 8) for what is there."""
+
+    def __init__(self, fine: int = 64, coarse: int = 128) -> None:
+        super().__init__()
+        self.stem = Conv(3 * STRIDE**2, fine)
+        self.places = Block(fine)
+        self.down = Conv(fine, coarse, stride=2)
+        self.things = nn.Sequential(Block(coarse), Block(coarse), Block(coarse))
+        self.up = Conv(coarse, fine, kernel=1)
+        self.join = Conv(fine, fine)
+        self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
+        nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # most cells hold no centre
+
+    def forward(self, images: UInt8[Tensor, "batch 96 96 3"]) -> StickerDetections:
+        background = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+        pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)
+        x = F.pixel_unshuffle(pixels, STRIDE).contiguous(memory_format=torch.channels_last)
+        fine = self.places(F.relu(self.stem(x)))
+        coarse = self.things(F.relu(self.down(fine)))
+        fine = F.relu(fine + F.interpolate(self.up(coarse), scale_factor=2))
+        maps = self.head(F.relu(self.join(fine))).float()
+        heat, name, size, offset = maps.split([1, len(CLASSES), len(SIZES), 2], dim=1)
+        return StickerDetections(heat[:, 0], name, size, offset)
+
+
+def fold(finder: StickerDetector) -> StickerDetector:
+    """The same finder with every batch norm folded into its convolution: for reading only."""
+    for module in list(finder.modules()):
+        if isinstance(module, Conv):
+            convolution, norm = module
+            module[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())  # type: ignore[arg-type]
+            module[1] = nn.Identity()
+    return finder.eval()
+
+
+def load_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+    """A finder ready to read, from the weights of a folded one. ModelError if the file is missing or does not fit."""
+    if not Path(path).is_file():
+        raise ModelError(f"no judge weights at {path}; make them with scripts/train_finder.py, or reinstall triptych")
+    finder = fold(StickerDetector())
+    try:
+        finder.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit the finder: {error}; train it anew: scripts/train_finder.py") from error
+    return finder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@lru_cache(maxsize=4)
+def packaged_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+    """`load_finder`, once per file and device. Without arguments, the finder that ships with the package."""
+    return load_detector(path, device)
+
+
+@lru_cache(maxsize=4)
+def detector_fingerprint(path: Path = WEIGHTS) -> str:
+    """First 12 hex digits of the sha256 of a weights file, for manifests."""
+    return sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def on_canvas(image: np.ndarray | Tensor) -> UInt8[Tensor, "96 96 3"]:
+    """One picture `[height width 3] uint8` of any size, brought to 96 x 96. PictureError for anything else."""
+    pixels = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape or pixels.dtype != torch.uint8:
+        found = f"{list(pixels.shape)} {pixels.dtype}".replace("torch.", "")
+        raise PictureError(f"expected a picture [height width 3] uint8, found {found}; convert it to RGB first")
+    if pixels.shape[:2] == (CANVAS, CANVAS):
+        return pixels
+    channels = pixels.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(channels, (CANVAS, CANVAS), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def detect(
+    images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor, finder: StickerDetector | None = None
+) -> list[Scene]:
+    """The stickers of each picture `[height width 3] uint8`, row by row from the top. Any size is brought to 96 px.
+
+    Uses the packaged network on the CPU unless a `finder` is given; in its own precision, whatever the caller computes
+    in, so that a picture has one verdict.
+    """
+    finder = packaged_detector() if finder is None else finder
+    device = next(finder.parameters()).device
+    canvases = [on_canvas(image) for image in images]
+    scenes: list[Scene] = []
+    with torch.autocast(device.type, enabled=False):  # in bfloat16 the heat of neighbouring cells would be equal
+        for start in range(0, len(canvases), CHUNK):
+            batch = torch.stack(canvases[start : start + CHUNK]).to(device)
+            scenes.extend(read_scene(batch, finder(batch)))
+    return scenes
+
+
+def read_scene(images: UInt8[Tensor, "batch 96 96 3"], sight: StickerDetections) -> list[Scene]:
+    """Decide: peaks of the heat become stickers, with class and size of their cell and the colour of their pixels."""
+    highest = F.max_pool2d(sight.heat[:, None], kernel_size=5, stride=1, padding=2)[:, 0]
+    peak = (sight.heat == highest) & (sight.heat.sigmoid() > THRESHOLD)
+    row, down, right = peak.nonzero(as_tuple=True)
+    name = sight.name[row, :, down, right].argmax(1)
+    size = sight.size[row, :, down, right].argmax(1)
+    cell = torch.stack([right, down], dim=1).float()
+    inside = sight.offset[row, :, down, right].clamp(-0.5, 1.5)  # the peak may be the next cell's, as in the lessons
+    centre = ((cell + inside) * STRIDE * 4).round() / 4  # quarter pixels: the same in a batch of any size
+    color = read_color(images, row, name, centre, torch.tensor(list(SIZES.values()), device=row.device)[size])
+    found: list[list[Sticker]] = [[] for _ in images]
+    sizes, colors = list(SIZES), list(COLORS)
+    facts = torch.stack([row, name, color, size], dim=1).tolist()
+    for (r, n, c, s), (x, y) in zip(facts, centre.tolist(), strict=True):
+        found[r].append(Sticker(CLASSES[n], colors[c], x, y, sizes[s]))
+    return [Scene(tuple(stickers)) for stickers in found]
+
+
+def read_color(
+    images: UInt8[Tensor, "batch 96 96 3"],
+    row: Int[Tensor, " sticker"],
+    name: Int[Tensor, " sticker"],
+    centre: Float[Tensor, "sticker 2"],
+    side: Int[Tensor, " sticker"],
+) -> Int[Tensor, " sticker"]:
+    """Index into COLORS of each found sticker: the palette colour that, at some opacity, explains its pixels best.
+
+    Pixels are modelled as canvas + alpha (color - canvas), alpha being the class's silhouette in the found box.
+    """
+    device = images.device
+    canvas = canvas_color(images)[row]
+    ink = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - canvas[:, None]
+    alpha = silhouettes(PROBE).to(device)[name].flatten(1)
+    steps = (torch.arange(PROBE, device=device) + 0.5) / PROBE - 0.5
+    spot = (centre[:, :, None] + steps * side[:, None, None]).floor().long()
+    inside = ((spot >= 0) & (spot < CANVAS)).float()
+    alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
+    across, along = spot.clamp(0, CANVAS - 1).unbind(1)
+    pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
+    seen = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
+    opacity = (torch.einsum("sc,skc->sk", seen, ink) / (ink**2).sum(2)).clamp(FAINTEST, FULLEST)
+    misfit = (seen[:, None] - opacity[:, :, None] * ink).norm(dim=2)
+    return (misfit + FULL * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
+
+
+def canvas_color(images: UInt8[Tensor, "batch 96 96 3"]) -> Float[Tensor, "batch 3"]:
+    """Each picture's own canvas: its median colour, unless so many stickers cover it that this is one of theirs."""
+    true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+    tint = images.flatten(1, 2).float().median(dim=1).values - true
+    return true + tint.clamp(-TINT, TINT)
+
+
+class StickerJudge(Judge, Protocol):
+    """A judge that also tells what each picture shows, sticker by sticker."""
+
+    def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]: ...
+
+
+@dataclass(frozen=True)
+class WorldJudge:
+    """Judge of traces whose prompt has a spec: `WorldJudge()(traces)`. Loads its weights at the first call."""
+
+    device: str = "cpu"
+    weights: Path = WEIGHTS
+
+    @property
+    def name(self) -> str:
+        """Name and fingerprint of the weights, for manifests: two judges of one name give the same verdicts."""
+        return f"world-{detector_fingerprint(self.weights)}"
+
+    def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]:
+        """What each picture `[height width 3] uint8` shows."""
+        return detect(images, packaged_detector(self.weights, self.device))
+
+    def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
+        """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture to look at."""
+        return judge_with(self.scenes, traces)
+
+
+def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequence[Trace]) -> list[Verdict]:
+    """Verdicts on the newest pictures, by eyes that say what each shows. JudgeError if there is nothing to judge."""
+    specs, pictures = [], []
+    for index, trace in enumerate(traces):
+        if trace.prompt.spec is None:
+            raise JudgeError(
+                f"trace {index}, {trace.prompt.text!r}: expected a prompt with a spec to check, found none; "
+                "parse one with data.language.parse_prompt, or ask a judge that reads sentences"
+            )
+        if trace.image is None:
+            raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a picture, found none; draw first")
+        specs.append(trace.prompt.spec)
+        pictures.append(trace.image)
+    try:
+        found = scenes(pictures)
+    except PictureError as error:
+        raise JudgeError(f"cannot look at a picture: {error}") from error
+    return [verdict(scene, spec) for scene, spec in zip(found, specs, strict=True)]
+
+
+def verdict(scene: Scene, spec: Spec) -> Verdict:
+    """The verdict on a picture that shows `scene`: the share of the spec's checks that hold."""
+    checks = check(scene, spec)
+    passed = tuple(c.text for c in checks if c.held)
+    failed = tuple(c.text for c in checks if not c.held)
+    return Verdict(score=len(passed) / len(checks), passed=passed, failed=failed)

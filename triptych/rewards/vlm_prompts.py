@@ -1,0 +1,447 @@
+"""What a vision-language judge is asked, and how its answer is read: each wording beside its parser.
+
+A form is a value: `Strict` asks for one verdict, 0 or 1, on the whole picture (GenEval++), `Checklist` puts a list of
+yes/no questions in one go (TIIF), `YesNo` asks one question and takes the likelihood of "yes". The wordings are our
+own. For numbers that compare with published ones, the benchmark's official wording is read from the user's own copy
+(`read_wording`), where `{prompt}`, `{metadata}` and `{questions}` mark the places to fill in.
+An answer that cannot be read is a JudgeError: the verdict is missing, which is not the same as a 0.
+
+Recorded words of a judge, read back: yes/no answers in order (TIIF), and one strict verdict (GenEval++).
+
+A reply that cannot be read is None: the verdict is missing, which is not the same as wrong. TIIF's own reading comes
+first; the looser ones only rescue replies that it cannot read, and never one whose number of answers is off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from triptych.errors import ConfigError, JudgeError
+from triptych.rewards.vlm_client import JudgeReply
+from triptych.trace import Prompt, Verdict
+
+STRICT = """Someone was asked for this picture:
+
+"{prompt}"
+
+Decide whether the picture shows what was asked. Be strict: it is right only if every fact holds.
+- Each thing that is named is there, in exactly the number asked for ("a" and "an" mean one); more is wrong, too.
+- Each thing has the colour asked for, and is plainly the thing that was named.
+- Each thing is where it was asked to be: "on the left" and "on the right" mean that half of the picture.
+- "Larger" and "smaller" compare the things with each other as they appear in the picture.
+- Scenery that nobody asked for does no harm, unless it adds to a number.
+If you cannot make a fact out, it does not hold.
+
+First count and look, then decide. Answer with one JSON object and nothing else:
+{"reason": "what you counted and saw, in a sentence or two", "correct": 1 if right, else 0}"""
+
+CHECKLIST = """Answer these questions about the picture, each by what you can see in it and nothing else.
+
+{questions}
+
+Write one line for each question, in the same order and without numbers. Begin each line with yes or no, then a comma,
+then a few words about what you see. Write no other lines."""
+
+FITS = """Does this picture show what was asked for, with nothing missing, miscounted, misplaced or of another colour?
+
+Asked for: "{prompt}"
+
+Answer with one word, yes or no."""
+
+QUESTION = """{prompt}
+
+Look at the picture and answer with one word, yes or no."""
+
+PLACE = re.compile(r"\{(prompt|metadata|questions)\}")
+YES_NO = {"yes": True, "no": False}
+LENGTHS = ("short", "long")
+MAX_JSON_STARTS = 20  # braces of an answer that are tried as JSON
+LONGEST_REASON = 200  # characters, where the answer names no reason
+LONGEST_WORDING = 100_000  # characters
+
+
+class Form(Protocol):
+    """A way to ask about a picture and to read the answer."""
+
+    @property
+    def name(self) -> str:
+        """Names the form and its wording, for manifests and cache keys."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Longest answer."""
+        ...
+
+    @property
+    def likelihoods(self) -> bool:
+        """Whether the likelihoods of the first tokens are of use."""
+        ...
+
+    def ask(self, prompt: Prompt) -> str:
+        """The text that goes with the picture. JudgeError if there is nothing to ask about this prompt."""
+        ...
+
+    def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
+        """The verdict in an answer. JudgeError if it holds none."""
+        ...
+
+    def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
+        """One line of a recording, as `triptych score` reads it; `verdict` is None where it is missing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Strict:
+    """GenEval++'s kind: one verdict on the whole picture, right or wrong, with the reason."""
+
+    wording: str = STRICT
+    tokens: int = 512
+    likelihoods: bool = False
+
+    def __post_init__(self) -> None:
+        _check_places(self.wording, ("prompt", "metadata"))
+
+    @property
+    def name(self) -> str:
+        return _named("strict", self.wording)
+
+    def ask(self, prompt: Prompt) -> str:
+        return _about(self.wording, prompt)
+
+    def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
+        correct = read_verdict(reply.said)
+        if correct is None:
+            raise _unread('a JSON object with "correct": 0 or 1', reply)
+        reason = (_reason(reply.said),)
+        return Verdict(1.0, passed=reason) if correct else Verdict(0.0, failed=reason)
+
+    def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
+        correct = None if verdict is None else int(verdict.score)
+        return {"tag": _tag(prompt), "prompt": prompt.text, "reply": reply.text, "correct": correct}
+
+
+@dataclass(frozen=True)
+class YesNo:
+    """One question; the score is the probability of "yes" where the server tells likelihoods, else 1 or 0.
+
+    With the wording `FITS` the question is whether the picture fits the prompt; with `QUESTION` the prompt's text is
+    itself the question.
+    """
+
+    wording: str = FITS
+    tokens: int = 16
+    likelihoods: bool = True
+
+    def __post_init__(self) -> None:
+        _check_places(self.wording, ("prompt", "metadata"))
+
+    @property
+    def name(self) -> str:
+        return _named("yesno", self.wording)
+
+    def ask(self, prompt: Prompt) -> str:
+        return _about(self.wording, prompt)
+
+    def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
+        likely = probability_of_yes(reply)
+        score = float(yes_or_no(reply)) if likely is None else likely
+        return Verdict(score, passed=(prompt.text,)) if score > 0.5 else Verdict(score, failed=(prompt.text,))
+
+    def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
+        score = None if verdict is None else verdict.score
+        return {"tag": _tag(prompt), "prompt": prompt.text, "reply": reply.text, "yes": score}
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The yes/no questions about one picture, and the right answers."""
+
+    questions: tuple[str, ...]
+    answers: tuple[bool, ...]
+    attribute: str
+    length: str  # short or long: which of the two prompts was drawn
+    index: str = ""
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Checks:
+        """Read a line in the form of a recording, or of TIIF's own prompts with `length` added.
+
+        Raises KeyError, TypeError or ValueError where a field is absent, or there is not one answer per question.
+        """
+        theirs = "yn_question_list" in record
+        keys = ("yn_question_list", "yn_answer_list") if theirs else ("questions", "gt_answers")
+        questions, answers = (_texts(record, key) for key in keys)
+        truths = [YES_NO.get(answer.strip().lower()) for answer in answers]
+        if not questions or len(questions) != len(truths) or None in truths:
+            raise ValueError(f"{len(questions)} questions and the answers {list(answers)}; expected yes or no for each")
+        if record["length"] not in LENGTHS:
+            raise ValueError(f"length is {record['length']!r}; expected short or long")
+        attribute, index = record["type" if theirs else "attribute"], record.get("index", "")
+        if not isinstance(attribute, str) or not attribute:
+            raise TypeError("the attribute is no text")
+        return Checks(questions, tuple(map(bool, truths)), attribute, record["length"], str(index))
+
+
+@dataclass(frozen=True, eq=False)
+class Checklist:
+    """TIIF's kind: all questions about a picture in one go; the score is the share answered as they should be.
+
+    `of` finds a prompt's questions by its (source, text): TIIF asks the same text in its short and its long half.
+    """
+
+    of: Mapping[tuple[str, str], Checks] = field(repr=False)
+    wording: str = CHECKLIST
+    tokens: int = 1024
+    likelihoods: bool = False
+
+    def __post_init__(self) -> None:
+        _check_places(self.wording, ("questions",))
+
+    @property
+    def name(self) -> str:
+        return _named("checklist", self.wording)
+
+    def ask(self, prompt: Prompt) -> str:
+        questions = self._checks(prompt).questions
+        listed = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(questions, 1))
+        return _fill(self.wording, prompt=prompt.text, questions=listed)
+
+    def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
+        checks = self._checks(prompt)
+        answers = read_answers(reply.said, len(checks.questions))
+        if answers is None:
+            raise _unread(f"{len(checks.questions)} answers, one a line", reply)
+        right = [answer == truth for answer, truth in zip(answers, checks.answers, strict=True)]
+        told = list(zip(checks.questions, right, strict=True))
+        passed, failed = (tuple(text for text, held in told if held is wanted) for wanted in (True, False))
+        return Verdict(len(passed) / len(right), passed, failed)
+
+    def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
+        checks = self._checks(prompt)
+        return {
+            "attribute": checks.attribute,
+            "length": checks.length,
+            "index": checks.index or prompt.text,
+            "prompt": prompt.text,
+            "questions": list(checks.questions),
+            "gt_answers": ["yes" if answer else "no" for answer in checks.answers],
+            "model_output": reply.said,
+        }
+
+    def _checks(self, prompt: Prompt) -> Checks:
+        try:
+            return self.of[prompt.source, prompt.text]
+        except KeyError:
+            raise JudgeError(f"no questions are known about {prompt.text!r} ({prompt.source or 'no source'})") from None
+
+
+def probability_of_yes(reply: JudgeReply) -> float | None:
+    """P(yes) / (P(yes) + P(no)) where the answer's first word is chosen; None where the server tells no likelihoods.
+
+    All spellings of either word count: " Yes", "YES", "yes,". Blank and punctuation tokens before it are stepped over.
+    """
+    for place in reply.top:
+        words = [(_bare_word(token), value) for token, value in place]
+        if words and not words[0][0]:
+            continue
+        mass = {word: sum(math.exp(value) for other, value in words if other == word) for word in ("yes", "no")}
+        total = mass["yes"] + mass["no"]
+        return mass["yes"] / total if words and words[0][0] in mass and total > 0 else None
+    return None
+
+
+def yes_or_no(reply: JudgeReply) -> bool:
+    """The answer in a text: its first word, or the only one of the two words in it. JudgeError if there is neither."""
+    words = re.findall(r"\w+", reply.said.lower())
+    given = {word for word in words if word in ("yes", "no")}
+    if words and words[0] in given:
+        return words[0] == "yes"
+    if len(given) != 1:
+        raise _unread("yes or no", reply)
+    return given == {"yes"}
+
+
+def read_wording(path: Path) -> str:
+    """A wording from the user's copy of a benchmark: a UTF-8 text file. Raises ConfigError if it cannot be read."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            wording = file.read(LONGEST_WORDING + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; expected a text file with the judge's wording") from error
+    if len(wording) > LONGEST_WORDING:
+        raise ConfigError(f"{path} is longer than {LONGEST_WORDING:,} characters; expected a judge's wording")
+    return wording
+
+
+def _reason(said: str) -> str:
+    """The "reason" of the first JSON object that has one; else how the answer begins."""
+    for start in [match.start() for match in re.finditer(r"\{", said)][:MAX_JSON_STARTS]:
+        try:
+            found, _ = json.JSONDecoder().raw_decode(said, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found.get("reason"), str):
+            return " ".join(found["reason"].split())
+    return " ".join(said[:LONGEST_REASON].split())
+
+
+def _unread(wanted: str, reply: JudgeReply) -> JudgeError:
+    why = {"length": " (cut at the longest answer)", "content_filter": " (withheld by the server's filter)"}
+    start = reply.said[:60]
+    return JudgeError(f"expected {wanted}, found {start!r}{why.get(reply.finish, '')}; the verdict is missing")
+
+
+def _bare_word(token: str) -> str:
+    """A token as a word: no space, markup or punctuation around it, lower case."""
+    return re.sub(r"^[\W_]+|[\W_]+$", "", token).lower()
+
+
+def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    if not isinstance(record[key], list) or not all(isinstance(text, str) for text in record[key]):
+        raise TypeError(f"{key} is no list of texts")
+    return tuple(record[key])
+
+
+def _tag(prompt: Prompt) -> str:
+    return "all" if prompt.spec is None else prompt.spec.tag
+
+
+def _about(wording: str, prompt: Prompt) -> str:
+    metadata = "null" if prompt.spec is None else json.dumps(prompt.spec.to_metadata())
+    return _fill(wording, prompt=prompt.text, metadata=metadata)
+
+
+def _fill(wording: str, **texts: str) -> str:
+    """The wording with its places filled in one pass: what is filled in is never searched for places."""
+    return PLACE.sub(lambda match: texts.get(match[1], match[0]), wording)
+
+
+def _check_places(wording: str, names: Iterable[str]) -> None:
+    if not any(f"{{{name}}}" in wording for name in names):
+        marks = " or ".join(f"{{{name}}}" for name in names)
+        raise ConfigError(f"the judge's wording has no {marks}; put it where that text belongs")
+
+
+def _named(kind: str, wording: str) -> str:
+    return f"{kind}-{hashlib.sha256(wording.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+ANSWER = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
+MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # what may stand before it
+MARKS = 8  # pieces before an answer; more is prose
+KEYS = ("correct", "verdict", "answer")  # of a strict verdict
+FIELD = re.compile(
+    rf"\b(?:{'|'.join(KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
+    r"(-?\d+(?:\.\d+)?|yes|no|true|false|correct|incorrect|wrong)\b",
+    re.IGNORECASE,
+)
+TRUTH_WORDS = {
+    **dict.fromkeys(("1", "1.0", "yes", "true", "correct"), True),
+    **dict.fromkeys(("0", "0.0", "no", "false", "incorrect", "wrong"), False),
+}
+MAX_JSON_OBJECTS = 100  # braces of a reply that are tried as JSON
+MAX_REPLY_CHARACTERS = 1_000_000  # characters of a reply; beyond this it is no answer
+
+
+def read_answers(reply: Any, asked: int) -> tuple[bool, ...] | None:
+    """One answer per question, in order, or None if the reply does not hold exactly `asked` of them.
+
+    TIIF's own reading: every line that starts with "yes" or "no" is an answer, and other lines are reasons. Only where
+    that does not give `asked` answers: lines behind a number, a bullet, markdown or "Answer:"; or a bare list of words.
+    """
+    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
+        return None
+    lines = [line.strip() for line in _spoken(reply).split("\n")]
+    for read in (_plain, _marked, _bare):
+        answers = read(lines)
+        if answers and len(answers) == asked:
+            return tuple(answers)
+    return None
+
+
+def read_verdict(reply: Any) -> bool | None:
+    """A strict verdict, or None if there is none, or two that differ.
+
+    Looked for in this order: a JSON object with "correct" (or "verdict", "answer"); the same in words, "Correct: 1";
+    a first or last line that is a word such as "yes", "1" or "incorrect" and nothing else.
+    """
+    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
+        return None
+    spoken = _spoken(reply)
+    named = [_truth(record[key]) for record in _objects(spoken) for key in KEYS if key in record]
+    named = named or [_truth(value) for value in FIELD.findall(spoken)]
+    if named:
+        return named[0] if len(set(named)) == 1 else None
+    lines = [line.strip(" \t\r*_`\"'.!()[]") for line in spoken.split("\n") if line.strip()]
+    known = {_truth(line) for line in (lines[0], lines[-1])} - {None} if lines else set()
+    return known.pop() if len(known) == 1 else None
+
+
+def _spoken(reply: str) -> str:
+    """The reply without the thinking before it."""
+    return reply.rsplit("</think>", 1)[-1]
+
+
+def _plain(lines: list[str]) -> list[bool]:
+    return [_is_yes(found[1]) for line in lines if (found := ANSWER.match(line))]
+
+
+def _marked(lines: list[str]) -> list[bool]:
+    """Answers behind a number or another mark; none at all if the numbers do not count up from one."""
+    answers, numbers = [], []
+    for line in lines:
+        start, number = _lead(line)
+        if found := ANSWER.match(line, start):
+            answers.append(_is_yes(found[1]))
+            numbers += [] if number is None else [number]
+    return answers if not numbers or numbers == list(range(1, len(answers) + 1)) else []
+
+
+def _lead(line: str) -> tuple[int, int | None]:
+    """Where the words of a line begin, and the first number before them."""
+    start, number = 0, None
+    for _ in range(MARKS):
+        mark = MARK.match(line, start)
+        if mark is None:
+            break
+        start = mark.end()
+        if number is None and mark[1] and len(mark[1]) < 4:
+            number = int(mark[1])
+    return start, number
+
+
+def _bare(lines: list[str]) -> list[bool]:
+    """Answers of a reply that holds nothing else: "yes, no, yes", or a JSON array of such words."""
+    words = [word.lower() for line in lines for word in re.findall(r"\w+", line)]
+    words = [word for word in words if word != "json"]  # the name of a fenced block
+    return [_is_yes(word) for word in words] if set(words) <= {"yes", "no"} else []
+
+
+def _is_yes(word: str) -> bool:
+    return word.lower() == "yes"
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, those inside others left out."""
+    decoder, start = json.JSONDecoder(), text.find("{")
+    for _ in range(MAX_JSON_OBJECTS):
+        if start < 0:
+            return
+        try:
+            found, end = decoder.raw_decode(text, start)
+            yield found
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+
+
+def _truth(value: Any) -> bool | None:
+    return TRUTH_WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None

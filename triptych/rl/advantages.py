@@ -1,0 +1,165 @@
+"""Siblings to what is learnt from them: each text and each set of strokes, with its advantage.
+
+Rewards are compared within a group (`losses.advantages`); a row without a picture is left out of the pictures' mean.
+Rows from which nothing can be learnt, no advantage and no KL, are counted but not scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.model.logprobs import ImageSample, TextSample
+from triptych.rewards.rewards import is_right
+from triptych.rl.config import PictureConfig, StageConfig
+from triptych.rl.losses import advantages, has_spread
+from triptych.rl.tree import Group, Node
+from triptych.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class LossRows:
+    """Rows to score. `tokens` and `strokes` count those of all rows, also of the ones that are left out here: losses
+    are divided by them."""
+
+    utterances: tuple[TextSample, ...]
+    text_gain: Float[Tensor, "utterance"]
+    paintings: tuple[ImageSample, ...]
+    picture_gain: Float[Tensor, "painting"]
+    tokens: int
+    strokes: int
+
+    @property
+    def empty(self) -> bool:
+        return not self.utterances and not self.paintings
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """The advantages of one group, and whether its rewards differ at all."""
+
+    text: Float[Tensor, "sibling"]
+    picture: Float[Tensor, "sibling"]
+    text_spread: bool
+    picture_spread: bool
+
+    @property
+    def dead(self) -> bool:
+        """Whether there is nothing to learn from the group."""
+        return not bool(self.text.any()) and not bool(self.picture.any())
+
+
+def text_sample(trace: Trace, turn: int) -> TextSample | None:
+    """What a turn said, with what it had read; None for a picture without a plan."""
+    said = trace.turns[turn].said
+    return None if said is None else TextSample(trace.prompt.text, _seen(trace, turn), said)
+
+
+def image_sample(trace: Trace, turn: int) -> ImageSample | None:
+    """The strokes of a turn, with what they were told; None where nothing was drawn, or nothing stochastic."""
+    taken = trace.turns[turn]
+    if taken.drew is None or taken.drew.strokes is None:
+        return None
+    image = _seen(trace, turn)
+    if image is None:
+        return ImageSample(trace.prompt.text, taken.said, None, taken.drew.strokes)
+    return ImageSample(taken.instruction or "", None, image, taken.drew.strokes)
+
+
+def group_advantages(group: Group, stage: StageConfig) -> GroupAdvantages:
+    """Text and picture advantages of a group, 0 where that part does not learn."""
+    rewards = [node.reward for node in group.siblings if node.reward is not None]
+    text = torch.tensor([reward.text for reward in rewards], dtype=torch.float32)
+    picture = torch.tensor([reward.picture for reward in rewards], dtype=torch.float32)
+    drawn = torch.tensor([reward.drawn for reward in rewards], dtype=torch.bool)
+    nothing = torch.zeros_like(text)
+    return GroupAdvantages(
+        advantages(text, divide=stage.text.divide) if stage.speaks else nothing,
+        _picture_gains(group, picture, drawn, stage.picture) if stage.picture.on else nothing,
+        has_spread(text),
+        has_spread(picture, drawn),
+    )
+
+
+def loss_rows(
+    groups: Sequence[Group], found: Sequence[GroupAdvantages], stage: StageConfig, turns: slice | None = None
+) -> LossRows:
+    """What `groups` with these gains teach a stage: of their newest turn, or of the given `turns` of whole chains."""
+    shares = balanced(groups, found) if stage.text.balance else [1.0] * len(groups)
+    texts: list[tuple[TextSample, float]] = []
+    pictures: list[tuple[ImageSample, float]] = []
+    for group, gain, share in zip(groups, found, shares, strict=True):
+        for node, for_text, for_picture in zip(group.siblings, gain.text.tolist(), gain.picture.tolist(), strict=True):
+            for turn in _turns(node, turns):
+                said, drew = text_sample(node.trace, turn), image_sample(node.trace, turn)
+                if said is not None and stage.speaks:
+                    texts.append((said, for_text * share))
+                if drew is not None and stage.picture.on:
+                    pictures.append((drew, for_picture))
+    tokens = sum(len(said.said.tokens) for said, _ in texts)
+    strokes = sum(len(drew.strokes.time) for drew, _ in pictures)
+    texts = [row for row in texts if row[1] or stage.text.kl]
+    pictures = [row for row in pictures if row[1] or stage.picture.kl]
+    return LossRows(
+        tuple(said for said, _ in texts),
+        torch.tensor([gain for _, gain in texts]),
+        tuple(drew for drew, _ in pictures),
+        torch.tensor([gain for _, gain in pictures]),
+        tokens,
+        strokes,
+    )
+
+
+def balanced(groups: Sequence[Group], found: Sequence[GroupAdvantages]) -> list[float]:
+    """Factors under which right parents and wrong ones pull equally hard on the text; 1 where there is but one kind.
+
+    A text pulls by its advantage in each of its tokens, and those that ask for an edit are longer than those that stop.
+    """
+    right = [group.parent.verdict is not None and is_right(group.parent.verdict) for group in groups]
+    pulls = [
+        sum(abs(gain) * _words(node) for gain, node in zip(gains.text.tolist(), group.siblings, strict=True))
+        for gains, group in zip(found, groups, strict=True)
+    ]
+    sums = [sum(pull for pull, kind in zip(pulls, right, strict=True) if kind is side) for side in (False, True)]
+    if not all(sums):
+        return [1.0] * len(groups)
+    return [sum(sums) / 2 / sums[kind] for kind in right]
+
+
+def _picture_gains(group: Group, rewards: Tensor, drawn: Tensor, part: PictureConfig) -> Tensor:
+    """Advantages of pictures; with the baseline "told", among those that were told the same."""
+    if part.baseline == "group":
+        return advantages(rewards, drawn, part.divide)
+    told = [_told(node) for node in group.siblings]
+    found = torch.zeros_like(rewards)
+    for key in set(told):
+        alike = torch.tensor([other == key for other in told]) & drawn
+        found += advantages(rewards, alike, part.divide)
+    return found
+
+
+def _told(node: Node) -> tuple[object, ...]:
+    """What the newest picture of a node was drawn from, beside its parent."""
+    turn = node.trace.turns[-1]
+    if turn.instruction is not None or turn.said is None:
+        return (turn.instruction,)
+    return tuple(turn.said.tokens.tolist()) or (turn.said.text,)
+
+
+def _words(node: Node) -> int:
+    """Tokens of the newest text of a node."""
+    said = node.trace.turns[-1].said
+    return 0 if said is None else len(said.tokens)
+
+
+def _turns(node: Node, turns: slice | None) -> range:
+    every = range(len(node.trace.turns))
+    return every[-1:] if turns is None else every[turns]
+
+
+def _seen(trace: Trace, turn: int):
+    return replace(trace, turns=trace.turns[:turn]).image

@@ -1,0 +1,355 @@
+"""One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
+
+Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. An
+AdamW holds both, with a learning rate each. Reason, Refine and replayed lessons have one of their own: the gradients of
+an edit are ten times as long as those of a first picture, and those of lessons a hundred times, so that in moments that
+are shared, whose size each update is divided by, the shortest would move next to nothing.
+
+The vision tower and the autoencoder are frozen by default; with adapters (adapters.py) everything but them is. Copies
+are of what learns alone: a frozen weight is in memory once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from triptych.model.bagel import Bagel
+from triptych.model.config import Sampling
+from triptych.model.flow import gaussian_kl
+from triptych.model.logprobs import ImageSample, TextSample
+from triptych.model.transformer import Experts, draws
+from triptych.rl import lora
+from triptych.rl.advantages import LossRows
+from triptych.rl.config import PartConfig, StageConfig, TrainConfig
+from triptych.rl.logprob_check import Comparison, problems
+from triptych.rl.losses import flow_grpo, grpo, token_kl
+from triptych.rl.metrics import Timer
+from triptych.rl.tree import seed_of
+from triptych.sft.joint import SFTBatch, train_joint
+from triptych.sft.optim import keep_at
+
+HOMES = ("und", "gen")
+LESSONS = "lessons"
+SOURCES = ("reason", "refine", LESSONS)  # of gradients, each with moments of its own
+FRESH = 4  # the seed of new adapters among those of a run
+Gradients = dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """A batch of one stage, and the sampling that it was drawn with; `source` names the moments that it is taken by."""
+
+    source: Literal["reason", "refine"]
+    stage: StageConfig
+    sampling: Sampling
+    batch: LossRows
+
+
+@dataclass
+class UpdateMetrics:
+    """Means and largest values, gathered over parts and updates."""
+
+    clock: Timer
+    comparison: Comparison | None = None  # with the sampler's record, in the first inner epoch
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    tops: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Take values into the mean of that name."""
+        self.sums[name] += float(values.sum())
+        self.counts[name] += values.numel()
+
+    def top(self, name: str, values: Tensor) -> None:
+        """Take values into the largest of that name."""
+        if values.numel():
+            self.tops[name] = max(self.tops.get(name, -math.inf), float(values.max()))
+
+    def read(self) -> dict[str, float]:
+        return {name: self.sums[name] / count for name, count in self.counts.items() if count} | self.tops
+
+
+class Learner:
+    """The policy that learns, its optimiser, and the copies that it is compared with or averaged into."""
+
+    def __init__(self, bagel: Bagel, config: TrainConfig):
+        self.bagel, self.config = bagel, config
+        bagel.language_model.model.recompute = config.recompute
+        if config.lora.rank:
+            lora.inject(bagel, config.lora, seed_of(config.seed, FRESH))
+        else:
+            bagel.requires_grad_(True)
+        bagel.autoencoder.requires_grad_(False)
+        bagel.vit_model.requires_grad_(config.vision)
+        self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
+        self.homes: dict[str, list[nn.Parameter]] = {home: [] for home in HOMES}
+        for name, parameter in self.learning.items():
+            self.homes["gen" if draws(name) else "und"].append(parameter)
+        shared = config.moments == "shared"
+        self.optimizers = {
+            name: self._adamw(0.0 if name == LESSONS else config.decay)
+            for name in SOURCES
+            if not (shared and name == "refine")
+        }
+        parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
+        with_kl = any(part.kl for part in parts if part.on)
+        self.average = _copies(self.learning) if config.average else None
+        self.first = _copies(self.learning) if with_kl and config.reference == "frozen" else None
+
+    def _adamw(self, decay: float) -> torch.optim.AdamW:
+        """An optimiser of both homes, in the order of HOMES; it takes memory for what gradients reach alone."""
+        config, groups = self.config, [{"params": self.homes[home]} for home in HOMES]
+        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=decay)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute as configured; sampling and scoring both happen inside."""
+        with torch.autocast(
+            self.bagel.device.type, torch.bfloat16, enabled=self.config.compute == "bfloat16", cache_enabled=False
+        ):
+            yield
+
+    def update(
+        self, teachings: Sequence[StageBatch], step: int, clock: Timer, page: SFTBatch | None = None
+    ) -> tuple[dict[str, float], bool]:
+        """Learn from one rollout, as often as each stage says, and after each time from a page of lessons.
+
+        Rewards come first, so that the ratios of the first update are those of the policy that was sampled from: in it
+        log-probabilities are compared with the sampler's record. Returns metrics, and whether all was finite and
+        within the limits; nothing is learnt in an epoch that was not.
+        """
+        tally, known, share = UpdateMetrics(clock), {}, self.config.share(step)
+        if page is None and all(teaching.batch.empty for teaching in teachings):
+            return {}, True
+        for turn in range(max(teaching.stage.updates for teaching in teachings)):
+            now = [(n, one) for n, one in enumerate(teachings) if turn < one.stage.updates and not one.batch.empty]
+            if not self._learn(now, share, tally, known, first=turn == 0):
+                return tally.read(), False
+            if page is not None:
+                self._set_rates(self.optimizers[LESSONS], [self.config.replay.rate] * len(HOMES), share)
+                taught = self._take(self._replay(page, tally), "replay_", tally)
+                if taught is None:
+                    return tally.read(), False
+                self._move(self.optimizers[LESSONS], taught)
+            self._blend(step)
+        return tally.read(), True
+
+    def _learn(
+        self, teachings: Sequence[tuple[int, StageBatch]], share: float, tally: UpdateMetrics, known: dict, first: bool
+    ) -> bool:
+        """Step by each stage's gradients, at its own rates and with its own moments.
+
+        Whole chains teach two stages at once: both gradients are taken, and are finite, before any weight moves.
+        """
+        taken: list[tuple[StageBatch, Gradients]] = []
+        for number, teaching in teachings:
+            tally.comparison = Comparison() if first else None
+            gradients = self._take(self._backward(number, teaching, tally, known), "", tally)
+            mismatch = {} if tally.comparison is None else tally.comparison.read()
+            for name, value in mismatch.items():
+                tally.top(f"mismatch_{name}", torch.tensor(value))
+            if gradients is None or problems(teaching.source, mismatch, self.config.limits):
+                return False
+            taken.append((teaching, gradients))
+        for teaching, gradients in taken:
+            optimizer = self.optimizers.get(teaching.source, self.optimizers["reason"])
+            self._set_rates(optimizer, _rates(teaching.stage), share)
+            self._move(optimizer, gradients)
+        return True
+
+    def _take(self, loss: float, name: str, tally: UpdateMetrics) -> Gradients | None:
+        """Take gradients off the parameters, at most as long as allowed; None where they or the loss are not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
+        tally.add(f"{name}loss", torch.tensor(loss))
+        tally.add(f"{name}norm", torch.tensor(norm))
+        gradients = {weight: parameter.grad for weight, parameter in self.learning.items()}
+        self.bagel.zero_grad(set_to_none=True)
+        return gradients if math.isfinite(loss) and math.isfinite(norm) else None
+
+    def _move(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
+        for name, parameter in self.learning.items():
+            parameter.grad = gradients[name]
+        optimizer.step()
+        self.bagel.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def graduate(self, folder: Path | None = None) -> None:
+        """Put the averaged weights into the policy, where an average is kept, and merge its adapters, if it has any.
+
+        Adapters are written to `folder` first.
+        """
+        if self.average is not None:
+            for name, parameter in self.learning.items():
+                parameter.copy_(self.average[name])
+        if self.config.lora.rank:
+            if folder is not None:
+                lora.save(self.bagel, folder)
+            lora.merge(self.bagel)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The policy, for a while and without gradients, as what the KL is measured from."""
+        copies = self.first if self.config.reference == "frozen" else self.average
+        wearing = lora.switched_off(self.bagel) if copies is None else _wearing(self.learning, copies)
+        with torch.no_grad(), self.precision(), wearing:
+            yield
+
+    def _set_rates(self, optimizer: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = share * rate
+
+    def _backward(self, number: int, teaching: StageBatch, tally: UpdateMetrics, known: dict) -> float:
+        """Add the gradients of one stage's batch; returns its loss."""
+        batch, stage, size, loss = teaching.batch, teaching.stage, self.config.micro, 0.0
+        for start in range(0, len(batch.utterances), size):
+            rows, gains = batch.utterances[start : start + size], batch.text_gain[start : start + size]
+            key = (number, "text", start)
+            with self._reaching(stage.text.experts):
+                with tally.clock.part("score"):
+                    part = stage.text.weight * self._text_loss(rows, gains, teaching, tally, known, key)
+                part.backward()
+            loss += float(part.detach())
+        for start in range(0, len(batch.paintings), size):
+            rows, gains = batch.paintings[start : start + size], batch.picture_gain[start : start + size]
+            key = (number, "picture", start)
+            with self._reaching(stage.picture.experts):
+                with tally.clock.part("score"):
+                    part = stage.picture.weight * self._picture_loss(rows, gains, teaching, tally, known, key)
+                part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def _replay(self, page: SFTBatch, tally: UpdateMetrics) -> float:
+        """Put the gradients of lessons on the parameters; returns their loss."""
+        with tally.clock.part("replay"):
+            metrics = train_joint(self.bagel, self.config.replay.lessons, page, self.bagel.device)
+        for name, value in metrics.items():
+            if name != "loss":
+                tally.add(f"replay_{name}", torch.tensor(value))
+        return metrics["loss"]
+
+    def _text_loss(
+        self,
+        rows: Sequence[TextSample],
+        gains: Tensor,
+        teaching: StageBatch,
+        tally: UpdateMetrics,
+        known: dict,
+        key: tuple,
+    ) -> Tensor:
+        part, count = teaching.stage.text, teaching.batch.tokens
+        score = partial(self.bagel.score_text, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl else None
+        with self.precision():
+            scores = score()
+        old = torch.zeros_like(scores.logprob)
+        for row, one in enumerate(rows):
+            old[row, : len(one.said.logprobs)] = torch.from_numpy(one.said.logprobs)
+        if tally.comparison is not None:
+            tally.comparison.add_text(scores, rows)
+        loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip, count)
+        _observe(tally, "text", (scores.logprob.detach() - old)[scores.mask], part)
+        tally.add("text_entropy", scores.entropy[scores.mask])
+        if reference is not None:
+            divergence = token_kl(scores.logprob, reference.logprob, scores.mask, count)
+            tally.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
+            loss = loss + part.kl * divergence
+        return loss
+
+    def _picture_loss(
+        self,
+        rows: Sequence[ImageSample],
+        gains: Tensor,
+        teaching: StageBatch,
+        tally: UpdateMetrics,
+        known: dict,
+        key: tuple,
+    ) -> Tensor:
+        part, count = teaching.stage.picture, teaching.batch.strokes
+        score = partial(self.bagel.score_strokes, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl else None
+        with self.precision():
+            scores = score()
+        if tally.comparison is not None:
+            tally.comparison.add_images(scores, rows)
+        new = torch.cat([one.logprob for one in scores])
+        old = torch.cat([torch.from_numpy(one.strokes.logprob) for one in rows]).to(new.device)
+        spread = torch.repeat_interleave(gains, torch.tensor([len(one.strokes.time) for one in rows])).to(new.device)
+        loss = flow_grpo(new, old, spread, part.clip, count)
+        _observe(tally, "stroke", new.detach() - old, part)
+        if reference is not None:
+            divergences = torch.cat(
+                [gaussian_kl(a.mean, b.mean, a.std) for a, b in zip(scores, reference, strict=True)]
+            )
+            tally.add("stroke_kl", divergences.detach())
+            loss = loss + part.kl * divergences.sum() / count
+        return loss
+
+    def _known(self, known: dict, key: tuple, score: Callable[[], Any]) -> Any:
+        """The reference's scores, computed once per rollout."""
+        if key not in known:
+            with self.as_reference():
+                known[key] = score()
+        return known[key]
+
+    @contextmanager
+    def _reaching(self, experts: Experts) -> Iterator[None]:
+        """Let a loss move some weights only; nothing is computed for the others."""
+        held = [] if experts == "both" else self.homes["gen" if experts == "und" else "und"]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in held:
+                parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def _blend(self, step: int) -> None:
+        """Move the average towards the policy, further in early steps, so that little of the first weights stays."""
+        if self.average is not None:
+            for name, parameter in self.learning.items():
+                self.average[name].lerp_(parameter, 1 - keep_at(step, self.config.average))
+
+
+def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learning.items()}
+
+
+@contextmanager
+def _wearing(learning: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let parameters hold other numbers for a while; nothing is copied."""
+    own = {name: parameter.data for name, parameter in learning.items()}
+    try:
+        for name, parameter in learning.items():
+            parameter.data = others[name]
+        yield
+    finally:
+        for name, parameter in learning.items():
+            parameter.data = own[name]
+
+
+def _observe(tally: UpdateMetrics, name: str, gap: Tensor, part: PartConfig) -> None:
+    """How far ratios are from 1, and how many are beyond the clip."""
+    ratio = gap.exp()
+    tally.add(f"{name}_ratio", ratio)
+    tally.top(f"{name}_ratio_off", (ratio - 1).abs())
+    tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip).float())
+
+
+def _rates(stage: StageConfig) -> list[float]:
+    """The rate of each home: that of the part that moves it, else that of the other one."""
+    rates = []
+    for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
+        rates.append((own if own.on and own.experts in (home, "both") else other).rate)
+    return rates
