@@ -44,7 +44,7 @@ LIGHTER = (
         "7 of 280 prompts, not all",
     ),
     (r"(triptych eval genevalpp.*--drawn.*)", r"\1 --limit 7", "the 7 prompts that were drawn"),
-    (r"(triptych eval (?:ita|vqa).*--drawn.*)", r"\1 --limit 4", "4 questions a column"),
+    (r"(triptych eval (?:ita|vqa).*)", r"\1 --limit 4", "4 questions a column"),
     (r"(triptych probe.*)", r"\1 --limit 1 --seeds 1 --turns 1", "one of 70 prompts"),
     (r"(triptych bench.*)", r"\1 --draws 1 --batch 2 --train-steps 0", "one draw instead of medians"),
 )
