@@ -9,7 +9,7 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "triptych"
 # Each room imports from itself and from rooms further left.
-ROOMS = ["errors", "files", "seeds", "trace", "data", "model", "loop", "rewards", "sft", "rl", "eval", "apps"]
+ROOMS = ["errors", "files", "seeds", "bounds", "trace", "data", "model", "loop", "rewards", "sft", "rl", "eval", "apps"]
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,114 @@
+"""Bounds of settings, written beside each field as annotated-types and checked by one function.
+
+    lr: Annotated[float, Gt(0)] = 1e-4
+    share: Share = 0.5
+
+`check_bounds(settings)` walks a record and the records in it. It needs no torch, so that a command checks what was
+typed before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+
+from triptych.errors import ConfigError
+
+# The names that pydantic gives to the same bounds.
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+def check_bounds(record: Any, path: str = "") -> None:
+    """Check every number of a dataclass, of the dataclasses and of the tuples in it; None and booleans always pass.
+
+    `path` is where the record stands in a larger one, such as "reason.text". NaN and infinity are refused everywhere.
+    Raises ConfigError for the first number out of bounds, by the option that sets it: "--reason.text.lr -1.0: expected
+    0 or more".
+    """
+    hints = _hints(type(record))
+    for each in fields(record):
+        _check(getattr(record, each.name), hints[each.name], f"{path}.{each.name}" if path else each.name)
+
+
+def _check(value: Any, hint: Any, path: str) -> None:
+    constraints = list(_constraints(hint))
+    if is_dataclass(value):
+        check_bounds(value, path)
+    elif isinstance(value, tuple | list):
+        shortest = max((each.min_length for each in constraints if isinstance(each, MinLen)), default=0)
+        if len(value) < shortest:
+            raise ConfigError(f"--{_option(path)} has {len(value)} values: expected {shortest} or more")
+        for index, element in enumerate(value):
+            _check(element, _element(hint, index), path)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        bounds = {name: bound for name in ("ge", "gt", "le", "lt") for bound in _bounds(constraints, name)}
+        if not (math.isfinite(value) and _inside(value, bounds)):
+            raise ConfigError(f"--{_option(path)} {value}: expected {_sentence(hint, bounds)}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _constraints(hint: Any) -> Iterator[Any]:
+    """What `Annotated` says about a value itself, whichever alternative of a union it is."""
+    if get_origin(hint) is Annotated:
+        yield from hint.__metadata__
+        yield from _constraints(hint.__origin__)
+    elif get_origin(hint) in (Union, UnionType):
+        for alternative in get_args(hint):
+            yield from _constraints(alternative)
+
+
+def _element(hint: Any, index: int) -> Any:
+    """The hint of one element of a tuple or list; Any where it is not written."""
+    if get_origin(hint) is Annotated:
+        return _element(hint.__origin__, index)
+    if get_origin(hint) in (Union, UnionType):
+        return next((each for each in (_element(part, index) for part in get_args(hint)) if each is not Any), Any)
+    parts = [part for part in get_args(hint) if part is not Ellipsis]
+    return parts[min(index, len(parts) - 1)] if parts and get_origin(hint) in (tuple, list) else Any
+
+
+def _bounds(constraints: list[Any], name: str) -> Iterator[float]:
+    for each in constraints:
+        if isinstance(each, Ge | Gt | Le | Lt | Interval) and getattr(each, name, None) is not None:
+            yield getattr(each, name)
+
+
+def _inside(value: float, bounds: dict[str, float]) -> bool:
+    return (
+        value >= bounds.get("ge", -math.inf)
+        and value > bounds.get("gt", -math.inf)
+        and value <= bounds.get("le", math.inf)
+        and value < bounds.get("lt", math.inf)
+    )
+
+
+def _sentence(hint: Any, bounds: dict[str, float]) -> str:
+    """The bounds in words: "1 or more", "0 to 10,000", "a share from 0 to 1", "more than 0 and less than 1"."""
+    if not bounds:
+        return "a finite number"
+    if "ge" in bounds and "le" in bounds:
+        whole = hint is int or int in (hint, *get_args(hint))
+        share = (bounds["ge"], bounds["le"]) == (0, 1) and not whole
+        return "a share from 0 to 1" if share else f"{bounds['ge']:,} to {bounds['le']:,}"
+    low = f"more than {bounds['gt']:,}" if "gt" in bounds else f"{bounds['ge']:,} or more" if "ge" in bounds else ""
+    high = f"less than {bounds['lt']:,}" if "lt" in bounds else f"at most {bounds['le']:,}" if "le" in bounds else ""
+    return " and ".join(part for part in (low, high) if part)
+
+
+def _option(path: str) -> str:
+    """A path as the command line writes it."""
+    return path.replace("_", "-")
