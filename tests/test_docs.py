@@ -262,6 +262,8 @@ def test_every_option_in_the_text_exists(page: Path, monkeypatch: pytest.MonkeyP
 def test_every_name_in_the_text_is_there(page: Path):
     """`loop.play` and `rl/tree.py` stand for names and files of the package; commands in the text are parsed."""
     for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if any(word in span for word in ("ROOM", "MODULE")):
+            continue
         name = span.split("(")[0].removeprefix("triptych.")
         if re.fullmatch(r"[\w/-]+\.py", span):
             assert any((folder / span).exists() for folder in (ROOT, ROOT / "triptych")), f"{page.name}: no file {span}"
