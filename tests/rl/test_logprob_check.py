@@ -24,7 +24,7 @@ PROMPTS = [Prompt("a photo of three clocks"), Prompt("a photo of a red cat and a
 
 def short(stage: StageConfig) -> StageConfig:
     """A stage of the 7B recipe for a tiny model: its steps, guidance, filter and noise, in fewer steps and tokens."""
-    picture = replace(stage.picture, window=min(stage.picture.window or 3, 3))
+    picture = replace(stage.picture, window=2)
     return replace(stage, picture=picture, sampling=replace(stage.sampling, max_plan=5, max_reflection=5))
 
 
@@ -137,7 +137,7 @@ def test_an_honest_model_passes(config):
         (Policy(large=True, image_guidance=1.0), {("refine", "guidance")}),
         (Policy(large=True, text_guidance=3.6), {("reason", "guidance"), ("refine", "guidance")}),
         (Policy(large=True, image_guidance=1.35), {("refine", "guidance")}),
-        (Policy(large=True, text_guidance=1.0), {("reason", "sde_mean")}),
+        (Policy(large=True, text_guidance=1.0), {("reason", "sde_step"), ("refine", "sde_step")}),
         (Policy(large=True, top_p=1.0), {("reason", "text_mean"), ("refine", "text_mean")}),
         (RoundedRecord(large=True), {("reason", "rounding"), ("refine", "rounding")}),
         (RoundedScore(large=True), {("reason", "rounding"), ("refine", "rounding")}),
@@ -168,7 +168,7 @@ def test_other_settings_are_caught_where_they_act(policy, stages, kind):
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_every_step_that_the_recipe_can_choose_is_checked(step):
-    config = replace(QUICK, refine=replace(QUICK.refine, picture=replace(QUICK.refine.picture, window=2)))
+    config = replace(QUICK, reason=replace(QUICK.reason, picture=replace(QUICK.reason.picture, window=0)))
     stages = {stage for stage, _ in found(Policy(step, eta_draw=0.8, eta_edit=0.8), config)}
     assert stages == ({"reason"} if step == 2 else {"reason", "refine"})
 
@@ -207,7 +207,7 @@ def test_several_prompts_are_checked_and_copies_are_interleaved():
     policy = Listening()
     logprob_check.mismatches(policy, PROMPTS, QUICK, seed=1)
     assert policy.prompts == {prompt.text for prompt in PROMPTS}
-    assert (len(policy.drawn), len(policy.edited)) == (3, 2)  # steps of Reason; the window of Refine
+    assert (len(policy.drawn), len(policy.edited)) == (2, 2)  # the windows of Reason and Refine
     for keys, seeds in (*policy.drawn, *policy.edited):
         a, b, again, too = keys[:4]
         assert a == again and b == too and a != b and keys[4:6] == keys[6:8]
@@ -215,7 +215,7 @@ def test_several_prompts_are_checked_and_copies_are_interleaved():
 
 
 def test_rollouts_with_and_without_a_plan_are_checked_where_there_may_be_either():
-    for plans, drawn, planned in ((0.0, 3, []), (1.0, 3, [0, 1, 2]), (0.5, 6, [3, 4, 5])):
+    for plans, drawn, planned in ((0.0, 2, []), (1.0, 2, [0, 1]), (0.5, 4, [2, 3])):
         policy = Listening()
         config = replace(QUICK, reason=replace(QUICK.reason, plans=plans), tree=TreeConfig(depth=0))
         logprob_check.mismatches(policy, PROMPTS, config, seed=1)
@@ -235,7 +235,7 @@ def test_only_what_will_be_trained_is_looked_at():
     def seen(config: TrainConfig) -> dict[str, set[str]]:
         return {s: set(m) for s, m in logprob_check.mismatches(Policy(), PROMPTS, config, 1).items()}
 
-    text, picture = {"text_ratio", "text_mean"}, {"sde_mean", "sde_logprob", "guidance", "rounding"}
+    text, picture = {"text_ratio", "text_mean"}, {"sde_mean", "sde_step", "sde_logprob", "guidance", "rounding"}
     assert seen(QUICK) == {"reason": text | picture, "refine": text | picture}
     assert seen(replace(QUICK, tree=TreeConfig(depth=0))) == {"reason": text | picture}
     assert seen(text_only(QUICK)) == {"reason": text, "refine": text}

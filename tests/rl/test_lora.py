@@ -17,7 +17,7 @@ from triptych.model.config import BAGEL_7B, SKETCH
 from triptych.model.logprobs import ImageSample, TextSample
 from triptych.rewards.judge import BrightnessJudge
 from triptych.rl import lora as adapters
-from triptych.rl.config import LoraConfig, SFTMix, TrainConfig
+from triptych.rl.config import BFLOAT16_LIMITS, LoraConfig, SFTMix, TrainConfig
 from triptych.rl.learner import Learner
 from triptych.rl.recipes import DEBUG, tiny
 from triptych.rl.train import Step, train
@@ -159,7 +159,7 @@ def test_weights_in_half_precision_wear_adapters_in_full():
     assert bagel.language_model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
     learner.graduate()
     assert all(torch.equal(tensor, first[name]) for name, tensor in bagel.state_dict().items())
-    half = replace(LORA, compute="bfloat16", limits=replace(DEBUG.limits, text_ratio=0.5, stroke_gap=0.1))
+    half = replace(LORA, compute="bfloat16", limits=BFLOAT16_LIMITS)
     steps = list(train(bagel, PROMPTS, BrightnessJudge(), rated(half, 0.1)))
     assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
     moved = {name for name, tensor in bagel.state_dict().items() if not torch.equal(tensor, first[name])}

@@ -24,7 +24,16 @@ from triptych.rewards.judge import BrightnessJudge
 from triptych.rewards.rewards import Reward
 from triptych.rl import sft_mix
 from triptych.rl.advantages import group_advantages
-from triptych.rl.config import Limits, LoraConfig, SFTMix, StageConfig, TextConfig, TrainConfig, TreeConfig
+from triptych.rl.config import (
+    BFLOAT16_LIMITS,
+    Limits,
+    LoraConfig,
+    SFTMix,
+    StageConfig,
+    TextConfig,
+    TrainConfig,
+    TreeConfig,
+)
 from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
 from triptych.rl.train import Rollout, Step, _growths, _teachings, train
 from triptych.rl.train_state import TrainState, weights_mark
@@ -327,7 +336,7 @@ def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups
         (text_only(DEBUG), ["reason", "refine", "reason"]),
         (picture_only(DEBUG), ["reason", "refine", "reason"]),
         (rewards_alone(DEBUG, 0.0), ["reason", "refine", "reason"]),
-        (replace(DEBUG, compute="bfloat16", limits=Limits(0.5, 0.1)), ["reason", "refine", "reason"]),
+        (replace(DEBUG, compute="bfloat16", limits=BFLOAT16_LIMITS), ["reason", "refine", "reason"]),
     ],
     ids=["trajectory", "reason-only", "deeper", "uniform", "text-only", "image-only", "no-kl", "bfloat16"],
 )

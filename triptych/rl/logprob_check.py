@@ -38,6 +38,7 @@ WORDS = {
     "text_ratio": "a token's ratio differs from 1 by",
     "text_mean": "the mean log-ratio of tokens is",
     "sde_mean": "the mean of an SDE step differs, in standard deviations, by",
+    "sde_step": "the mean of an SDE step differs, as a share of the step, by",
     "sde_logprob": "the log-probability of an SDE step differs by",
     "guidance": "a guidance scale differs by a share of",
     "rounding": "a state is rounded to half precision, by a share of",
@@ -86,13 +87,14 @@ def step_errors(scores: SDELogprobs, steps: SDESteps) -> dict[str, Float[Tensor,
     before, after, mean, logprob = (
         torch.from_numpy(part).to(scores.mean.device) for part in (steps.before, steps.after, steps.mean, steps.logprob)
     )
-    error = scores.mean - mean
+    error, step = scores.mean - mean, mean - before
     own = step_logprob(after, scores.mean, scores.std)
     of_rounded = step_logprob(_rounded(after), scores.mean, scores.std) - own
     scored = scores.logprob - own  # 0 unless another state than the recorded one was scored
     held = [(part == part.half().float()).float().flatten(1).mean(1) for part in (before, after)]  # 2^-13 of float32
     errors = {
-        "sde_mean": (error / scores.std).square().flatten(1).mean(1).sqrt(),
+        "sde_mean": _norm(error / scores.std) / after[0].numel() ** 0.5,
+        "sde_step": _norm(error) / _norm(step),
         "sde_logprob": (scores.logprob - logprob).abs(),
         "guidance": torch.maximum(_share(error, scores.text_slope), _share(error, scores.image_slope)),
         "rounding": torch.stack(
@@ -240,6 +242,10 @@ def _going_on(said: Completion, instruction: str) -> Completion:
     if not is_stop(parse_edit(said.text)):
         return said
     return replace(said, text=wrap_reflection(parse_thought(said.text), instruction))
+
+
+def _norm(states: Float[Tensor, "step patch latent"]) -> Float[Tensor, "step"]:
+    return states.flatten(1).norm(dim=1)
 
 
 def _rounded(states: Tensor) -> Tensor:
