@@ -94,6 +94,7 @@ def save(out: Path, standing: TrainState, learner: Learner) -> None:
 
 def resume(out: Path, learner: Learner) -> TrainState:
     """Put the newest checkpoint's weights back; a fresh standing where there is none."""
+    checkpoint.sweep(out / "checkpoints")
     found = checkpoint.latest(out / "checkpoints", learner.bagel.device)
     if found is None:
         return TrainState()

@@ -57,6 +57,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
     """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`."""
     final = Path(folder) / f"step-{step:08d}"
     try:
+        sweep(folder)
         with anew(final) as aside:
             aside.mkdir(parents=True)
             packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -67,8 +68,20 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
             f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is untouched"
         ) from error
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: files go one by one, and a kill among them would leave a folder that looks like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     return final
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left of checkpoints: half-written ones, and ones that were being removed.
+
+    Nothing goes while no checkpoint is whole. Raises OSError.
+    """
+    whole = steps(folder)
+    for path in (*Path(folder).glob("step-*"), *Path(folder).glob(".step-*.old")):
+        if whole and path not in whole:
+            shutil.rmtree(path)
 
 
 def steps(folder: Path) -> list[Path]:
