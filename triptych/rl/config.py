@@ -1,18 +1,21 @@
-"""How a run of Tree-RL is set: typed values with a reason beside each choice. `recipes.py` holds the named ones.
+"""The settings of a run of Tree-RL: typed values, bounds beside each field, reasons beside each choice.
 
 A stage is a beat that is trained: Reason (a plan and a picture) or Refine (a reflection and an edit). Each of its two
-parts, text and picture, learns with settings of its own.
+parts, text and picture, learns with settings of its own. `recipes.py` holds named values of all of this.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Interval, MinLen
 
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, check_bounds
+from triptych.data.sft_samples import DataMix
 from triptych.errors import ConfigError
-from triptych.model.config import SKETCH_FINE, Sampling
+from triptych.model.config import Renorm, Sampling
 from triptych.model.transformer import Experts
 from triptych.rewards.rewards import Grain, RewardRule
 from triptych.sft.joint import JointConfig
@@ -24,111 +27,213 @@ Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class PartConfig:
     """How one part of a stage learns."""
 
-    on: bool = True
-    rate: float = 1e-4  # AdamW's; of the weights that are this part's home: und for text, gen for pictures
-    weight: float = 1.0  # of its loss; matters where both parts reach the same weights
-    clip: float = 0.2  # furthest that a ratio from 1 is rewarded
-    kl: float = 0.001  # weight of the divergence from the reference; 0 is off
-    divide: bool = False  # advantages over their spread; Tree-RL takes the mean away and no more
-    grain: Grain = "fractional"  # V as a share of checks, or only 0 and 1
+    train: bool = True
+    lr: NonNegativeFloat = 1e-4  # AdamW's, for the experts that are this part's home: und for text, gen for pictures
+    clip_range: PositiveFloat = 0.2  # epsilon of PPO's clip: a ratio is rewarded no further than this from 1
+    kl_coef: NonNegativeFloat = 0.001  # beta, weight of the KL to the reference; 0 computes no reference
+    normalize_advantages: bool = False  # divide by the group's std, as GRPO does; Tree-RL subtracts the mean alone
+    grain: Grain = "fractional"  # V as the share of checks that hold, or strictly 0 or 1
 
 
 @dataclass(frozen=True)
 class TextConfig(PartConfig):
-    """How what is said learns."""
+    """How plans or reflections learn (GRPO)."""
 
-    rate: float = 3e-4  # a tenth of it moved nothing on a prototype, three times of it broke it
-    experts: Experts = "und"  # which weights its loss may move
-    balance: bool = False  # Refine: right and wrong parents pull equally, so that neither stopping nor editing wins
+    lr: NonNegativeFloat = 3e-4  # on a prototype a tenth of it moved nothing, three times of it broke the model
+    experts: Literal["und", "both"] = "und"  # weights that the text loss may move
 
 
 @dataclass(frozen=True)
 class PictureConfig(PartConfig):
-    """How what is drawn learns."""
+    """How pictures learn (FlowGRPO)."""
 
-    rate: float = 7e-5
+    lr: NonNegativeFloat = 7e-5
+    loss_weight: NonNegativeFloat = 1.0  # text's is 1; matters where both losses reach the same weights
     experts: Experts = "gen"
-    window: int = 4  # stochastic steps are chosen among the first so many: later ones change too little; 0 is all
-    strokes: int = 1  # stochastic steps in one picture
-    baseline: Literal["group", "told"] = "group"  # "told": compare only pictures of one parent that were told the same
+    sde_window: NonNegativeInt = 4  # SDE steps are chosen among the first so many: later ones change too little; 0: all
+    num_sde_steps: PositiveInt = 1  # SDE steps of one picture; the others are ODE (MixGRPO)
+    # What an advantage is measured from: the mean of the group, or of the siblings drawn from the same text alone.
+    baseline: Literal["group", "same-text"] = "group"
+
+
+@dataclass(frozen=True)
+class StageSampling:
+    """How one beat samples during training."""
+
+    temperature: NonNegativeFloat = 1.0  # of its text
+    top_k: NonNegativeInt = 0  # 0 is off
+    top_p: Annotated[float, Gt(0), Interval(le=1)] = 1.0
+    max_tokens: PositiveInt = 128  # of its text, the end token included
+    points: Annotated[int, Ge(2)] = 13  # of the flow's schedule: N points are N - 1 steps
+    time_shift: PositiveFloat = 6.0
+    text_guidance: Annotated[float, Ge(1)] = 1.0  # 1 is off
+    interval: tuple[Share, Share] = (0.0, 1.0)  # guidance acts where low < t <= high
+    renorm: Renorm = "channel"
+    eta: NonNegativeFloat = 1.0  # noise of the SDE steps
+    eta_mode: Literal["constant", "monotonic"] = "monotonic"
+
+    def resolve(self, sde_steps: tuple[int, ...] = ()) -> Sampling:
+        """The model's settings with these SDE steps. It has separate ones for drawing and editing; a beat does one."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_plan=self.max_tokens,
+            max_reflection=self.max_tokens,
+            draw_points=self.points,
+            edit_points=self.points,
+            time_shift=self.time_shift,
+            text_guidance=self.text_guidance,
+            interval=self.interval,
+            draw_renorm=self.renorm,
+            edit_renorm=self.renorm,
+            stochastic=sde_steps,
+            eta_draw=self.eta,
+            eta_edit=self.eta,
+            eta_mode=self.eta_mode,
+        )
+
+
+@dataclass(frozen=True)
+class RefineSampling(StageSampling):
+    """How reflections and edits sample: edits have a guidance by the picture too."""
+
+    image_guidance: Annotated[float, Ge(1)] = 1.0  # 1 is off
+    renorm: Renorm = "text_channel"
+
+    def resolve(self, sde_steps: tuple[int, ...] = ()) -> Sampling:
+        return replace(super().resolve(sde_steps), image_guidance=self.image_guidance)
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One beat: how wide it grows, how it samples, how it learns."""
+    """One beat: the size of its groups, how it samples, how it learns."""
 
     text: TextConfig = field(default_factory=TextConfig)
     picture: PictureConfig = field(default_factory=PictureConfig)
-    sampling: Sampling = field(default_factory=Sampling)
-    parents: int = 4  # groups in one step
-    width: int = 8  # siblings in a group
-    per_text: int = 1  # siblings that share a text, and differ in their strokes alone
-    updates: int = 1  # on one rollout
-    plans: float = 1.0  # Reason: share of the rollouts that say a plan first; the others draw at once
+    sampling: StageSampling = field(default_factory=StageSampling)
+    parents: PositiveInt = 4  # groups of one step
+    group_size: Annotated[int, Ge(2)] = 8  # siblings of one parent: an advantage compares two or more
+    images_per_text: PositiveInt = 1  # siblings that share a text and differ in the noise of their SDE steps alone
+    inner_epochs: PositiveInt = 1  # updates on one rollout
 
     @property
-    def speaks(self) -> bool:
-        """Whether its text learns."""
-        return self.text.on and self.plans > 0
+    def has_text(self) -> bool:
+        """Whether its rollouts hold text at all."""
+        return True
 
-    def decided(self, seed: int) -> StageConfig:
-        """The stage of one rollout, which says plans or says none: the seed chooses, by the share of each."""
-        return replace(self, plans=float(np.random.default_rng(seed).random() < self.plans))
+    @property
+    def trains_text(self) -> bool:
+        return self.text.train and self.has_text
 
-    def sampled(self, points: int, seed: int) -> Sampling:
-        """The sampling of one step: stochastic steps chosen by the seed, and none where pictures do not learn."""
-        if not self.picture.on:
-            return replace(self.sampling, stochastic=())
-        window, count = self._window(points)
-        chosen = np.random.default_rng(seed).choice(window, count, replace=False)
-        return replace(self.sampling, stochastic=tuple(sorted(int(index) for index in chosen)))
+    def variants(self) -> list[StageConfig]:
+        """The stage of every kind of rollout that it can draw."""
+        return [self]
 
-    def index_sets(self, points: int) -> list[tuple[int, ...]]:
-        """Sets of stochastic steps, as large as those of `sampled`, that together hold each one it can choose."""
-        if not self.picture.on:
+    def sample_sde_steps(self, seed: int) -> tuple[int, ...]:
+        """The indices of the SDE steps of one training step; none where pictures do not learn."""
+        if not self.picture.train:
+            return ()
+        window, count = self._window()
+        return tuple(sorted(np.random.default_rng(seed).choice(window, count, replace=False).tolist()))
+
+    def sde_step_sets(self) -> list[tuple[int, ...]]:
+        """Sets as large as those of `sample_sde_steps` that together hold every index it can choose."""
+        if not self.picture.train:
             return [()]
-        window, count = self._window(points)
+        window, count = self._window()
         starts = [min(start, window - count) for start in range(0, window, count)]
         return [tuple(range(start, start + count)) for start in starts]
 
-    def _window(self, points: int) -> tuple[int, int]:
-        """The number of steps that may be stochastic, the first ones, and how many of them are."""
-        window = min(self.picture.window or points - 1, points - 1)
-        return window, min(self.picture.strokes, window)
+    def _window(self) -> tuple[int, int]:
+        """How many of the first steps may be SDE steps, and how many of them are."""
+        steps = self.sampling.points - 1
+        window = min(self.picture.sde_window or steps, steps)
+        return window, min(self.picture.num_sde_steps, window)
+
+
+@dataclass(frozen=True)
+class ReasonConfig(StageConfig):
+    """The first beat: a plan, if any, and a picture."""
+
+    plan_share: Share = 1.0  # share of the rollouts that plan first; the others draw at once, and train no text
+
+    @property
+    def has_text(self) -> bool:
+        return self.plan_share > 0
+
+    def sample_variant(self, seed: int) -> ReasonConfig:
+        """The stage of one rollout: with a plan in every trace or in none. The seed chooses, by `plan_share`."""
+        return replace(self, plan_share=float(np.random.default_rng(seed).random() < self.plan_share))
+
+    def variants(self) -> list[StageConfig]:
+        shares = (0.0, 1.0) if 0 < self.plan_share < 1 else (self.plan_share,)
+        return [replace(self, plan_share=share) for share in shares]
+
+
+@dataclass(frozen=True)
+class RefineConfig(StageConfig):
+    """A later beat: a reflection and an edit."""
+
+    sampling: RefineSampling = field(default_factory=RefineSampling)
 
 
 @dataclass(frozen=True)
 class TreeConfig:
-    """The shape of what is grown."""
+    """The shape of the tree."""
 
     kind: Literal["tree", "trajectory"] = "tree"  # trajectory: whole chains from a prompt, one reward at the end
-    depth: int = 1  # Refine stages after Reason; 0 is Reason only
-    parents: Literal["importance", "pools", "uniform"] = "importance"
-    # importance: pools, and in them more from groups whose rewards differ; pools: right and wrong ones, as the release
-    right: float = 0.15  # share of parents that are already right, so that stopping is learnt; not for "uniform"
-    resample: int = 0  # times that groups without spread are replaced in a step
+    depth: NonNegativeInt = 1  # Refine stages after Reason; 0 is Reason alone
+    # How pictures become parents of the next stage. pools: wrong and right ones apart, as the release does; importance:
+    # within a pool more often from groups whose verdicts differ; uniform: every picture alike.
+    selection: Literal["importance", "pools", "uniform"] = "importance"
+    right_share: Share = 0.15  # of the parents are right already, so that stopping is learnt; not for "uniform"
+    balance: bool = False  # right and wrong parents weigh equally in the text loss: neither stopping nor editing wins
+    resample: NonNegativeInt = 0  # times that groups without differing rewards are replaced in a step (DAPO)
 
 
 @dataclass(frozen=True)
 class SFTMix:
-    """Lessons beside the rewards (replay.py); rows are per update."""
+    """A supervised batch after the rewards of every update (sft_mix.py). Counts are rows of one batch."""
 
-    rate: float = 0.0  # their own learning rate, with moments of their own; 0 is off
-    own: int = 32  # most pictures of a rollout that become lessons
-    lessons: JointConfig = field(default_factory=lambda: JointConfig(pictures=6, edits=6, words=12, own=0.5))
+    lr: NonNegativeFloat = 0.0  # of an AdamW of its own; 0 is no SFT mix
+    pictures: NonNegativeInt = 6  # to draw from a prompt
+    edits: NonNegativeInt = 6
+    words: NonNegativeInt = 12  # answers and reflections
+    plan_share: Share = 0.4  # of the pictures are planned first
+    answer_share: Share = 0.5  # of the words answer a question; the others reflect
+    right_share: Share = 0.45  # of the reflections are on right pictures
+    self_generated_share: Share = 0.5  # of edits and words are on pictures of this very rollout
+    max_self_generated: NonNegativeInt = 32  # pictures of a rollout that are read by the detector for this
+
+    @property
+    def joint(self) -> JointConfig:
+        """The batch as SFT's joint stage knows it."""
+        return JointConfig(
+            pictures=self.pictures,
+            edits=self.edits,
+            words=self.words,
+            plans=self.plan_share,
+            answers=self.answer_share,
+            own=self.self_generated_share,
+            mix=DataMix(right=self.right_share),
+        )
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the projections of the layers instead of all weights (adapters.py); needs peft.
+    """Low-rank adapters on the projections of the layers instead of all weights (lora.py); needs peft.
 
-    There is no dropout: a score must repeat what the sampler did.
+    There is no dropout: log-probabilities must repeat what the sampler did.
     """
 
-    rank: int = 0  # 0 trains all weights
-    alpha: int = 32  # the adapters count alpha / rank times
-    experts: Experts = "both"  # which layers get one
-    projections: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    rank: NonNegativeInt = 0  # 0 trains all weights
+    alpha: PositiveInt = 32  # an adapter counts alpha / rank times
+    experts: Experts = "both"  # whose layers get one
+    projections: Annotated[tuple[Projection, ...], MinLen(1)] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
 
 
 @dataclass(frozen=True)
@@ -139,24 +244,23 @@ class Limits:
     they agree to 5e-6, and a guidance scale that is 10 % off moves a mean by 1e-3 standard deviations or more.
     """
 
-    text_ratio: float = 1e-3  # largest |ratio - 1| of a token
-    text_mean: float = 1e-4  # |mean log-ratio| of all tokens, beyond chance; a filter that was dropped moves it
-    sde_mean: float = 1e-4  # root mean square of |mean - mean'| / std in an SDE step
-    sde_step: float = 1e-4  # the same error as a share of the step, |mean - mean'| / |mean - before|
-    sde_logprob: float = 1e-5  # difference of log-probability (a mean over a picture) of an SDE step
-    guidance: float = 0.01  # relative error of a guidance scale, as the means betray it, beyond chance
-    rounding: float = 0.1  # 1 where a state went through half precision, 0 where it did not
-    missing: float = 0.5  # largest share of missing verdicts
-    window: int = 20  # in so many steps
-    bad_steps: int = 5  # steps in a row that were skipped: not finite, or beyond the limits above
+    text_ratio: NonNegativeFloat = 1e-3  # largest |ratio - 1| of a token
+    text_mean: NonNegativeFloat = 1e-4  # |mean log-ratio| of all tokens, beyond chance; a filter that was dropped moves it
+    sde_mean: NonNegativeFloat = 1e-4  # root mean square of |mean - mean'| / std in an SDE step
+    sde_step: NonNegativeFloat = 1e-4  # the same error as a share of the step, |mean - mean'| / |mean - before|
+    sde_logprob: NonNegativeFloat = 1e-5  # difference of log-probability (a mean over a picture) of an SDE step
+    guidance: NonNegativeFloat = 0.01  # relative error of a guidance scale, as the means betray it, beyond chance
+    rounding: NonNegativeFloat = 0.1  # 1 where a state went through half precision, 0 where it did not
+    missing: Share = 0.5  # largest share of missing verdicts, in the newest steps (train.py)
+    bad_steps: PositiveInt = 5  # steps in a row that were skipped: not finite, or beyond the limits above
 
 
 # bfloat16 through a cache and at once are not the same. Honest sampling with the weights of SKETCH, under the guidance
-# and the filter of the release, showed .045, 0, .053, .028, .004, .007 and .002 of them. Guidance that is 10 % off, or
+# and the filter of the release, showed .045, 0, .053, .054, .004, .007 and .002 of them. Guidance that is 10 % off, or
 # that of the picture dropped, showed .1 or more of guidance; all guidance dropped, .12 or more of sde_step; a dropped
 # filter, .011 of text_mean; rounded states, 1 of rounding.
 BFLOAT16_LIMITS = Limits(
-    text_ratio=0.3, text_mean=3e-3, sde_mean=0.1, sde_step=0.06, sde_logprob=0.01, guidance=0.05, rounding=0.5
+    text_ratio=0.3, text_mean=3e-3, sde_mean=0.1, sde_step=0.1, sde_logprob=0.01, guidance=0.05, rounding=0.5
 )
 
 
@@ -166,113 +270,80 @@ class TrainConfig:
 
     model: str = "sketch"  # what training starts from: a packaged name or a folder; "tiny" is random and small
     judge: Literal["world", "brightness"] = "world"  # brightness: for dry runs of a model that cannot draw yet
-    seed: int = 0
-    steps: int = 400
-    samples: int = 0  # stop after so many texts and pictures, to compare recipes on one budget; 0 counts steps alone
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 400
+    samples: NonNegativeInt = 0  # stop after so many texts and pictures, to compare recipes on one budget; 0: no limit
     device: str = "auto"
-    compute: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
-    every: int = 20  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay
-    micro: int = 32  # rows of one forward with gradient: less memory, the same result
-    recompute: bool = False  # compute layers anew on the way back: far less memory, more time, the same result
-    tags: tuple[str, ...] = ()  # train on prompts of these tags alone
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
+    save_every: PositiveInt = 20  # steps between checkpoints
+    keep: PositiveInt = 2  # newest checkpoints that stay
+    micro_batch_size: PositiveInt = 32  # rows of one forward with gradient: less memory, the same result
+    gradient_checkpointing: bool = False  # compute layers anew in backward: far less memory, more time, the same result
+    tags: tuple[str, ...] = ()  # train on prompts of these tags alone; () is all
     tree: TreeConfig = field(default_factory=TreeConfig)
     reward: RewardRule = field(default_factory=RewardRule)
-    reason: StageConfig = field(default_factory=lambda: StageConfig(sampling=SKETCH_FINE))
-    refine: StageConfig = field(default_factory=lambda: StageConfig(sampling=SKETCH_FINE))
-    replay: SFTMix = field(default_factory=SFTMix)
+    reason: ReasonConfig = field(default_factory=ReasonConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    sft_mix: SFTMix = field(default_factory=SFTMix)
     limits: Limits = field(default_factory=Limits)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    reference: Literal["frozen", "average", "adapter"] = "frozen"  # what the KL is measured from
-    # frozen: the first weights; average: the running average; adapter: the model without its adapters, no copy at all
-    average: float = 0.0  # share that a running average of the weights keeps each update; 0 is off
-    warmup: int = 10  # steps over which rates rise
-    halved: int = 0  # steps after which rates are a half, twice as many a third, and so on; 0 keeps them
-    moments: Literal["stages", "shared"] = "stages"  # of AdamW: each stage its own, or one for all but the lessons
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    decay: float = 0.0
-    norm: float = 1.0  # longest gradient
-    vision: bool = False  # also train the vision tower; the autoencoder is always frozen
+    # What the KL is measured from: the first weights, their running average, or the model without its adapters, which
+    # needs no copy at all.
+    reference: Literal["frozen", "ema", "adapter"] = "frozen"
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # share that the weights' average keeps an update; 0 is off
+    warmup_steps: NonNegativeInt = 10  # over which learning rates rise
+    lr_decay_steps: NonNegativeInt = 0  # inverse-time decay: half after so many steps, a third after twice; 0 is none
+    moments: Literal["stages", "shared"] = "stages"  # of AdamW: each stage its own, or one for both; SFT has its own
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    train_vision: bool = False  # also train the vision tower; the autoencoder is always frozen
 
     def check(self) -> None:
-        """Raises ConfigError for settings that cannot work together, before anything is loaded."""
+        """Raises ConfigError for settings out of bounds or that cannot work together, before anything is loaded."""
+        check_bounds(self)
         for name, stage in (("reason", self.reason), ("refine", self.refine)):
             _check_stage(name, stage)
-        if self.tree.depth < 0 or not 0 <= self.tree.right <= 1 or self.tree.resample < 0:
-            raise ConfigError(
-                f"tree: depth={self.tree.depth}, right={self.tree.right}, resample={self.tree.resample}; "
-                "expected a depth and a number of resamples of 0 or more, and a share in 0..1"
-            )
-        counts = {name: getattr(self, name) for name in ("steps", "every", "keep", "micro")}
-        if min(counts.values()) < 1 or self.samples < 0:
-            told = ", ".join(f"{name}={count}" for name, count in (counts | {"samples": self.samples}).items())
-            raise ConfigError(f"{told}: expected 1 or more of each, and 0 or more samples")
         _check_lora(self)
-        if self.reference == "average" and not self.average:
-            raise ConfigError("reference=average needs a running average; set --average, for example 0.995")
-        if not 0 <= self.average < 1:
-            raise ConfigError(f"average={self.average}: expected a share of 0 or more, below 1")
-        if min(self.replay.rate, self.warmup, self.halved) < 0:
-            raise ConfigError(
-                f"replay.rate={self.replay.rate}, warmup={self.warmup}, halved={self.halved}: expected 0 or more"
-            )
+        if self.reference == "ema" and not self.ema_decay:
+            raise ConfigError("--reference ema needs a running average; set --ema-decay, for example 0.995")
 
-    def share(self, step: int) -> float:
-        """The share of its rates that a step learns with: it rises, then falls as 1 / (1 + step / halved).
+    def lr_scale(self, step: int) -> float:
+        """The share of its learning rates that a step uses: a linear rise, then 1 / (1 + step / lr_decay_steps).
 
         It knows no last step, so that a run that goes on further than it was meant to is the run it would have been.
         """
-        risen = min(1.0, (step + 1) / max(self.warmup, 1))
-        return risen / (1 + step / self.halved) if self.halved else risen
+        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        return warmup / (1 + step / self.lr_decay_steps) if self.lr_decay_steps else warmup
+
+
+def _check_stage(name: str, stage: StageConfig) -> None:
+    if stage.group_size % stage.images_per_text:
+        raise ConfigError(
+            f"--{name}.images-per-text {stage.images_per_text} does not divide --{name}.group-size {stage.group_size}: "
+            "expected a whole number of texts in a group"
+        )
+    if stage.trains_text and stage.sampling.temperature == 0:
+        raise ConfigError(
+            f"--{name}.sampling.temperature 0: greedy siblings say the same, so that nothing is learnt; expected more "
+            f"than 0, or --{name}.text.no-train"
+        )
 
 
 def _check_lora(config: TrainConfig) -> None:
     lora = config.lora
-    if lora.rank < 0 or lora.alpha <= 0 or not lora.projections:
-        raise ConfigError(
-            f"lora: rank={lora.rank}, alpha={lora.alpha}, projections={lora.projections}; expected a rank of 0 (train "
-            "all weights) or more, an alpha above 0 and one projection or more"
-        )
     if config.reference == "adapter" and not lora.rank:
-        raise ConfigError("reference=adapter is the model without its adapters, and it has none; set --lora.rank")
-    if config.reference == "adapter" and config.vision:
-        raise ConfigError("reference=adapter needs all else frozen, and vision trains the tower; set --no-vision")
+        raise ConfigError("--reference adapter is the model without its adapters, and it has none; set --lora.rank")
+    if config.reference == "adapter" and config.train_vision:
+        raise ConfigError("--reference adapter needs all else frozen; set --no-train-vision")
     if not lora.rank or lora.experts == "both":
         return
     for name, stage in (("reason", config.reason), ("refine", config.refine)):
-        for kind, part, on in (("text", stage.text, stage.speaks), ("picture", stage.picture, stage.picture.on)):
-            if on and part.experts not in (lora.experts, "both"):
+        parts = (("text", stage.text, stage.trains_text), ("picture", stage.picture, stage.picture.train))
+        for kind, part, trained in parts:
+            if trained and part.experts not in (lora.experts, "both"):
                 raise ConfigError(
                     f"{name}.{kind} moves the {part.experts} experts, and only the {lora.experts} ones have adapters; "
-                    f"set --lora.experts both, or --{name}.{kind}.no-on"
+                    f"set --lora.experts both, or --{name}.{kind}.no-train"
                 )
-    if config.replay.rate and lora.experts == "gen":
-        raise ConfigError("replayed lessons teach words too, and lora.experts=gen has none to move; set it to both")
-
-
-def _check_stage(name: str, stage: StageConfig) -> None:
-    if stage.width < 2:
-        raise ConfigError(f"width={stage.width}: a group needs 2 or more siblings to compare; set --{name}.width")
-    if stage.parents < 1 or stage.updates < 1:
-        raise ConfigError(
-            f"parents={stage.parents}, updates={stage.updates}: expected 1 or more; set --{name}.parents, .updates"
-        )
-    if stage.per_text < 1 or stage.width % stage.per_text:
-        raise ConfigError(
-            f"per_text={stage.per_text} does not divide width={stage.width}; expected so many whole sets of siblings: "
-            f"set --{name}.per-text"
-        )
-    if not 0 <= stage.plans <= 1:
-        raise ConfigError(f"plans={stage.plans}: expected a share in 0..1; set --{name}.plans")
-    spoken = stage.sampling.planning if name == "reason" else stage.sampling
-    if stage.speaks and spoken.temperature == 0:
-        option = "temperature" if spoken is stage.sampling else "plan-temperature"
-        raise ConfigError(f"{option}=0: greedy text has nothing to learn from; set --{name}.sampling.{option} above 0")
-    if stage.text.experts == "gen":
-        raise ConfigError(f"text is spoken by the und experts; set --{name}.text.experts to und or both")
-    if stage.picture.strokes < 1 or stage.picture.window < 0:
-        raise ConfigError(
-            f"strokes={stage.picture.strokes}, window={stage.picture.window}: expected 1 or more strokes among the "
-            f"first steps (0: all); set --{name}.picture.strokes"
-        )
+    if config.sft_mix.lr and lora.experts == "gen":
+        raise ConfigError("the SFT mix teaches words too, and --lora.experts gen has none to move; set it to both")
