@@ -18,7 +18,7 @@ import tyro
 
 from triptych.apps.arguments import sampling_of
 from triptych.data.language import prompt_text, wording_of
-from triptych.data.sft_samples import HARD_KINDS
+from triptych.data.sft_samples import HARD_PROMPTS
 from triptych.data.specs import random_spec
 from triptych.loop import play
 from triptych.model import weights
@@ -43,7 +43,7 @@ class Report:
 
 def main(asked: Report) -> None:
     bagel, judge = weights.load(asked.model).eval(), WorldJudge()
-    specs = filter(HARD_KINDS[asked.kind], map(random_spec, itertools.count(FIRST)))
+    specs = filter(HARD_PROMPTS[asked.kind], map(random_spec, itertools.count(FIRST)))
     prompts = [Prompt(prompt_text(spec, wording_of(spec)), spec) for spec in itertools.islice(specs, asked.count)]
     for guidance in asked.guidance:
         sampling, right = sampling_of(bagel.config, None, guidance, asked.temperature), 0

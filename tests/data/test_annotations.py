@@ -8,8 +8,8 @@ from hypothesis import strategies as some
 
 from triptych.data.annotations import (
     ALL_HELD,
-    NOTHING,
-    QUESTIONS,
+    EMPTY_PLAN,
+    QUESTION_KINDS,
     fits_question,
     instruction_text,
     parse_instruction,
@@ -55,7 +55,7 @@ def test_a_plan_comes_back_up_to_the_centres_of_its_cells(scene: Scene):
 
 def test_a_plan_reads_as_shown():
     assert plan_text(PAIR) == "top left red clock, bottom right larger black cat"
-    assert plan_text(Scene(())) == NOTHING
+    assert plan_text(Scene(())) == EMPTY_PLAN
     assert parse_plan(" Top left RED clock ") == Scene((CLOCK,))
 
 
@@ -100,14 +100,14 @@ def test_a_reflection_says_what_is_seen_and_what_failed():
     assert reflection_text(PAIR, spec, fix(PAIR, spec, 0)) == f"{seen}. {failed}."
     alone = Spec("single_object", (Item("clock"),))
     assert reflection_text(Scene((CLOCK,)), alone, None) == f"top left red clock one. {ALL_HELD}."
-    assert reflection_text(Scene(()), alone, fix(Scene(()), alone, 0)) == f"{NOTHING}. one clock: found zero."
+    assert reflection_text(Scene(()), alone, fix(Scene(()), alone, 0)) == f"{EMPTY_PLAN}. one clock: found zero."
 
 
 def test_a_reflection_names_three_failed_checks_and_nothing_of_what_is_not_there():
     colors = ("red", "white", "green", "blue")
     spec = Spec("color_attr", tuple(Item(name, 1, color) for name, color in zip(CLASSES, colors, strict=False)))
     missing = ", ".join(f"one {item.name}: found zero" for item in spec.include[:3])
-    assert reflection_text(Scene(()), spec, fix(Scene(()), spec, 0)) == f"{NOTHING}. {missing}."
+    assert reflection_text(Scene(()), spec, fix(Scene(()), spec, 0)) == f"{EMPTY_PLAN}. {missing}."
 
 
 def test_an_instruction_uses_what_its_reflection_names():
@@ -159,7 +159,7 @@ def test_a_reflection_is_split_into_what_is_listed_and_what_that_is_worth():
         ("extra", True),
         (". three clocks: found one.", True),
     ]
-    assert split_remarks(f"{NOTHING}. one clock: found zero.") == [(NOTHING, False), (". one clock: found zero.", True)]
+    assert split_remarks(f"{EMPTY_PLAN}. one clock: found zero.") == [(EMPTY_PLAN, False), (". one clock: found zero.", True)]
 
 
 def test_reading_and_following_an_instruction_mends_the_picture():
@@ -240,7 +240,7 @@ def answer_to(scene: Scene, question: str) -> str:
     raise AssertionError(question)
 
 
-@pytest.mark.parametrize("kind", QUESTIONS)
+@pytest.mark.parametrize("kind", QUESTION_KINDS)
 def test_answers_are_right(kind, scenes):
     for scene, question, answer in ask(scenes, kind):
         assert answer_to(scene, question) == answer, (question, plan_text(scene))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
-from triptych.data.language import FREE, MOST, check_drawable, parse_prompt, prompt_text, tag_of, wording_of
+from triptych.data.language import FREE_TAG, MAX_STICKERS, check_drawable, parse_prompt, prompt_text, tag_of, wording_of
 from triptych.data.lexicon import NOUNS, article, plural, proper_plural
 from triptych.data.scene import Scene
 from triptych.data.specs import random_spec
@@ -60,7 +60,7 @@ def specs(draw) -> Spec:
     tag = tag_of(items, counted)
     exclude = (Item(items[0].name, items[0].count + 1),) if tag == "counting" else ()
     spec = Spec(tag, tuple(items), exclude)
-    assume(sum(item.count for item in items) <= MOST)
+    assume(sum(item.count for item in items) <= MAX_STICKERS)
     try:
         Scene.sample(spec, 0)
     except ConfigError:
@@ -103,15 +103,15 @@ READINGS = {
     "A BIKE IS UNDER A PLANE!": ("position", Item("airplane"), Item("bicycle", position=("below", 0))),
     "a cat on the right-hand side of a phone": ("position", Item("cell phone"), Item("cat", position=("right of", 0))),
     "a cat on top of a table": ("position", Item("dining table"), Item("cat", position=("above", 0))),
-    "three red apples left of a blue bus": (FREE, BUS, Item("apple", 3, "red", position=("left of", 0))),
+    "three red apples left of a blue bus": (FREE_TAG, BUS, Item("apple", 3, "red", position=("left of", 0))),
     "a cat left of a dog and a bus below the cat": (
-        FREE,
+        FREE_TAG,
         Item("dog"),
         Item("cat", position=("left of", 0)),
         Item("bus", position=("below", 1)),
     ),
     "a tie above a bed left of a cup": (
-        FREE,
+        FREE_TAG,
         Item("cup"),
         Item("bed", position=("left of", 0)),
         Item("tie", position=("above", 1)),
@@ -133,16 +133,16 @@ READINGS = {
         Item("tv remote", region="below", size="smaller"),
     ),
     "a big mouse with a small television": (
-        FREE,
+        FREE_TAG,
         Item("computer mouse", size="larger"),
         Item("tv", size="smaller"),
     ),
     "a photo of an orange": ("single_object", Item("orange")),
     "an orange orange": ("colors", Item("orange", 1, "orange")),
     "two orange oranges": ("color_count_attr", Item("orange", 2, "orange")),
-    "an orange and an orange-coloured teddy": (FREE, Item("orange"), Item("teddy bear", 1, "orange")),
-    "please draw me a small orange orange": (FREE, Item("orange", 1, "orange", size="smaller")),
-    "a red dog left of a blue dog": (FREE, Item("dog", 1, "blue"), Item("dog", 1, "red", position=("left of", 0))),
+    "an orange and an orange-coloured teddy": (FREE_TAG, Item("orange"), Item("teddy bear", 1, "orange")),
+    "please draw me a small orange orange": (FREE_TAG, Item("orange", 1, "orange", size="smaller")),
+    "a red dog left of a blue dog": (FREE_TAG, Item("dog", 1, "blue"), Item("dog", 1, "red", position=("left of", 0))),
     "skis": ("single_object", Item("skis")),
 }
 

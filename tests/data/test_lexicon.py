@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from triptych.data.annotations import (
-    QUESTIONS,
+    QUESTION_KINDS,
     fits_question,
     instruction_text,
     plan_text,
@@ -17,7 +17,7 @@ from triptych.data.annotations import (
 from triptych.data.edits import fix, random_edit, spoil
 from triptych.data.language import prompt_text
 from triptych.data.layout import CELLS
-from triptych.data.lexicon import SPECIALS, THINK, UNKNOWN, WORDS, build_tokenizer, plural
+from triptych.data.lexicon import SPECIALS, THINK, UNKNOWN, VOCABULARY, build_tokenizer, plural
 from triptych.data.prompts import benchmark
 from triptych.data.scene import Scene, check
 from triptych.data.specs import random_spec
@@ -40,7 +40,7 @@ def texts(seed: int) -> Iterator[str]:
         yield plan_text(picture)
         yield reflection_text(picture, spec, edit)
         yield from (fact.text for fact in check(picture, spec))
-        for kind in QUESTIONS:
+        for kind in QUESTION_KINDS:
             yield from question_answer(picture, seed, kind)
     yield instruction_text(mend)
     yield instruction_text(random_edit(scene, seed))
@@ -70,7 +70,7 @@ def test_templates_of_the_small_model_come_back():
 
 
 def test_ids_never_move():
-    assert TOKENIZER.get_vocab_size() == len(SPECIALS) + len(THINK) + 8 + len(WORDS) <= 256
+    assert TOKENIZER.get_vocab_size() == len(SPECIALS) + len(THINK) + 8 + len(VOCABULARY) <= 256
     known = {"<|endoftext|>": 0, "<unk>": 1, "<|im_start|>": 2, "<|im_end|>": 3, "<|vision_start|>": 4}
     known |= {"<|vision_end|>": 5, "<think>": 6, "</think>": 7, ",": 8, "!": 13, "s": 14, "es": 15, " zero": 16}
     known |= {" red": 26, " top left": 36, " smaller": 45, " airplane": 48, " zebra": 126, " a": 127, " needed": 197}

@@ -15,22 +15,22 @@ from triptych.rewards.geneval_detector import (
     CLIP_MEAN,
     CLIP_STD,
     GREY,
-    NAMES,
+    COCO_NAMES,
     DetectedObject,
     GenEvalDetector,
     GenEvalJudge,
     _cut_out,
     _objects,
 )
-from triptych.rewards.geneval_rules import COLORS, Detection, to_record
+from triptych.rewards.geneval_rules import GENEVAL_COLORS, Detection, to_record
 from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
 
 pytest.importorskip("scipy", reason="transformers builds Mask2Former only where scipy is")
-SIDES = (64, 96)  # of tiny pictures, which tiny networks see at this size
+INPUT_SIDES = (64, 96)  # of tiny pictures, which tiny networks see at this size
 SURE, NOT = 20.0, -20.0  # logits
 
 
-def tiny_objects(folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+def tiny_objects(folder: Path, names: tuple[str, ...] = COCO_NAMES) -> Path:
     """A checkpoint of Mask2Former with a few thousand weights, so sure of itself that it finds something anywhere."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
@@ -78,7 +78,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def eyes(folders: tuple[str, str]) -> GenEvalDetector:
-    return GenEvalDetector.load(*folders, sides=SIDES)
+    return GenEvalDetector.load(*folders, sides=INPUT_SIDES)
 
 
 def noise(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -93,8 +93,8 @@ def found(mask: np.ndarray) -> DetectedObject:
 
 
 def test_the_lists_are_the_worlds():
-    assert len(NAMES) == 80 and set(NAMES) == set(stickers.CLASSES)
-    assert tuple(stickers.COLORS) == COLORS
+    assert len(COCO_NAMES) == 80 and set(COCO_NAMES) == set(stickers.CLASSES)
+    assert tuple(stickers.COLORS) == GENEVAL_COLORS
 
 
 # --- from the network's outputs to objects --------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def outputs(objects: list[tuple[str, float, tuple[int, int, int, int]]], size: i
     """Class and mask logits of queries that each see one class, with this chance, in a box."""
     classes, masks = torch.full((len(objects), 81), NOT), torch.full((1, len(objects), size, size), NOT)
     for query, (name, chance, (left, top, right, bottom)) in enumerate(objects):
-        classes[query, NAMES.index(name)] = torch.log(torch.tensor(chance))
+        classes[query, COCO_NAMES.index(name)] = torch.log(torch.tensor(chance))
         classes[query, 80] = torch.log(torch.tensor(1 - chance + 1e-12))
         masks[0, query, top:bottom, left:right] = SURE
     return classes, masks
@@ -164,13 +164,13 @@ def test_colors_are_the_nearest_words(eyes: GenEvalDetector):
     picture, objects = noise(1), [found(np.ones((48, 64), bool)), found(np.eye(48, 64, dtype=bool))]
     templates = ("a photo of a {} cat", "a photo of a {}-colored cat", "a photo of a {} object")
     scores = []
-    for color in COLORS:
+    for color in GENEVAL_COLORS:
         tokens = [eyes.tokenizer(template.format(color), return_tensors="pt") for template in templates]
         pixels = torch.stack([_cut_out(picture, each, 32) for each in objects])
         seen = [eyes.clip(pixel_values=pixels, input_ids=each["input_ids"]) for each in tokens]
         text = torch.nn.functional.normalize(torch.stack([each.text_embeds[0] for each in seen]).mean(0), dim=0)
         scores.append(seen[0].image_embeds @ text)
-    expected = [COLORS[index] for index in torch.stack(scores).argmax(0).tolist()]
+    expected = [GENEVAL_COLORS[index] for index in torch.stack(scores).argmax(0).tolist()]
     assert eyes.colors(picture, objects, "cat") == expected
     assert [eyes.colors(picture, [each], "cat")[0] for each in objects] == expected
     assert torch.allclose(eyes.palettes["cat"].norm(dim=1), torch.ones(10))
@@ -206,9 +206,9 @@ def test_counting_takes_only_certain_objects(eyes: GenEvalDetector):
 def test_a_recording_replays_to_the_same_verdict(eyes: GenEvalDetector, folders: tuple[str, str], tmp_path: Path):
     pictures = [noise(seed) for seed in range(4)]
     names = [next(iter(sight)) for sight in eyes.see(pictures)]
-    specs = [Spec("colors", (Item(name, color=color),)) for name, color in zip(names, COLORS[3:], strict=False)]
+    specs = [Spec("colors", (Item(name, color=color),)) for name, color in zip(names, GENEVAL_COLORS[3:], strict=False)]
     seen = eyes.detect(pictures, specs)
-    assert all(seen[index][name][0].color in COLORS for index, name in enumerate(names))
+    assert all(seen[index][name][0].color in GENEVAL_COLORS for index, name in enumerate(names))
     lines = [json.dumps(to_record(spec, "a photo", found)) for spec, found in zip(specs, seen, strict=True)]
     (tmp_path / "seen.jsonl").write_text("\n".join(lines))
     rows = list(recorded.geneval(tmp_path / "seen.jsonl"))
@@ -233,4 +233,4 @@ def test_what_is_not_the_network_is_refused(folders: tuple[str, str], tmp_path: 
     with pytest.raises(ModelError, match="cannot load"):
         GenEvalDetector.load(str(tmp_path / "nowhere"), folders[1])
     with pytest.raises(ModelError, match="expected COCO's 80 things"):
-        GenEvalDetector.load(str(tiny_objects(tmp_path / "other", NAMES[:79])), folders[1])
+        GenEvalDetector.load(str(tiny_objects(tmp_path / "other", COCO_NAMES[:79])), folders[1])

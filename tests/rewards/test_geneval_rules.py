@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from triptych.data.prompts import read_spec
 from triptych.rewards import geneval_rules
-from triptych.rewards.geneval_rules import COLORS, RELATIONS, Detection, confidence, judge, read_detections, relations
+from triptych.rewards.geneval_rules import GENEVAL_COLORS, RELATIONS, Detection, confidence, judge, read_detections, relations
 from triptych.trace import Item, Spec
 
 OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
@@ -19,7 +19,7 @@ coordinates = some.integers(0, 5120).map(lambda value: value / 10)
 
 boxes = some.tuples(*[coordinates] * 4).map(lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3]))
 objects = some.builds(
-    Detection, boxes, some.integers(1, 1000).map(lambda value: value / 1000), some.sampled_from(COLORS[:3])
+    Detection, boxes, some.integers(1, 1000).map(lambda value: value / 1000), some.sampled_from(GENEVAL_COLORS[:3])
 )
 pictures = some.fixed_dictionaries(
     {}, optional={name: some.lists(objects, max_size=4) for name in ("cat", "dog", "bus")}
@@ -34,7 +34,7 @@ def specs(draw) -> Spec:
         position = None
         if index and draw(some.booleans()):
             position = (draw(some.sampled_from(RELATIONS)), draw(some.integers(0, index - 1)))
-        color = draw(some.none() | some.sampled_from(COLORS[:3]))
+        color = draw(some.none() | some.sampled_from(GENEVAL_COLORS[:3]))
         name = draw(some.sampled_from(("cat", "dog", "bus")))
         include.append(Item(name, draw(some.integers(0, 4)), color, position=position))
     exclude = draw(some.lists(some.builds(Item, some.sampled_from(("cat", "dog")), some.integers(1, 5)), max_size=1))
@@ -136,7 +136,7 @@ def oracle(one: tuple[float, ...], other: tuple[float, ...]) -> set[str]:
     corners = np.array([one, other]).reshape(2, 2, 2)
     centre, size = corners.mean(1), np.abs(corners[:, 1] - corners[:, 0])
     offset = centre[0] - centre[1]
-    left = np.clip(np.abs(offset) - geneval_rules.BAND * size.sum(0), 0, None) * np.sign(offset)
+    left = np.clip(np.abs(offset) - geneval_rules.MIN_OFFSET * size.sum(0), 0, None) * np.sign(offset)
     if (np.abs(left) < 1e-3).all():
         return set()
     x, y = left / np.linalg.norm(offset)
@@ -173,7 +173,7 @@ def test_the_order_of_a_file_does_not_matter(spec, picture, random):
 
 
 @few
-@given(specs(), pictures, boxes, some.sampled_from(COLORS))
+@given(specs(), pictures, boxes, some.sampled_from(GENEVAL_COLORS))
 def test_a_less_certain_object_cannot_spoil_what_is_included(spec, picture, box, color):
     extra = {name: [*own, Detection(box, 0.0, color)] for name, own in picture.items()}
     asked = Spec(spec.tag, spec.include)

@@ -19,9 +19,9 @@ from http_judge import Answer, Request, Server, raw, refusing, right, says, stat
 from PIL import Image
 
 from triptych.errors import ConfigError, JudgeError, OutputError
-from triptych.rewards.vlm import KEY, Vlm, data_uri, self_agreement, side_by_side
+from triptych.rewards.vlm import KEY_VARIABLE, Vlm, data_uri, self_agreement, side_by_side
 from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, retry_after
-from triptych.rewards.vlm_prompts import STRICT, Strict, YesNo
+from triptych.rewards.vlm_prompts import STRICT_WORDING, Strict, YesNo
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 pytest.importorskip("openai", reason="a judge over a network needs triptych[judge]")
@@ -32,7 +32,7 @@ FLEETING = RetryPolicy(timeout=0.3, tries=2, backoff=0.001)
 
 @pytest.fixture(autouse=True)
 def no_keys_and_no_proxy(monkeypatch: pytest.MonkeyPatch):
-    for name in (KEY, "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (KEY_VARIABLE, "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -371,7 +371,7 @@ def test_another_picture_question_model_or_wording_is_asked(tmp_path: Path):
             (look, drawn(2, "clocks")),
             (look, drawn(1, "cats")),
             (replace(look, model="n"), drawn(1, "clocks")),
-            (replace(look, form=Strict(STRICT + " ")), drawn(1, "clocks")),
+            (replace(look, form=Strict(STRICT_WORDING + " ")), drawn(1, "clocks")),
         ]:
             before = len(server.asked)
             other([trace])
@@ -494,7 +494,7 @@ def test_the_cost_is_told_without_a_call(tmp_path: Path):
         cost = look.cost([*traces(5), drawn(4), Trace(Prompt("nothing drawn"))])
         assert len(server.asked) == 3
     assert (cost.pictures, cost.calls, cost.cached) == (7, 2, 3)
-    assert cost.tokens_out == 2 * Strict().tokens and cost.tokens_in > 2 * len(STRICT) // 4
+    assert cost.tokens_out == 2 * Strict().tokens and cost.tokens_in > 2 * len(STRICT_WORDING) // 4
 
 
 def test_self_agreement_goes_past_the_cache(tmp_path: Path):
@@ -519,7 +519,7 @@ def test_names_tell_what_verdicts_depend_on():
     look = Vlm("http://one", "m")
     assert look.name == replace(look, address="http://two", concurrency=2).name
     assert len({look.name, replace(look, model="n").name, replace(look, form=YesNo()).name}) == 3
-    assert replace(look, form=Strict(STRICT + "!")).name != look.name
+    assert replace(look, form=Strict(STRICT_WORDING + "!")).name != look.name
 
 
 def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,8 +16,8 @@ from triptych.eval import recorded
 from triptych.rewards.vlm import Vlm
 from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, append, request_fingerprint
 from triptych.rewards.vlm_prompts import (
-    FITS,
-    STRICT,
+    FIT_WORDING,
+    STRICT_WORDING,
     Checklist,
     Checks,
     Strict,
@@ -210,8 +210,8 @@ def test_wordings_without_a_place_for_the_question_are_refused(tmp_path: Path):
 
 @given(st.text())
 def test_no_prompt_can_reach_another_place(text: str):
-    assert STRICT.replace("{prompt}", text) == Strict().ask(Prompt(text))
-    assert FITS.replace("{prompt}", text) == YesNo().ask(Prompt(text))
+    assert STRICT_WORDING.replace("{prompt}", text) == Strict().ask(Prompt(text))
+    assert FIT_WORDING.replace("{prompt}", text) == YesNo().ask(Prompt(text))
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from triptych.data.scene import Scene, Sticker, check, in_region
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 
-NOTHING = "nothing"  # the list of no stickers
+EMPTY_PLAN = "nothing"  # the list of no stickers
 ALL_HELD = "all as asked"
-ABSENT = ": found none"  # how a check of something ends that is not there: that it is missing was said before
-NAMED = 3  # most failed checks that a reflection names: an instruction can be copied from them, and they stay short
-ANY = "sticker"  # stands for the class that an edit does not name
-Pair = tuple[str, str]  # question, answer
+ABSENT_ENDING = ": found none"  # how a check of something ends that is not there: that it is missing was said before
+MAX_FAILURES = 3  # most failed checks that a reflection names: an instruction can be copied from them, and they stay short
+ANY_CLASS = "sticker"  # stands for the class that an edit does not name
+QuestionAnswer = tuple[str, str]  # question, answer
 
 
 def _group(name: str, words: Iterable[str]) -> str:
@@ -37,27 +37,27 @@ def _group(name: str, words: Iterable[str]) -> str:
 
 _SIZE, _COLOR, _NAME = f"(?:{_group('size', SIZES)} )?", f"{_group('color', COLORS)} ", _group("name", CLASSES)
 _AT, _TO = _group("cell", CELLS), _group("to", CELLS)
-_THERE = f"{_SIZE}(?:{_COLOR})?{_group('name', (*CLASSES, ANY))} at {_AT}"
+_THERE = f"{_SIZE}(?:{_COLOR})?{_group('name', (*CLASSES, ANY_CLASS))} at {_AT}"
 _STICKER = re.compile(f"{_AT} {_SIZE}{_COLOR}{_NAME}")
 _INSTRUCTIONS: dict[Literal["add", "remove", "recolor", "move", "swap", "resize"], re.Pattern[str]] = {
     "add": re.compile(f"add an? {_SIZE}{_COLOR}{_NAME} at {_AT}"),
     "remove": re.compile(f"remove the {_THERE}"),
-    "recolor": re.compile(f"paint the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('color', COLORS)}"),
+    "recolor": re.compile(f"paint the {_group('name', (*CLASSES, ANY_CLASS))} at {_AT} {_group('color', COLORS)}"),
     "move": re.compile(f"move the {_THERE} to {_TO}"),
-    "swap": re.compile(f"replace the {ANY} at {_AT} with an? {_SIZE}(?:{_COLOR})?{_NAME}"),
-    "resize": re.compile(f"make the {_group('name', (*CLASSES, ANY))} at {_AT} {_group('size', SIZES)}"),
+    "swap": re.compile(f"replace the {ANY_CLASS} at {_AT} with an? {_SIZE}(?:{_COLOR})?{_NAME}"),
+    "resize": re.compile(f"make the {_group('name', (*CLASSES, ANY_CLASS))} at {_AT} {_group('size', SIZES)}"),
 }
 
 
 def plan_text(scene: Scene) -> str:
     """A scene as a list of stickers: "top left red clock, bottom right larger black cat"; "nothing" if it is empty."""
-    return ", ".join(f"{one.cell} {_thing(one)}" for one in scene.ordered()) or NOTHING
+    return ", ".join(f"{one.cell} {_thing(one)}" for one in scene.ordered()) or EMPTY_PLAN
 
 
 def parse_plan(text: str) -> Scene | None:
     """The scene that a plan lists, each sticker in the centre of its cell; None if the text is not such a list."""
     text = text.strip().lower()
-    if text == NOTHING:
+    if text == EMPTY_PLAN:
         return Scene(())
     found = [_STICKER.fullmatch(part) for part in text.split(", ")]
     stickers = [_sticker(match) for match in found if match]
@@ -77,15 +77,15 @@ def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
     (`deficits.remarks`), so that the verdict has only to sum up. The first failed checks are named, in spec order;
     of what is not there at all, no more than that. model/templates.py adds the tags and the instruction.
     """
-    failed = [fact.text for fact in check(scene, spec) if not fact.held and not fact.text.endswith(ABSENT)]
-    verdict = ALL_HELD if edit is None or not failed else ", ".join(failed[:NAMED])
+    failed = [fact.text for fact in check(scene, spec) if not fact.held and not fact.text.endswith(ABSENT_ENDING)]
+    verdict = ALL_HELD if edit is None or not failed else ", ".join(failed[:MAX_FAILURES])
     return f"{remarked_text(scene, spec)}. {verdict}."
 
 
 def remarked_text(scene: Scene, spec: Spec) -> str:
     """What a picture shows, and after each sticker what there is to say of it: "top left red clock one right no"."""
     pairs = zip(scene.ordered(), remarks(scene, spec), strict=True)
-    return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or NOTHING
+    return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or EMPTY_PLAN
 
 
 def split_remarks(reflection: str) -> list[tuple[str, bool]]:
@@ -108,20 +108,20 @@ def split_remarks(reflection: str) -> list[tuple[str, bool]]:
 
 def instruction_text(edit: Edit) -> str:
     """An edit as an order: "add a red clock at top left", "move the clock at top left to bottom right"."""
-    thing = " ".join(word for word in (edit.size, edit.color, edit.name or ANY) if word)
+    thing = " ".join(word for word in (edit.size, edit.color, edit.name or ANY_CLASS) if word)
     match edit.kind:
         case "add":
             return f"add {article(thing)} {thing} at {edit.cell}"
         case "remove":
             return f"remove the {thing} at {edit.cell}"
         case "recolor":
-            return f"paint the {edit.name or ANY} at {edit.cell} {edit.color}"
+            return f"paint the {edit.name or ANY_CLASS} at {edit.cell} {edit.color}"
         case "move":
             return f"move the {thing} at {edit.cell} to {edit.to}"
         case "swap":
-            return f"replace the {ANY} at {edit.cell} with {article(thing)} {thing}"
+            return f"replace the {ANY_CLASS} at {edit.cell} with {article(thing)} {thing}"
         case "resize":
-            return f"make the {edit.name or ANY} at {edit.cell} {edit.size}"
+            return f"make the {edit.name or ANY_CLASS} at {edit.cell} {edit.size}"
 
 
 def parse_instruction(text: str) -> Edit | None:
@@ -129,7 +129,7 @@ def parse_instruction(text: str) -> Edit | None:
     text = text.strip().lower().removesuffix(".")
     for kind, pattern in _INSTRUCTIONS.items():
         if found := pattern.fullmatch(text):
-            facts = {key: value for key, value in found.groupdict().items() if value != ANY}
+            facts = {key: value for key, value in found.groupdict().items() if value != ANY_CLASS}
             return Edit(kind, **facts)
     return None
 
@@ -146,13 +146,13 @@ def _sticker(match: re.Match[str]) -> Sticker:
     return Sticker(match["name"], match["color"], x, y, match["size"] or "normal")
 
 
-def question_answer(scene: Scene, seed: int, kind: str | None = None) -> Pair:
+def question_answer(scene: Scene, seed: int, kind: str | None = None) -> QuestionAnswer:
     """A question about the scene and its right answer, of the named `kind` or of one drawn by `seed`.
 
     A kind that cannot be asked of the scene (the colour of what, in an empty picture?) gives way to "presence".
     """
     rng = Random(f"question {seed}")
-    ask = QUESTIONS[kind or rng.choice(tuple(QUESTIONS))]
+    ask = QUESTION_KINDS[kind or rng.choice(tuple(QUESTION_KINDS))]
     return ask(scene, rng) or _presence(scene, rng)
 
 
@@ -191,7 +191,7 @@ def larger_question(first: str, second: str) -> str:
     return f"which is larger, the {first} or the {second}?"
 
 
-def _presence(scene: Scene, rng: Random) -> Pair:
+def _presence(scene: Scene, rng: Random) -> QuestionAnswer:
     """Such as "is there a red clock?" "no"."""
     there = {(sticker.color, sticker.name) for sticker in scene.stickers}
     names = {name for _, name in there}
@@ -206,7 +206,7 @@ def _presence(scene: Scene, rng: Random) -> Pair:
     return presence_question(thing), YES if present else NO
 
 
-def _count(scene: Scene, rng: Random) -> Pair:
+def _count(scene: Scene, rng: Random) -> QuestionAnswer:
     """Such as "how many red clocks are there?" "two"."""
     amounts = Counter({"stickers": len(scene.stickers)})
     amounts[plural(rng.choice(CLASSES))] += 0
@@ -223,7 +223,7 @@ def _count(scene: Scene, rng: Random) -> Pair:
     return count_question(things), NUMBERS[number]
 
 
-def _color(scene: Scene, rng: Random) -> Pair | None:
+def _color(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "what color is the clock?" "red"."""
     askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, colored=False))]
     if not askable:
@@ -232,12 +232,12 @@ def _color(scene: Scene, rng: Random) -> Pair | None:
     return color_question(name), sticker.color
 
 
-def _place(scene: Scene, rng: Random) -> Pair | None:
+def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "where is the clock?" "top left"; "what is at top?" "red clock"; "is the clock left or right?" "left"."""
     alone = [sticker for sticker in scene.stickers if _stands_alone(scene, sticker)]
     empty = [cell for cell in CELLS if cell not in scene.cells]
     if empty and rng.random() < 0.1:
-        return f"what is at {rng.choice(empty)}?", NOTHING
+        return f"what is at {rng.choice(empty)}?", EMPTY_PLAN
     askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, celled=False))]
     if alone and (not askable or rng.random() < 0.4):
         sticker = rng.choice(alone)
@@ -253,7 +253,7 @@ def _place(scene: Scene, rng: Random) -> Pair | None:
     return f"where is the {name}?", sticker.cell
 
 
-def _relation(scene: Scene, rng: Random) -> Pair | None:
+def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "is the clock left of the red cat?" "yes"; "which is larger, the clock or the cat?" "clock"."""
     askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng))]
     if len(askable) < 2:
@@ -273,7 +273,7 @@ def _relation(scene: Scene, rng: Random) -> Pair | None:
     return f"is the {first} {plus if (sign > 0) == holds else minus} the {second}?", YES if holds else NO
 
 
-QUESTIONS: dict[str, Callable[[Scene, Random], Pair | None]] = {
+QUESTION_KINDS: dict[str, Callable[[Scene, Random], QuestionAnswer | None]] = {
     "presence": _presence,
     "count": _count,
     "color": _color,

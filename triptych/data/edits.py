@@ -20,7 +20,7 @@ from triptych.data.layout import (
     CELLS,
     DEFAULT_LAYOUT,
     FREE_LAYOUT,
-    SIDES,
+    REGION_CELLS,
     SIZES,
     Layout,
     clamp,
@@ -208,7 +208,7 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
         goals = _free_cells(scene)
         if kind == "region":
             movable = [one for one in found if not in_region(one, str(item.region))]
-            goals = sorted(goals, key=lambda cell: CELLS.index(cell) not in SIDES[str(item.region)])
+            goals = sorted(goals, key=lambda cell: CELLS.index(cell) not in REGION_CELLS[str(item.region)])
         yield from (Edit("move", one.cell, one.name, to=goal) for one in movable for goal in goals)
 
 
@@ -229,7 +229,7 @@ def _supplies(scene: Scene, spec: Spec, index: int, groups: list[list[Sticker]],
     color = item.color or (groups[index][0].color if groups[index] else rng.choice(open_colors))
     free = _free_cells(scene)
     if item.region is not None:
-        free.sort(key=lambda cell: CELLS.index(cell) not in SIDES[str(item.region)])
+        free.sort(key=lambda cell: CELLS.index(cell) not in REGION_CELLS[str(item.region)])
     yield from (Edit("add", cell, item.name, color, item.size) for cell in free)
 
 

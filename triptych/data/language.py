@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.data import lexicon
-from triptych.data.layout import CELLS, SIDES
+from triptych.data.layout import CELLS, REGION_CELLS
 from triptych.data.lexicon import NUMBERS, article, plural
 from triptych.data.scene import Scene
 from triptych.data.stickers import CLASSES, COLORS
@@ -25,14 +25,14 @@ from triptych.trace import Item, Spec
 
 Wording = Literal["geneval", "genevalpp"]
 
-FREE = "free"  # the tag of a spec that neither benchmark asks for
+FREE_TAG = "free"  # the tag of a spec that neither benchmark asks for
 GENEVAL_TAGS = ("single_object", "two_object", "position", "colors")  # colours and counts are in both benchmarks
 COUNTED_TAGS = ("counting", "spatial_count_attr", "color_count_attr", "multi_object_count_attr")  # "one", never "a"
 
 
-MOST = len(CELLS)  # stickers in a picture
-MOST_WORDS, MOST_LETTERS = 120, 2000  # nine things with all that can be asked of them are 110 words
-WORLD = (
+MAX_STICKERS = len(CELLS)  # stickers in a picture
+MAX_PROMPT_WORDS, MAX_PROMPT_CHARACTERS = 120, 2000  # nine things with all that can be asked of them are 110 words
+WORLD_SUMMARY = (
     f"SKETCH knows {len(CLASSES)} things ({', '.join(CLASSES[:3])}, ..., {CLASSES[-1]}), {len(COLORS)} colours "
     f"({', '.join(COLORS)}), counts one to nine, sides (left, right, above, below) and sizes (larger, smaller)"
 )
@@ -92,13 +92,13 @@ def mention(item: Item) -> str:
 def parse_prompt(text: str) -> Spec:
     """The spec of a sentence about the sticker world: a benchmark's own, or a free one ("draw 3 dogs left of a sofa").
 
-    The tag is that of the benchmark's grammar which the demands fit, or `FREE`. Raises PromptError for a sentence that
+    The tag is that of the benchmark's grammar which the demands fit, or `FREE_TAG`. Raises PromptError for a sentence that
     is empty or too long, names something outside the world (with what the world has, and close words), cannot be read,
     asks for more than nine stickers, or contradicts itself.
     """
     sentence = _plain(text)
     words = dict.fromkeys(sentence.replace(",", " ").split())
-    unknown = [word for word in words if word not in lexicon.KNOWN and not word.isdecimal()]
+    unknown = [word for word in words if word not in lexicon.READABLE_WORDS and not word.isdecimal()]
     if unknown:
         raise PromptError(_outside(unknown))
     reader = _Reader(sentence)
@@ -116,16 +116,16 @@ def check_drawable(spec: Spec) -> None:
     items = spec.include
     unknown = [item.name for item in items if item.name not in CLASSES]
     unknown += [item.color for item in items if item.color not in (None, *COLORS)]
-    unknown += [item.region for item in items if item.region not in (None, *SIDES)]
+    unknown += [item.region for item in items if item.region not in (None, *REGION_CELLS)]
     unknown += [item.size for item in items if item.size not in (None, "larger", "smaller")]
     if unknown:
         raise PromptError(_outside(list(dict.fromkeys(unknown))))
     for item in items:
-        if not 1 <= item.count <= MOST:
+        if not 1 <= item.count <= MAX_STICKERS:
             raise PromptError(_miscounted(str(item.count), item.name))
     total = sum(item.count for item in items)
-    if not 1 <= total <= MOST:
-        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MOST} at most, and one at least")
+    if not 1 <= total <= MAX_STICKERS:
+        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MAX_STICKERS} at most, and one at least")
     try:
         Scene.sample(spec, seed=0)
     except ConfigError as error:
@@ -140,7 +140,7 @@ def tag_of(items: Sequence[Item], counted: bool) -> str:
     if demanded == {"position"} and single and [item.position is None for item in items] == [True, False]:
         return "position"
     if demanded != everywhere:
-        return FREE
+        return FREE_TAG
     if demanded == {"size", "region"} and single:
         return "size_spatial_attr"
     if demanded == {"color", "region"} and single:
@@ -150,7 +150,7 @@ def tag_of(items: Sequence[Item], counted: bool) -> str:
     if demanded == {"color"}:
         return "color_count_attr" if counted else "colors" if len(items) == 1 else "color_attr"
     if demanded:
-        return FREE
+        return FREE_TAG
     if len(items) == 1:
         return "counting" if counted else "single_object"
     return "multi_object_count_attr" if counted or len(items) > 2 else "two_object"
@@ -207,8 +207,8 @@ class _Reader:
             name=name,
             count=_count(amount[1], noun[1]) if amount else 1,
             color=color and color[1],
-            region=region and lexicon.REGIONS[region["side"]],
-            size=size and lexicon.BIGNESS[size[1]],
+            region=region and lexicon.REGION_WORDS[region["side"]],
+            size=size and lexicon.SIZE_WORDS[size[1]],
         )
 
     def mentioned(self) -> int | None:
@@ -239,15 +239,15 @@ class _Reader:
         """The error of a sentence that does not go on as expected."""
         rest, before = self.text[self.at :].strip(), self.text[: self.at].strip()
         where = f"{_shortened(rest)!r}" if rest else "nothing more"
-        return PromptError(f"after {before!r}: expected {expected}, found {where}. {WORLD}")
+        return PromptError(f"after {before!r}: expected {expected}, found {where}. {WORLD_SUMMARY}")
 
 
 def _plain(text: str) -> str:
     """The sentence in lower case, with a space after every word and comma, and no other marks between words."""
-    if len(text) > MOST_LETTERS or len(text.split()) > MOST_WORDS:
+    if len(text) > MAX_PROMPT_CHARACTERS or len(text.split()) > MAX_PROMPT_WORDS:
         raise PromptError(
             f"the prompt has {len(text.split()):,} words and {len(text):,} letters; "
-            f"expected at most {MOST_WORDS} words and {MOST_LETTERS:,} letters: ask for less"
+            f"expected at most {MAX_PROMPT_WORDS} words and {MAX_PROMPT_CHARACTERS:,} letters: ask for less"
         )
     text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(r"[-_/()*\"\u201c\u201d\u2018\u2019]", " ", text).replace("&", " and ")
@@ -259,16 +259,16 @@ def _plain(text: str) -> str:
 
 
 def _count(amount: str, noun: str) -> int:
-    number = lexicon.AMOUNTS[amount] if amount in lexicon.AMOUNTS else int(amount)
-    if amount == "a pair of" and noun in lexicon.PAIRED:
+    number = lexicon.NUMBER_WORDS[amount] if amount in lexicon.NUMBER_WORDS else int(amount)
+    if amount == "a pair of" and noun in lexicon.PAIR_NOUNS:
         return 1
-    if not 1 <= number <= MOST:
+    if not 1 <= number <= MAX_STICKERS:
         raise PromptError(_miscounted(amount, noun))
     return number
 
 
 def _miscounted(amount: str, noun: str) -> str:
-    return f"{_shortened(amount)} {noun}: expected one to nine, since a picture holds {MOST} stickers"
+    return f"{_shortened(amount)} {noun}: expected one to nine, since a picture holds {MAX_STICKERS} stickers"
 
 
 def _outside(unknown: Sequence[str]) -> str:
@@ -278,7 +278,7 @@ def _outside(unknown: Sequence[str]) -> str:
         close = difflib.get_close_matches(word[:40], lexicon.SUGGESTIONS, n=2, cutoff=0.75)
         told.append(_shortened(word) + (f" (close: {', '.join(close)})" if close else ""))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return f"unknown words: {', '.join(told)}{more}. {WORLD}"
+    return f"unknown words: {', '.join(told)}{more}. {WORLD_SUMMARY}"
 
 
 def _shortened(text: str) -> str:

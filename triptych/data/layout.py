@@ -18,7 +18,7 @@ CANVAS = 96
 CELL = 32
 SIZES = {"smaller": 16, "normal": 24, "larger": 32}  # side of the box in px
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
-SIDES = {"left": (0, 3, 6), "right": (2, 5, 8), "above": (0, 1, 2), "below": (6, 7, 8)}  # cells of each region
+REGION_CELLS = {"left": (0, 3, 6), "right": (2, 5, 8), "above": (0, 1, 2), "below": (6, 7, 8)}  # cells of each region
 TRIES = 500  # arrangements drawn before a spec is said not to fit
 
 # Canonical subsets of the cells for n stickers, the usual one first. Few of them: each is a whole layout to be learned.
@@ -34,7 +34,7 @@ TEMPLATES: dict[int, tuple[tuple[int, ...], ...]] = {
     9: ((0, 1, 2, 3, 4, 5, 6, 7, 8),),
 }
 # Which of the three cells of a side so many stickers take, likewise.
-ON_A_SIDE = {1: ((1,), (0,), (2,)), 2: ((0, 2), (0, 1), (1, 2)), 3: ((0, 1, 2),)}
+REGION_TEMPLATES = {1: ((1,), (0,), (2,)), 2: ((0, 2), (0, 1), (1, 2)), 3: ((0, 1, 2),)}
 
 _ALL_CELLS = range(len(CELLS))
 
@@ -144,13 +144,13 @@ def _by_region(spec: Spec, rng: Random, usual: float | None) -> list[list[int]] 
     taken: set[int] = set()
     for index in sorted(range(len(groups)), key=lambda index: spec.include[index].region is None):
         item = spec.include[index]
-        side = SIDES[item.region] if item.region else tuple(_ALL_CELLS)
+        side = REGION_CELLS[item.region] if item.region else tuple(_ALL_CELLS)
         free = [cell for cell in side if cell not in taken]
         if len(free) < item.count:
             return None
         orderly: list[int] = []
-        if item.region and usual is not None and item.count in ON_A_SIDE:
-            orderly = [side[place] for place in _one_of(ON_A_SIDE[item.count], rng, usual)]
+        if item.region and usual is not None and item.count in REGION_TEMPLATES:
+            orderly = [side[place] for place in _one_of(REGION_TEMPLATES[item.count], rng, usual)]
         if orderly and taken.isdisjoint(orderly):
             groups[index] = orderly
         else:

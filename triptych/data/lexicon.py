@@ -7,7 +7,7 @@ The closed vocabulary of the sticker world, and the tokenizer that SKETCH reads 
 
 A token carries its leading space (" clock"), a class or a cell is one token even where it is two words (" hot dog",
 " top left"), and a plural is the class followed by "s" or "es". Ids never move: specials first, then marks, plurals and
-`WORDS` in the order written here; a new word goes to the end of `GRAMMAR`.
+`VOCABULARY` in the order written here; a new word goes to the end of `GRAMMAR`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "tv remote": ("remote", "remote control"),
     "wine glass": ("wineglass",),
 }
-IRREGULAR = {
+IRREGULAR_PLURALS = {
     "aircraft": "aircraft",
     "broccoli": "broccoli",
     "knife": "knives",
@@ -69,19 +69,19 @@ IRREGULAR = {
     "sheep": "sheep",
     "skis": "skis",
 }
-AMOUNTS = {"a pair of": 2, "a couple of": 2, "a dozen": 12} | {word: number for number, word in enumerate(NUMBERS)}
-AMOUNTS |= {"ten": 10, "eleven": 11, "twelve": 12, "twenty": 20, "thirty": 30, "fifty": 50, "hundred": 100}
-PAIRED = ("scissors", "skis")  # one of these is a pair
-BIGNESS = {
+NUMBER_WORDS = {"a pair of": 2, "a couple of": 2, "a dozen": 12} | {word: number for number, word in enumerate(NUMBERS)}
+NUMBER_WORDS |= {"ten": 10, "eleven": 11, "twelve": 12, "twenty": 20, "thirty": 30, "fifty": 50, "hundred": 100}
+PAIR_NOUNS = ("scissors", "skis")  # one of these is a pair
+SIZE_WORDS = {
     **dict.fromkeys(("larger", "large", "bigger", "big", "huge"), "larger"),
     **dict.fromkeys(("smaller", "small", "little", "tiny"), "smaller"),
 }
-REGIONS = {side: side for side in ("left", "right", "above", "below")}
-REGIONS |= {"top": "above", "upper": "above", "bottom": "below", "lower": "below"}
-BESIDE = {"left": "left of", "right": "right of"}
-OVER = dict.fromkeys(("above", "over", "on top of", "at the top of"), "above")
-OVER |= dict.fromkeys(("below", "under", "underneath", "beneath"), "below")
-RELATION_WORDS = BESIDE | OVER
+REGION_WORDS = {side: side for side in ("left", "right", "above", "below")}
+REGION_WORDS |= {"top": "above", "upper": "above", "bottom": "below", "lower": "below"}
+HORIZONTAL_WORDS = {"left": "left of", "right": "right of"}
+VERTICAL_WORDS = dict.fromkeys(("above", "over", "on top of", "at the top of"), "above")
+VERTICAL_WORDS |= dict.fromkeys(("below", "under", "underneath", "beneath"), "below")
+RELATION_WORDS = HORIZONTAL_WORDS | VERTICAL_WORDS
 
 
 def number_word(number: int) -> str:
@@ -102,7 +102,7 @@ def plural(word: str) -> str:
 def proper_plural(name: str) -> str:
     """The plural in proper English: "couches", "knives", "people"."""
     first, last = name[: name.rfind(" ") + 1], name[name.rfind(" ") + 1 :]
-    return first + IRREGULAR.get(last, last + "es" if last.endswith(("ch", "sh", "x")) else plural(last))
+    return first + IRREGULAR_PLURALS.get(last, last + "es" if last.endswith(("ch", "sh", "x")) else plural(last))
 
 
 def any_of(words: Iterable[str]) -> str:
@@ -119,33 +119,33 @@ _PICTURE = "(?:photo|photograph|picture|image|drawing|painting|illustration|scen
 _ASK = "(?:please|can you|could you|i want|i would like|to see|show|give|draw|paint|sketch|make|create|generate|me|us)"
 _HOLDS = "(?:of|with|showing|containing|that shows|depicting|featuring|where|in which)"
 _LINK = "(?:(?:that|which) )?(?:(?:is|are|stands|stand|sits|sit) )?(?:(?:placed|located|standing|sitting) )?"
-_BIG = f"{any_of(BIGNESS)} "
+_BIG = f"{any_of(SIZE_WORDS)} "
 
 OPENING = re.compile(f"(?:{_ASK} )*(?:(?:(?:a|an|the|one) )?{_PICTURE} (?:{_HOLDS} )?)?(?:there (?:is|are) )?")
 CLOSING = re.compile(f"(?:in (?:the|a|this) {_PICTURE} )?(?:please )?(?:, )*$")
 SEPARATOR = re.compile("(?:, |and |with |plus |also )+")
-AMOUNT = re.compile(rf"({any_of(AMOUNTS)}|\d+) ")
+AMOUNT = re.compile(rf"({any_of(NUMBER_WORDS)}|\d+) ")
 ARTICLE = re.compile("(?:an?|(the)) ")
-SIZE = re.compile(f"({any_of(BIGNESS)}) ")
+SIZE = re.compile(f"({any_of(SIZE_WORDS)}) ")
 COLOR = re.compile(f"({any_of(COLORS)}) (?:colou?red )?(?=(?:{_BIG})?{any_of(NOUNS)} )")  # "orange" alone is a thing
 NOUN = re.compile(f"({any_of(NOUNS)}) ")
-_BESIDE = rf"(?:(?:on|to|at) )?(?:the )?({any_of(BESIDE)}) (?:hand )?(?:side )?of (?!(?:the|a) {_PICTURE} )"
-_OVER = f"({any_of(OVER)}) (?!,|and |with |(?:the|a) {_PICTURE} |$)"
+_BESIDE = rf"(?:(?:on|to|at) )?(?:the )?({any_of(HORIZONTAL_WORDS)}) (?:hand )?(?:side )?of (?!(?:the|a) {_PICTURE} )"
+_OVER = f"({any_of(VERTICAL_WORDS)}) (?!,|and |with |(?:the|a) {_PICTURE} |$)"
 _RELATION = f"{_LINK}(?:{_BESIDE}|{_OVER})"
 RELATION = re.compile(_RELATION)
 REGION = re.compile(
-    f"(?!{_RELATION}){_LINK}(?:(?:on|at|in|to) )?(?:the )?(?P<side>{any_of(REGIONS)}) (?:hand )?"
+    f"(?!{_RELATION}){_LINK}(?:(?:on|at|in|to) )?(?:the )?(?P<side>{any_of(REGION_WORDS)}) (?:hand )?"
     f"(?:(?:side|half|part) )?(?:of (?:the|a) {_PICTURE} )?"
 )
 
 _PATTERNS = (OPENING, CLOSING, SEPARATOR, AMOUNT, ARTICLE, SIZE, COLOR, NOUN, RELATION, REGION)
-KNOWN = frozenset(word for each in _PATTERNS for word in re.findall("[a-z]+", each.pattern)) | {"colored", "coloured"}
-SUGGESTIONS = (*SINGULARS, *COLORS, *NUMBERS[1:], *BIGNESS, *REGIONS)
+READABLE_WORDS = frozenset(word for each in _PATTERNS for word in re.findall("[a-z]+", each.pattern)) | {"colored", "coloured"}
+SUGGESTIONS = (*SINGULARS, *COLORS, *NUMBERS[1:], *SIZE_WORDS, *REGION_WORDS)
 
 PAD, UNKNOWN = "<|endoftext|>", "<unk>"
 SPECIALS = (PAD, UNKNOWN, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")  # left out by a decoder
 THINK = ("<think>", "</think>")  # kept by a decoder: a parser looks for them
-MARKS = ",.?:;!"
+PUNCTUATION = ",.?:;!"
 PLURAL_TOKENS = ("s", "es")
 
 GRAMMAR = """
@@ -156,7 +156,7 @@ is are does do it show there how many what which where color size cell yes
 all asked found but should be extra missing more other wrong same anything else only
 plan think reflect draw edit look answer further needed
 """
-WORDS: tuple[str, ...] = tuple(dict.fromkeys((*NUMBERS, *COLORS, *CELLS, *SIZES, *CLASSES, *GRAMMAR.split())))
+VOCABULARY: tuple[str, ...] = tuple(dict.fromkeys((*NUMBERS, *COLORS, *CELLS, *SIZES, *CLASSES, *GRAMMAR.split())))
 
 
 def build_tokenizer() -> Tokenizer:
@@ -164,23 +164,23 @@ def build_tokenizer() -> Tokenizer:
 
     Any other word becomes `<unk>`. Saved as tokenizer.json it loads with `transformers.AutoTokenizer`.
     """
-    tokens = (*SPECIALS, *THINK, *MARKS, *PLURAL_TOKENS, *(f" {word}" for word in WORDS))
+    tokens = (*SPECIALS, *THINK, *PUNCTUATION, *PLURAL_TOKENS, *(f" {word}" for word in VOCABULARY))
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(rf"(?<=[{MARKS}])(?=[^\s{MARKS}])"), " "),
+            normalizers.Replace(Regex(rf"(?<=[{PUNCTUATION}])(?=[^\s{PUNCTUATION}])"), " "),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
             normalizers.Prepend(" "),
-            normalizers.Replace(Regex(rf" (?=[{MARKS}])"), ""),
+            normalizers.Replace(Regex(rf" (?=[{PUNCTUATION}])"), ""),
         ]
     )
-    longest_first = "|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True))
-    word = rf" (?:{longest_first})(?=(?:es|s)?(?![^\s{MARKS}]))"
-    plural = rf"(?<=[a-z])(?:es|s)(?![^\s{MARKS}])"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{word}|{plural}|[{MARKS}]| [^\s{MARKS}]+"), "isolated")
+    longest_first = "|".join(re.escape(word) for word in sorted(VOCABULARY, key=len, reverse=True))
+    word = rf" (?:{longest_first})(?=(?:es|s)?(?![^\s{PUNCTUATION}]))"
+    plural = rf"(?<=[a-z])(?:es|s)(?![^\s{PUNCTUATION}])"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{word}|{plural}|[{PUNCTUATION}]| [^\s{PUNCTUATION}]+"), "isolated")
     # A segment after a special token gets its leading space back, so the text after one is written without it.
     after_special = Regex(r"(?<=\|>|<think>|</think>) ")
     tokenizer.decoder = decoders.Sequence(

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from triptych.data.scene import BACKGROUND, CANVAS, SIZES, Scene
 from triptych.data.stickers import CLASSES, COLORS, silhouettes
 
-MARGIN = max(SIZES.values()) + 2  # px around the canvas, cut off at the end: room for stickers that hang over the edge
-PADDED = CANVAS + 2 * MARGIN
+OVERHANG = max(SIZES.values()) + 2  # px around the canvas, cut off at the end: room for stickers that hang over the edge
+PADDED = CANVAS + 2 * OVERHANG
 
-_CLASS_INDEX = {name: index for index, name in enumerate(CLASSES)}
+CLASS_INDEX = {name: index for index, name in enumerate(CLASSES)}
 _COLOR_INDEX = {name: index for index, name in enumerate(COLORS)}
 
 
@@ -33,7 +33,7 @@ def render(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> UInt8
     for layer in range(max((len(scene.stickers) for scene in scenes), default=0)):
         for size, side in SIZES.items():
             _stamp(canvas, scenes, layer, size, side)
-    picture = canvas.view(len(scenes), PADDED, PADDED, 3)[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    picture = canvas.view(len(scenes), PADDED, PADDED, 3)[:, OVERHANG:-OVERHANG, OVERHANG:-OVERHANG]
     return picture.round().to(torch.uint8)
 
 
@@ -45,7 +45,7 @@ def render_array(scene: Scene) -> np.ndarray:
 def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int, size: str, side: int) -> None:
     """Paint into `canvas` the sticker number `layer` of every scene that has it in this size."""
     rows = [
-        (index, _CLASS_INDEX[sticker.name], _COLOR_INDEX[sticker.color], sticker.x, sticker.y)
+        (index, CLASS_INDEX[sticker.name], _COLOR_INDEX[sticker.color], sticker.x, sticker.y)
         for index, scene in enumerate(scenes)
         if layer < len(scene.stickers) and (sticker := scene.stickers[layer]).size == size
     ]
@@ -53,7 +53,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
         return
     table = torch.tensor(rows, dtype=torch.float64)
     where, name, color = table[:, :3].long().unbind(1)
-    corner = (table[:, 3:] - side / 2).clamp(-MARGIN + 1, CANVAS) + MARGIN  # centres far outside stay outside
+    corner = (table[:, 3:] - side / 2).clamp(-OVERHANG + 1, CANVAS) + OVERHANG  # centres far outside stay outside
     whole = corner.floor()
     right, down = (corner - whole).to(canvas.dtype).to(canvas.device).unbind(1)
     start = ((where * PADDED + whole[:, 1].long()) * PADDED + whole[:, 0].long()).to(canvas.device)

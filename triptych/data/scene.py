@@ -18,7 +18,7 @@ from triptych.data.layout import (
     CELLS,
     DEFAULT_LAYOUT,
     RELATIONS,
-    SIDES,
+    REGION_CELLS,
     SIZES,
     Layout,
     arrange,
@@ -123,8 +123,8 @@ def _expect_known(spec: Spec) -> None:
             raise ConfigError(f"class {item.name!r} is not in this world; expected one of stickers.CLASSES")
         if item.color is not None and item.color not in COLORS:
             raise ConfigError(f"color {item.color!r} is not in this world; expected one of {', '.join(COLORS)}")
-        if item.region is not None and item.region not in SIDES:
-            raise ConfigError(f"region {item.region!r}: expected one of {', '.join(SIDES)}")
+        if item.region is not None and item.region not in REGION_CELLS:
+            raise ConfigError(f"region {item.region!r}: expected one of {', '.join(REGION_CELLS)}")
         if item.size not in (None, "smaller", "larger"):
             raise ConfigError(f"size {item.size!r}: expected smaller or larger")
         relation, other = item.position or ("above", 0)

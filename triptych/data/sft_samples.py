@@ -80,13 +80,13 @@ def sft_sample(kind: SampleKind, seed: int, mix: DataMix = DataMix()) -> SFTSamp
 
 def depict(seed: int, mix: DataMix) -> SFTSample:
     """A prompt and a picture of it."""
-    spec = asked_of(seed, mix)
+    spec = sample_spec(seed, mix)
     return SFTSample("depict", prompt(spec, seed, mix), after=Scene.sample(spec, seed, mix.at_once))
 
 
 def plan(seed: int, mix: DataMix) -> SFTSample:
     """A prompt, a plan in words, and the picture that the plan describes."""
-    spec = asked_of(seed, mix)
+    spec = sample_spec(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     return SFTSample("plan", prompt(spec, seed, mix), thought=plan_text(scene), after=scene)
 
@@ -94,7 +94,7 @@ def plan(seed: int, mix: DataMix) -> SFTSample:
 def edit(seed: int, mix: DataMix) -> SFTSample:
     """A picture, an instruction, and the picture after it."""
     chance = random.Random(seed)
-    spec = asked_of(seed, mix)
+    spec = sample_spec(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() < mix.spoiled:
         scene = spoil(scene, spec, seed, mistakes(chance, mix))
@@ -108,7 +108,7 @@ def edit(seed: int, mix: DataMix) -> SFTSample:
 def reflect(seed: int, mix: DataMix) -> SFTSample:
     """A picture beside its prompt: what is seen, what is wrong first, and one instruction; or a stop."""
     chance = random.Random(seed)
-    spec = asked_of(seed, mix)
+    spec = sample_spec(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     unseen = False
     if chance.random() >= mix.right:
@@ -134,7 +134,7 @@ def answer(seed: int, mix: DataMix) -> SFTSample:
         if chance.random() < mix.describes:
             return SFTSample("answer", describe_question(), reply=plan_text(scene), before=scene)
         return quiz(scene, seed, mix, unseen=unseen)
-    spec = asked_of(seed, mix)
+    spec = sample_spec(seed, mix)
     scene = Scene.sample(spec, seed, mix.layout)
     if chance.random() >= mix.fits:
         return quiz(scene, seed, mix, unseen=unseen)
@@ -166,13 +166,13 @@ def quiz(
     return SFTSample("answer", question, thought, reply, None if unseen else scene, picture=picture, more=tuple(more))
 
 
-def asked_of(seed: int, mix: DataMix) -> Spec:
+def sample_spec(seed: int, mix: DataMix) -> Spec:
     """The spec of a lesson: one of the endless set, or with the share `hard` the next of the set that is hard."""
     chance = random.Random(f"hard {seed}")
     if chance.random() >= mix.hard:
         return random_spec(seed)
     times = {"white": mix.whites}
-    wanted = chance.choice([kind for name, kind in HARD_KINDS.items() for _ in range(times.get(name, 1))])
+    wanted = chance.choice([kind for name, kind in HARD_PROMPTS.items() for _ in range(times.get(name, 1))])
     return next(filter(wanted, map(random_spec, itertools.count(HARD + seed * APART))))
 
 
@@ -188,7 +188,7 @@ def _many(spec: Spec) -> bool:
     return len(spec.include) > 1 and sum(item.count for item in spec.include) > 4
 
 
-HARD_KINDS: dict[str, Callable[[Spec], bool]] = {"small": _small, "white": _white, "many": _many}
+HARD_PROMPTS: dict[str, Callable[[Spec], bool]] = {"small": _small, "white": _white, "many": _many}
 
 
 def prompt(spec: Spec, seed: int, mix: DataMix) -> str:

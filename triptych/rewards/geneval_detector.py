@@ -25,21 +25,21 @@ from torch import Tensor, nn
 
 from triptych.errors import JudgeError, ModelError
 from triptych.rewards import geneval_rules
-from triptych.rewards.geneval_rules import COLORS, CONFIDENCE, MOST, Detection, confidence
+from triptych.rewards.geneval_rules import GENEVAL_COLORS, CONFIDENCE, MAX_OBJECTS, Detection, confidence
 from triptych.trace import Spec, Trace, Verdict
 
-OBJECTS = "facebook/mask2former-swin-small-coco-instance"
+MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
-SIDES = (800, 1333)  # pixels: the shorter side becomes the first, unless the longer one would pass the second
-STRIDE = 32  # pixels: the network's coarsest map; sides are padded to a multiple of it
-PAIRS = 100  # pairs of query and class per picture
-BATCH = 8  # pictures in one pass
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+INPUT_SIDES = (800, 1333)  # pixels: the shorter side becomes the first, unless the longer one would pass the second
+PAD_MULTIPLE = 32  # pixels: the network's coarsest map; sides are padded to a multiple of it
+MAX_CANDIDATES = 100  # pairs of query and class per picture
+BATCH_SIZE = 8  # pictures in one pass
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GREY = 0x99  # around a cut-out object, as in the official evaluation
-TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+COLOR_PROMPTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 # GenEval's names of COCO's classes, in COCO's order, which is that of the network's outputs
-NAMES = tuple(
+COCO_NAMES = tuple(
     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
     parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
     handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
@@ -48,9 +48,9 @@ NAMES = tuple(
     computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
     clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace("\n   ", "").split(", ")
 )
-ANCHORS = (0, 15, 79)  # classes that every list of COCO's classes calls alike: person, cat, toothbrush
+CHECKED_CLASSES = (0, 15, 79)  # classes that every list of COCO's classes calls alike: person, cat, toothbrush
 
-Picture = UInt8[np.ndarray, "_ _ 3"]  # height, width, colour; a batch may mix sizes
+ImageArray = UInt8[np.ndarray, "_ _ 3"]  # height, width, colour; a batch may mix sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +70,12 @@ class GenEvalDetector:
     tokenizer: Any  # transformers.CLIPTokenizer
     device: str
     name: str
-    sides: tuple[int, int] = SIDES
+    sides: tuple[int, int] = INPUT_SIDES
     palettes: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by class, as they are first needed
 
     @staticmethod
     def load(
-        objects: str = OBJECTS, clip: str = CLIP, device: str = "cpu", sides: tuple[int, int] = SIDES
+        objects: str = MASK2FORMER, clip: str = CLIP, device: str = "cpu", sides: tuple[int, int] = INPUT_SIDES
     ) -> GenEvalDetector:
         """Both networks by hub name or folder, in float32. ModelError if one cannot be had or is another network."""
         from transformers import CLIPModel, CLIPTokenizer, Mask2FormerForUniversalSegmentation
@@ -89,14 +89,14 @@ class GenEvalDetector:
                 "Hugging Face hub, and a network the first time, or folders that hold the weights"
             ) from error
         labels = getattr(finder.config, "id2label", {})
-        if len(labels) != len(NAMES) or any(labels[index] != NAMES[index] for index in ANCHORS):
+        if len(labels) != len(COCO_NAMES) or any(labels[index] != COCO_NAMES[index] for index in CHECKED_CLASSES):
             raise ModelError(f"{objects} knows {len(labels)} classes; expected COCO's 80 things: use an instance model")
         for model in (finder, colorist):
             model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)  # pyright: ignore
         parts = [f"{Path(name).name}@{_version(model)}" for name, model in ((objects, finder), (clip, colorist))]
         return GenEvalDetector(finder, colorist, tokenizer, device, f"geneval {' '.join(parts)}", sides)
 
-    def detect(self, pictures: Sequence[Picture], specs: Sequence[Spec]) -> list[dict[str, list[Detection]]]:
+    def detect(self, pictures: Sequence[ImageArray], specs: Sequence[Spec]) -> list[dict[str, list[Detection]]]:
         """What each picture shows, for its spec: objects above its threshold, most certain first, by class.
 
         Colours are read only of the objects that the rules will look at: CLIP takes most of the time.
@@ -104,7 +104,7 @@ class GenEvalDetector:
         sights = self.see(pictures)
         return [self._told(*each) for each in zip(pictures, sights, specs, strict=True)]
 
-    def _told(self, picture: Picture, sight: dict[str, list[DetectedObject]], spec: Spec) -> dict[str, list[Detection]]:
+    def _told(self, picture: ImageArray, sight: dict[str, list[DetectedObject]], spec: Spec) -> dict[str, list[Detection]]:
         least = confidence(spec.tag)
         kept = {name: [each for each in found if each.detection.score > least] for name, found in sight.items()}
         told = {name: [each.detection for each in found] for name, found in kept.items() if found}
@@ -117,13 +117,13 @@ class GenEvalDetector:
         return told
 
     @torch.no_grad()
-    def see(self, pictures: Sequence[Picture]) -> list[dict[str, list[DetectedObject]]]:
-        """Every object above the lower threshold, most certain first, at most MOST per class, by class."""
+    def see(self, pictures: Sequence[ImageArray]) -> list[dict[str, list[DetectedObject]]]:
+        """Every object above the lower threshold, most certain first, at most MAX_OBJECTS per class, by class."""
         sights: list[dict[str, list[DetectedObject]]] = [{} for _ in pictures]
         for indices in _batches(pictures):
             inputs = [self._scaled(pictures[index]) for index in indices]
             height, width = inputs[0].shape[1:]
-            padded = F.pad(torch.stack(inputs), (0, -width % STRIDE, 0, -height % STRIDE))
+            padded = F.pad(torch.stack(inputs), (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE))
             seen = self.objects(pixel_values=padded)
             for index, classes, masks in zip(
                 indices, seen.class_queries_logits, seen.masks_queries_logits, strict=True
@@ -133,40 +133,40 @@ class GenEvalDetector:
         return sights
 
     @torch.no_grad()
-    def colors(self, picture: Picture, found: Sequence[DetectedObject], name: str) -> list[str]:
+    def colors(self, picture: ImageArray, found: Sequence[DetectedObject], name: str) -> list[str]:
         """The colour of each object of class `name`, seen alone on grey."""
         if not found:
             return []
         side = self.clip.config.vision_config.image_size
         crops = torch.stack([_cut_out(picture, each, side) for each in found]).to(self.device)
         looks = _unit(self.clip.visual_projection(self.clip.vision_model(pixel_values=crops).pooler_output))
-        return [COLORS[index] for index in (looks @ self._palette(name).T).argmax(1).tolist()]
+        return [GENEVAL_COLORS[index] for index in (looks @ self._palette(name).T).argmax(1).tolist()]
 
     def _palette(self, name: str) -> Float[Tensor, "10 width"]:
         """CLIP's direction of each colour for a class: the mean over the templates."""
         if name not in self.palettes:
-            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            texts = [template.format(color=color, name=name) for color in GENEVAL_COLORS for template in COLOR_PROMPTS]
             told = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
             tokens = {key: told[key].to(self.device) for key in ("input_ids", "attention_mask")}
             directions = _unit(self.clip.text_projection(self.clip.text_model(**tokens).pooler_output))
-            self.palettes[name] = _unit(directions.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(1))
+            self.palettes[name] = _unit(directions.unflatten(0, (len(GENEVAL_COLORS), len(COLOR_PROMPTS))).mean(1))
         return self.palettes[name]
 
-    def _scaled(self, picture: Picture) -> Float[Tensor, "3 h w"]:
+    def _scaled(self, picture: ImageArray) -> Float[Tensor, "3 h w"]:
         """A picture at the network's size, normalised."""
         shorter, longer = sorted(picture.shape[:2])
         scale = min(self.sides[0] / shorter, self.sides[1] / longer)
         size = [max(1, int(side * scale + 0.5)) for side in picture.shape[:2]]
         pixels = torch.tensor(picture, device=self.device).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
-        return _normalised(pixels, MEAN, STD)
+        return _normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
 
 
 @dataclass(frozen=True)
 class GenEvalJudge:
     """GenEval's official verdict on traces whose prompt has a spec. Loads its weights at the first call."""
 
-    objects: str = OBJECTS
+    objects: str = MASK2FORMER
     clip: str = CLIP
     device: str = "cpu"
 
@@ -201,14 +201,14 @@ def loaded_detector(objects: str, clip: str, device: str) -> GenEvalDetector:
     return GenEvalDetector.load(objects, clip, device)
 
 
-def _batches(pictures: Sequence[Picture]) -> Iterator[list[int]]:
+def _batches(pictures: Sequence[ImageArray]) -> Iterator[list[int]]:
     """Indices of pictures of one size, a few at a time: padding to a common size would change what is seen."""
     sizes: dict[tuple[int, ...], list[int]] = {}
     for index, picture in enumerate(pictures):
         sizes.setdefault(picture.shape, []).append(index)
     for indices in sizes.values():
-        for start in range(0, len(indices), BATCH):
-            yield indices[start : start + BATCH]
+        for start in range(0, len(indices), BATCH_SIZE):
+            yield indices[start : start + BATCH_SIZE]
 
 
 def _objects(
@@ -216,18 +216,18 @@ def _objects(
 ) -> dict[str, list[DetectedObject]]:
     """The objects of one picture of `size` (height, width)."""
     chances = classes.softmax(-1)[:, :-1]  # the last class is "nothing"
-    scores, places = chances.flatten().topk(min(PAIRS, chances.numel()))
+    scores, places = chances.flatten().topk(min(MAX_CANDIDATES, chances.numel()))
     scores, places = scores[scores > CONFIDENCE], places[scores > CONFIDENCE]  # a mask can only lower a score
     found: dict[str, list[DetectedObject]] = {}
     if not len(places):
         return found
-    logits = F.interpolate(masks[:, places // len(NAMES)], size, mode="bilinear")[0]
+    logits = F.interpolate(masks[:, places // len(COCO_NAMES)], size, mode="bilinear")[0]
     inside = logits > 0
     certainty = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     scores = scores * certainty
     for index in scores.argsort(descending=True, stable=True).tolist():
-        own = found.setdefault(NAMES[int(places[index]) % len(NAMES)], [])
-        if scores[index] > CONFIDENCE and len(own) < MOST:
+        own = found.setdefault(COCO_NAMES[int(places[index]) % len(COCO_NAMES)], [])
+        if scores[index] > CONFIDENCE and len(own) < MAX_OBJECTS:
             own.append(_found(inside[index].cpu().numpy(), float(scores[index])))
     return {name: own for name, own in found.items() if own}
 
@@ -239,7 +239,7 @@ def _found(mask: Bool[np.ndarray, "height width"], score: float) -> DetectedObje
     return DetectedObject(Detection(box, score), mask)
 
 
-def _cut_out(picture: Picture, found: DetectedObject, side: int) -> Float[Tensor, "3 side side"]:
+def _cut_out(picture: ImageArray, found: DetectedObject, side: int) -> Float[Tensor, "3 side side"]:
     """An object alone on grey, cropped to its box, as CLIP wants it: shorter side scaled, centre cropped."""
     alone = np.where(found.mask[..., None], picture, np.uint8(GREY))
     left, top, right, bottom = (round(edge) for edge in found.detection.box)

@@ -9,7 +9,7 @@ The rules are those of the official evaluation (Ghosh, Hajishirzi, Schmidt, arXi
 * `count` or more objects of an excluded class fail the picture.
 * Each item fails at most once, and a picture is right when nothing failed: there is no partial credit.
 
-Boxes are (left, top, right, bottom) in pixels, y downwards. Which objects a detector keeps (`CONFIDENCE`, `MOST`) was
+Boxes are (left, top, right, bottom) in pixels, y downwards. Which objects a detector keeps (`CONFIDENCE`, `MAX_OBJECTS`) was
 decided before: recorded detections are judged as they are.
 """
 
@@ -24,13 +24,13 @@ from triptych.data.layout import RELATIONS
 from triptych.data.prompts import as_array, as_object, short
 from triptych.trace import Item, Spec, Verdict
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+GENEVAL_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 CONFIDENCE = 0.3  # least score of an object that counts ...
 COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting", where a doubtful extra object would fail the picture
-MOST = 16  # objects kept per class, the most confident ones
-BAND = 0.1  # offsets below this share of both objects' summed sizes are no relation
-LARGEST = 1e9  # pixels; coordinates beyond this are damage, not pictures
-STEEP = 0.5  # of the whole offset must be left along an axis: its relation holds within 60 degrees of it
+MAX_OBJECTS = 16  # objects kept per class, the most confident ones
+MIN_OFFSET = 0.1  # offsets below this share of both objects' summed sizes are no relation
+MAX_COORDINATE = 1e9  # pixels; coordinates beyond this are damage, not pictures
+MIN_COSINE = 0.5  # of the whole offset must be left along an axis: its relation holds within 60 degrees of it
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def relations(one: Detection, other: Detection) -> frozenset[str]:
     if max(abs(shrunk[0]), abs(shrunk[1])) < 1e-3:  # a thousandth of a pixel: nothing is left
         return frozenset()
     x, y = shrunk[0] / length, shrunk[1] / length
-    sides = {"left of": x < -STEEP, "right of": x > STEEP, "above": y < -STEEP, "below": y > STEEP}
+    sides = {"left of": x < -MIN_COSINE, "right of": x > MIN_COSINE, "above": y < -MIN_COSINE, "below": y > MIN_COSINE}
     return frozenset(side for side, holds in sides.items() if holds)
 
 
@@ -71,7 +71,7 @@ def _offset(one: Sequence[float], other: Sequence[float]) -> tuple[tuple[float, 
         offset = (one[low] + one[high]) / 2 - (other[low] + other[high]) / 2
         sizes = abs(one[high] - one[low]) + abs(other[high] - other[low])
         whole.append(offset)
-        shrunk.append(math.copysign(max(abs(offset) - BAND * sizes, 0.0), offset))
+        shrunk.append(math.copysign(max(abs(offset) - MIN_OFFSET * sizes, 0.0), offset))
     return (shrunk[0], shrunk[1]), math.sqrt(whole[0] ** 2 + whole[1] ** 2)
 
 
@@ -111,10 +111,10 @@ def _discolored(item: Item, found: Sequence[Detection]) -> str | None:
         return None
     colors = [detection.color for detection in found]
     if None in colors:
-        raise ValueError(f"{item.name} should be {item.color}, but an object has no color; expected one of {COLORS}")
+        raise ValueError(f"{item.name} should be {item.color}, but an object has no color; expected one of {GENEVAL_COLORS}")
     if all(color == item.color for color in colors):
         return None
-    seen = ", ".join(f"{colors.count(color)} {color}" for color in COLORS if color in colors)
+    seen = ", ".join(f"{colors.count(color)} {color}" for color in GENEVAL_COLORS if color in colors)
     return f"{item.name}: expected {item.count} {item.color}, found {seen}"
 
 
@@ -167,8 +167,8 @@ def read_box(values: Any, name: str) -> tuple[float, float, float, float]:
     if len(numbers) < 4:
         raise ValueError(f"a box of {name!r} is {values!r}; expected left, top, right, bottom in pixels")
     left, top, right, bottom = numbers
-    if max(map(abs, numbers)) > LARGEST:
-        raise ValueError(f"a box of {name!r} is {list(numbers)}; expected pixels within {LARGEST:g}")
+    if max(map(abs, numbers)) > MAX_COORDINATE:
+        raise ValueError(f"a box of {name!r} is {list(numbers)}; expected pixels within {MAX_COORDINATE:g}")
     if right < left or bottom < top:
         raise ValueError(f"a box of {name!r} is {list(numbers)}, of negative size; expected left, top, right, bottom")
     return left, top, right, bottom
@@ -188,6 +188,6 @@ def number(value: Any, what: str) -> float:
 def _detection(record: Any, name: str) -> Detection:
     record = as_object(record, f"an object {name!r}")
     color = record.get("color")
-    if color is not None and color not in COLORS:
-        raise ValueError(f"an object {name!r} has the color {short(color)}; expected one of {', '.join(COLORS)}")
+    if color is not None and color not in GENEVAL_COLORS:
+        raise ValueError(f"an object {name!r} has the color {short(color)}; expected one of {', '.join(GENEVAL_COLORS)}")
     return Detection(read_box(record.get("box"), name), number(record.get("score"), f"the score of {name!r}"), color)

@@ -37,11 +37,11 @@ from triptych.trace import Spec, Trace, Verdict
 WEIGHTS = Path(__file__).parents[1] / "weights" / "judge" / "finder.safetensors"
 STRIDE = 4  # pixels per map cell: the centres of two small stickers side by side stay 4 cells apart
 THRESHOLD = 0.5  # of the centre heat; ghosts below a third of full opacity are taught as absent
-CHUNK = 64  # pictures per forward pass: beyond this a CPU gains nothing
-PROBE = 24  # points per side of a box at which its colour is read
-FAINTEST, FULLEST = 0.45, 1.15  # opacities that a colour may be read at: blur and fading mix in the canvas
-FULL = 0.2  # how much an opacity other than 1 tells against a colour: a dark green is no faded black
-TINT = 24  # levels by which a picture's own canvas may differ from the true one
+DETECTOR_BATCH = 64  # pictures per forward pass: beyond this a CPU gains nothing
+COLOR_GRID = 24  # points per side of a box at which its colour is read
+MIN_OPACITY, MAX_OPACITY = 0.45, 1.15  # opacities that a colour may be read at: blur and fading mix in the canvas
+OPACITY_PENALTY = 0.2  # how much an opacity other than 1 tells against a colour: a dark green is no faded black
+MAX_TINT = 24  # levels by which a picture's own canvas may differ from the true one
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class StickerDetections:
     offset: Float[Tensor, "batch 2 24 24"]
 
 
-class Conv(nn.Sequential):
+class ConvNorm(nn.Sequential):
     """Convolution, then batch norm: `fold` turns the pair into one convolution for reading."""
 
     def __init__(self, into: int, out: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions around which the input is carried on."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = Conv(width, width), Conv(width, width)
+        self.first, self.second = ConvNorm(width, width), ConvNorm(width, width)
 
     def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
         return F.relu(x + self.second(F.relu(self.first(x))))
@@ -77,12 +77,12 @@ class StickerDetector(nn.Module):
 
     def __init__(self, fine: int = 64, coarse: int = 128) -> None:
         super().__init__()
-        self.stem = Conv(3 * STRIDE**2, fine)
-        self.places = Block(fine)
-        self.down = Conv(fine, coarse, stride=2)
-        self.things = nn.Sequential(Block(coarse), Block(coarse), Block(coarse))
-        self.up = Conv(coarse, fine, kernel=1)
-        self.join = Conv(fine, fine)
+        self.stem = ConvNorm(3 * STRIDE**2, fine)
+        self.places = ResidualBlock(fine)
+        self.down = ConvNorm(fine, coarse, stride=2)
+        self.things = nn.Sequential(ResidualBlock(coarse), ResidualBlock(coarse), ResidualBlock(coarse))
+        self.up = ConvNorm(coarse, fine, kernel=1)
+        self.join = ConvNorm(fine, fine)
         self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
         nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # most cells hold no centre
 
@@ -101,7 +101,7 @@ class StickerDetector(nn.Module):
 def fold(finder: StickerDetector) -> StickerDetector:
     """The same finder with every batch norm folded into its convolution: for reading only."""
     for module in list(finder.modules()):
-        if isinstance(module, Conv):
+        if isinstance(module, ConvNorm):
             convolution, norm = module
             module[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())  # type: ignore[arg-type]
             module[1] = nn.Identity()
@@ -159,8 +159,8 @@ def detect(
     canvases = [on_canvas(image) for image in images]
     scenes: list[Scene] = []
     with torch.autocast(device.type, enabled=False):  # in bfloat16 the heat of neighbouring cells would be equal
-        for start in range(0, len(canvases), CHUNK):
-            batch = torch.stack(canvases[start : start + CHUNK]).to(device)
+        for start in range(0, len(canvases), DETECTOR_BATCH):
+            batch = torch.stack(canvases[start : start + DETECTOR_BATCH]).to(device)
             scenes.extend(read_scene(batch, finder(batch)))
     return scenes
 
@@ -198,24 +198,24 @@ def read_color(
     device = images.device
     canvas = canvas_color(images)[row]
     ink = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - canvas[:, None]
-    alpha = silhouettes(PROBE).to(device)[name].flatten(1)
-    steps = (torch.arange(PROBE, device=device) + 0.5) / PROBE - 0.5
+    alpha = silhouettes(COLOR_GRID).to(device)[name].flatten(1)
+    steps = (torch.arange(COLOR_GRID, device=device) + 0.5) / COLOR_GRID - 0.5
     spot = (centre[:, :, None] + steps * side[:, None, None]).floor().long()
     inside = ((spot >= 0) & (spot < CANVAS)).float()
     alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
     across, along = spot.clamp(0, CANVAS - 1).unbind(1)
     pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
     seen = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
-    opacity = (torch.einsum("sc,skc->sk", seen, ink) / (ink**2).sum(2)).clamp(FAINTEST, FULLEST)
+    opacity = (torch.einsum("sc,skc->sk", seen, ink) / (ink**2).sum(2)).clamp(MIN_OPACITY, MAX_OPACITY)
     misfit = (seen[:, None] - opacity[:, :, None] * ink).norm(dim=2)
-    return (misfit + FULL * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
+    return (misfit + OPACITY_PENALTY * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
 
 
 def canvas_color(images: UInt8[Tensor, "batch 96 96 3"]) -> Float[Tensor, "batch 3"]:
     """Each picture's own canvas: its median colour, unless so many stickers cover it that this is one of theirs."""
     true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
     tint = images.flatten(1, 2).float().median(dim=1).values - true
-    return true + tint.clamp(-TINT, TINT)
+    return true + tint.clamp(-MAX_TINT, MAX_TINT)
 
 
 class StickerJudge(Judge, Protocol):

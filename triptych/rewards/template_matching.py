@@ -23,15 +23,15 @@ from triptych.data.stickers import CLASSES, COLORS, silhouettes
 from triptych.rewards.sticker_judge import canvas_color, judge_with, on_canvas
 from triptych.trace import Trace, Verdict
 
-MOST = 16  # stickers looked for in one picture: a few more than any spec asks for
-FAINTEST, FULLEST = 0.5, 1.1  # opacities at which a sticker is there: the middle of what the other judge is taught
-EXPLAINED = 0.5  # share of the squared error under its silhouette that a sticker must remove: no patching of patches
-FEW = 12  # kinds (size and class) that are fitted at full resolution, each at its best coarse place
-CHUNK = 8  # pictures searched at once: the coarse correlations of one take some 6 MB
+MAX_FITS = 16  # stickers looked for in one picture: a few more than any spec asks for
+MIN_FIT_OPACITY, MAX_FIT_OPACITY = 0.5, 1.1  # opacities at which a sticker is there: the middle of what the other judge is taught
+MIN_EXPLAINED = 0.5  # share of the squared error under its silhouette that a sticker must remove: no patching of patches
+COARSE_CANDIDATES = 12  # kinds (size and class) that are fitted at full resolution, each at its best coarse place
+MATCHING_BATCH = 8  # pictures searched at once: the coarse correlations of one take some 6 MB
 WINDOW = 36  # px: every silhouette is held in the middle of such a square, with room for a shift by half a pixel
-MARGIN = WINDOW // 2 + 4  # px of empty canvas around a picture: a sticker's centre may lie up to 2 px outside
+PICTURE_MARGIN = WINDOW // 2 + 4  # px of empty canvas around a picture: a sticker's centre may lie up to 2 px outside
 
-Residual = Float[Tensor, "batch 3 padded padded"]  # picture minus canvas, minus every sticker found so far
+ResidualPicture = Float[Tensor, "batch 3 padded padded"]  # picture minus canvas, minus every sticker found so far
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TemplateJudge:
     def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]:
         """What each picture `[height width 3] uint8` shows."""
         canvases = [on_canvas(image) for image in images]
-        chunks = [torch.stack(canvases[start : start + CHUNK]) for start in range(0, len(canvases), CHUNK)]
+        chunks = [torch.stack(canvases[start : start + MATCHING_BATCH]) for start in range(0, len(canvases), MATCHING_BATCH)]
         return [scene for chunk in chunks for scene in explain(chunk)]
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
@@ -67,10 +67,10 @@ def explain(images: UInt8[Tensor, "batch 96 96 3"]) -> list[Scene]:
     """The stickers of each picture, the one that explains most first."""
     canvas = canvas_color(images)
     pixels = images.permute(0, 3, 1, 2).float() - canvas[:, :, None, None]
-    residual = F.pad(pixels, (MARGIN, MARGIN, MARGIN, MARGIN))
+    residual = F.pad(pixels, (PICTURE_MARGIN, PICTURE_MARGIN, PICTURE_MARGIN, PICTURE_MARGIN))
     found: list[list[Sticker]] = [[] for _ in images]
     rows = list(range(len(images)))
-    for _ in range(MOST):
+    for _ in range(MAX_FITS):
         fits = [
             best_fit(residual[row], canvas[row], kinds) for row, kinds in zip(rows, likely(residual[rows]), strict=True)
         ]
@@ -85,7 +85,7 @@ def explain(images: UInt8[Tensor, "batch 96 96 3"]) -> list[Scene]:
     return [Scene(tuple(stickers)) for stickers in found]
 
 
-def likely(residual: Residual) -> Int[Tensor, "batch few 3"]:
+def likely(residual: ResidualPicture) -> Int[Tensor, "batch few 3"]:
     """For each row the kinds that, in the colour that suits them best, explain most: (kind, x and y of the corner).
 
     At half resolution: a silhouette alpha of any colour removes at most |sum alpha residual|^2 / sum alpha^2.
@@ -95,7 +95,7 @@ def likely(residual: Residual) -> Int[Tensor, "batch few 3"]:
     overlap = F.conv2d(half, silhouette).unflatten(0, (len(residual), 3))
     gain = overlap.square_().sum(1) / silhouette.square().sum((1, 2, 3))[:, None, None]
     best, place = gain.flatten(2).max(dim=2)
-    kind = best.topk(FEW).indices
+    kind = best.topk(COARSE_CANDIDATES).indices
     place = place.gather(1, kind)
     return torch.stack([kind, 2 * (place % gain.shape[3]), 2 * (place // gain.shape[3])], dim=2)
 
@@ -117,11 +117,11 @@ def best_fit(
     silhouette = _windows()[kind]
     overlap = torch.einsum("cfduyx,fhyx,kc->fduhk", moved, silhouette, ink)
     energy = (silhouette.square().sum((2, 3))[:, :, None] * ink.square().sum(1))[:, None, None]
-    opacity = (overlap / energy).clamp(max=FULLEST)
+    opacity = (overlap / energy).clamp(max=MAX_FIT_OPACITY)
     gain = 2 * opacity * overlap - opacity**2 * energy
     unexplained = torch.einsum("cfduyx,fhyx->fduh", moved.square(), (silhouette > 0.05).float())[..., None]
     share = gain / unexplained.clamp(min=1.0)
-    worth = torch.where((opacity < FAINTEST) | (share < EXPLAINED), -1.0, gain * share)
+    worth = torch.where((opacity < MIN_FIT_OPACITY) | (share < MIN_EXPLAINED), -1.0, gain * share)
     f, d, u, h, k = (int(i) for i in torch.unravel_index(worth.argmax(), worth.shape))
     if worth[f, d, u, h, k] <= 0:
         return None
@@ -133,7 +133,7 @@ def sticker(fit: Fit) -> Sticker:
     """The fit as a fact about the scene."""
     size, name = divmod(fit.kind, len(CLASSES))
     down, right = divmod(fit.half, 2)
-    x, y = (corner + WINDOW / 2 - MARGIN for corner in fit.corner)
+    x, y = (corner + WINDOW / 2 - PICTURE_MARGIN for corner in fit.corner)
     return Sticker(CLASSES[name], list(COLORS)[fit.color], x + right / 2, y + down / 2, list(SIZES)[size])
 
 

@@ -30,12 +30,12 @@ from triptych.trace import Prompt, Trace, Verdict
 if TYPE_CHECKING:
     from triptych.rewards.vlm_client import Endpoints
 
-KEY = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one is sent elsewhere only if it is named
-ATTEMPTS = 2  # at a readable answer: at temperature 0 a third would hardly differ
-SIDE = 28  # pixels: Qwen2.5-VL reads one token per square of this side
+KEY_VARIABLE = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one is sent elsewhere only if it is named
+MAX_READINGS = 2  # at a readable answer: at temperature 0 a third would hardly differ
+TOKEN_SIDE = 28  # pixels: Qwen2.5-VL reads one token per square of this side
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Job:
+class PictureQuestion:
     """A picture, the prompt that it is about, and the question that is put."""
 
     prompt: Prompt
@@ -70,7 +70,7 @@ class Vlm:
     address: str | tuple[str, ...]
     model: str
     form: Form = field(default_factory=Strict)
-    key: str = KEY
+    key: str = KEY_VARIABLE
     concurrency: int = 8
     patience: RetryPolicy = field(default_factory=RetryPolicy)
     cache: Path | None = None
@@ -102,7 +102,7 @@ class Vlm:
     def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
         """One verdict per trace, in order, or why it is missing. Raises only for what concerns all of them."""
         jobs = [self._job(trace) for trace in traces]
-        asked = {job.asked: job for job in jobs if isinstance(job, Job)}
+        asked = {job.asked: job for job in jobs if isinstance(job, PictureQuestion)}
         replies = {job.asked: self._kept(job) for job in asked.values()}
         new = [job for job in asked.values() if replies[job.asked] is None]
         if new:
@@ -114,7 +114,7 @@ class Vlm:
     def cost(self, traces: Sequence[Trace]) -> Cost:
         """What `verdicts` would cost now. Asks nobody."""
         jobs = [self._job(trace) for trace in traces]
-        asked = {job.asked: job for job in jobs if isinstance(job, Job)}
+        asked = {job.asked: job for job in jobs if isinstance(job, PictureQuestion)}
         new = [job for job in asked.values() if self._kept(job) is None]
         return Cost(
             pictures=len(traces),
@@ -124,7 +124,7 @@ class Vlm:
             tokens_out=len(new) * self.form.tokens,
         )
 
-    def _job(self, trace: Trace) -> Job | JudgeError:
+    def _job(self, trace: Trace) -> PictureQuestion | JudgeError:
         prompt, picture = trace.prompt, trace.image
         if picture is None:
             return JudgeError(f"{prompt.text!r}: expected a picture, found none; draw first")
@@ -135,21 +135,21 @@ class Vlm:
             return error
         except UnicodeEncodeError:
             return JudgeError(f"{prompt.text!r}: expected text, found half a character; the verdict is missing")
-        return Job(
+        return PictureQuestion(
             prompt,
             picture,
             JudgeRequest(request_fingerprint(picture), question, self.model, self.form.name, self.form.tokens),
         )
 
-    def _kept(self, job: Job) -> JudgeReply | JudgeError | None:
+    def _kept(self, job: PictureQuestion) -> JudgeReply | JudgeError | None:
         return None if self.cache is None else ReplyCache(self.cache).get(job.asked)
 
-    def _ask(self, endpoints: Endpoints, job: Job) -> JudgeReply | JudgeError:
+    def _ask(self, endpoints: Endpoints, job: PictureQuestion) -> JudgeReply | JudgeError:
         """A readable reply, which is cached; else an unreadable one; else why there is none."""
         reply: JudgeReply | JudgeError = JudgeError("not asked")
         try:
             request = self._request(job)
-            for attempt in range(ATTEMPTS):
+            for attempt in range(MAX_READINGS):
                 reply = endpoints.ask(request, f"{job.asked.digest} {attempt}")
                 if self._readable(job, reply):
                     if self.cache is not None:
@@ -159,14 +159,14 @@ class Vlm:
             return error
         return reply
 
-    def _readable(self, job: Job, reply: JudgeReply) -> bool:
+    def _readable(self, job: PictureQuestion, reply: JudgeReply) -> bool:
         try:
             self.form.read(job.prompt, reply)
         except JudgeError:
             return False
         return True
 
-    def _request(self, job: Job) -> Mapping[str, Any]:
+    def _request(self, job: PictureQuestion) -> Mapping[str, Any]:
         picture = {"type": "image_url", "image_url": {"url": data_uri(job.picture)}}
         content = [picture, {"type": "text", "text": job.asked.question}]
         request: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.form.tokens}
@@ -174,7 +174,7 @@ class Vlm:
             request |= {"logprobs": True, "top_logprobs": 5}
         return {**request, "messages": [{"role": "user", "content": content}]}
 
-    def _verdict(self, job: Job, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:
+    def _verdict(self, job: PictureQuestion, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:
         assert reply is not None  # every question has been put
         verdict: Verdict | JudgeError
         try:
@@ -185,7 +185,7 @@ class Vlm:
             self._write_down(job, reply, verdict)
         return verdict
 
-    def _write_down(self, job: Job, reply: JudgeReply | JudgeError, verdict: Verdict | JudgeError) -> None:
+    def _write_down(self, job: PictureQuestion, reply: JudgeReply | JudgeError, verdict: Verdict | JudgeError) -> None:
         """A missing verdict is written, too, so that a replay lists it as missing."""
         given = None if isinstance(verdict, JudgeError) else verdict
         row = self.form.record(job.prompt, JudgeReply("") if isinstance(reply, JudgeError) else reply, given)
@@ -235,12 +235,12 @@ def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], width: int) -> list[Result]:
+def side_by_side(work: Callable[[T], R], items: Sequence[T], width: int) -> list[R]:
     """`work` on every item, `width` at a time, results in the order of the items; what it raises is raised.
 
     The threads are daemons: Ctrl-C ends a run at once, without waiting for a server that does not answer.
     """
-    todo: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
     for numbered in enumerate(items):
         todo.put(numbered)
@@ -259,7 +259,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], width: i
 
     for _ in range(min(width, len(items))):
         threading.Thread(target=labour, daemon=True).start()
-    results: dict[int, Result] = {}
+    results: dict[int, R] = {}
     try:
         while len(results) < len(items):
             index, result, error = done.get()
@@ -271,7 +271,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], width: i
     return [results[index] for index in range(len(items))]
 
 
-def _tokens(job: Job) -> int:
+def _tokens(job: PictureQuestion) -> int:
     """About what a question costs: a token per square of the picture, and one per four characters."""
     height, width, _ = job.picture.shape
-    return -(-height // SIDE) * -(-width // SIDE) + -(-len(job.asked.question) // 4)
+    return -(-height // TOKEN_SIDE) * -(-width // TOKEN_SIDE) + -(-len(job.asked.question) // 4)

@@ -43,9 +43,9 @@ from jaxtyping import UInt8
 from triptych.errors import ConfigError, JudgeError, OutputError
 
 NO_KEY = "none"  # what a server that asks for no key is sent
-PASSING = {408, 409, 425, 429}  # statuses that may pass, besides 5xx
-REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
-CLOSED = {401, 404}  # a wrong key, an unknown model or address: the same for every question
+RETRIED_STATUSES = {408, 409, 425, 429}  # statuses that may pass, besides 5xx
+REFUSALS = (openai.BadRequestError, openai.UnprocessableEntityError)
+FATAL_STATUSES = {401, 404}  # a wrong key, an unknown model or address: the same for every question
 
 
 class _Again(Exception):
@@ -71,8 +71,8 @@ class _Bounded(httpx2.SyncByteStream):
         size = 0
         for chunk in self.stream:
             size += len(chunk)
-            if size > LARGEST:
-                raise _Oversized(f"an answer of more than {LARGEST:,} bytes")
+            if size > MAX_REPLY_BYTES:
+                raise _Oversized(f"an answer of more than {MAX_REPLY_BYTES:,} bytes")
             if time.monotonic() > self.deadline:
                 raise httpx2.ReadTimeout("the answer came too slowly")
             yield chunk
@@ -108,11 +108,11 @@ class _Server:
         """The answer to one request. Raises _Again for what may pass, JudgeError for what will not."""
         wanted = "logprobs" in request and self.tells_likelihoods
         if wanted:
-            with suppress(*REFUSED):  # many servers refuse to tell likelihoods, each in its own words
+            with suppress(*REFUSALS):  # many servers refuse to tell likelihoods, each in its own words
                 return self._ask(request)
         try:
             reply = self._ask(_plain(request))
-        except REFUSED as error:
+        except REFUSALS as error:
             raise self._refusal(error) from None
         self.tells_likelihoods &= not wanted
         return reply
@@ -125,7 +125,7 @@ class _Server:
             raise _Again(f"no answer from {self.address} within {self.timeout:g} s") from None
         except openai.APIConnectionError as error:
             raise _Again(self._clean(f"no whole answer from {self.address}: {error.__cause__}"), down=True) from None
-        except REFUSED:
+        except REFUSALS:
             raise
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
@@ -136,9 +136,9 @@ class _Server:
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         status, message = error.status_code, self._clean(f"{self.address} says {error.status_code}: {_told(error)}")
-        if status in PASSING or status >= 500:
+        if status in RETRIED_STATUSES or status >= 500:
             return _Again(message, retry_after(error.response.headers), down=status in (429, 503))
-        if status in CLOSED:
+        if status in FATAL_STATUSES:
             self.closed = message
             return _Again(message)  # another server may do
         return JudgeError(f"{message}; the verdict is missing")
@@ -291,9 +291,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-LARGEST = 1 << 20  # bytes of one answer or one cache file; a verdict has a few hundred
-PLACES = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break
-THOUGHT = "</think>"  # a reasoning model's answer follows the last of these
+MAX_REPLY_BYTES = 1 << 20  # bytes of one answer or one cache file; a verdict has a few hundred
+LOGPROB_TOKENS = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break
+THINK_END = "</think>"  # a reasoning model's answer follows the last of these
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class JudgeReply:
     @property
     def said(self) -> str:
         """The answer without the thoughts of a reasoning model."""
-        return self.text.rpartition(THOUGHT)[2].strip()
+        return self.text.rpartition(THINK_END)[2].strip()
 
     @staticmethod
     def from_completion(payload: Any) -> JudgeReply:
@@ -369,7 +369,7 @@ class ReplyCache:
         """The reply kept for exactly this question, or None."""
         try:
             with self.path(asked).open("rb") as file:
-                record = json.loads(file.read(LARGEST + 1))
+                record = json.loads(file.read(MAX_REPLY_BYTES + 1))
             return JudgeReply.from_record(record["reply"]) if record["asked"] == asdict(asked) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -411,7 +411,7 @@ def _likeliest(logprobs: Any) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The likelihoods of the first tokens; none where the server's are absent or not as documented."""
     try:
         places = (logprobs or {}).get("content") or []
-        return tuple(_choices(place) for place in places[:PLACES])
+        return tuple(_choices(place) for place in places[:LOGPROB_TOKENS])
     except (LookupError, TypeError, ValueError, AttributeError):
         return ()
 

@@ -27,7 +27,7 @@ from triptych.errors import ConfigError, JudgeError
 from triptych.rewards.vlm_client import JudgeReply
 from triptych.trace import Prompt, Verdict
 
-STRICT = """Someone was asked for this picture:
+STRICT_WORDING = """Someone was asked for this picture:
 
 "{prompt}"
 
@@ -42,29 +42,29 @@ If you cannot make a fact out, it does not hold.
 First count and look, then decide. Answer with one JSON object and nothing else:
 {"reason": "what you counted and saw, in a sentence or two", "correct": 1 if right, else 0}"""
 
-CHECKLIST = """Answer these questions about the picture, each by what you can see in it and nothing else.
+CHECKLIST_WORDING = """Answer these questions about the picture, each by what you can see in it and nothing else.
 
 {questions}
 
 Write one line for each question, in the same order and without numbers. Begin each line with yes or no, then a comma,
 then a few words about what you see. Write no other lines."""
 
-FITS = """Does this picture show what was asked for, with nothing missing, miscounted, misplaced or of another colour?
+FIT_WORDING = """Does this picture show what was asked for, with nothing missing, miscounted, misplaced or of another colour?
 
 Asked for: "{prompt}"
 
 Answer with one word, yes or no."""
 
-QUESTION = """{prompt}
+QUESTION_WORDING = """{prompt}
 
 Look at the picture and answer with one word, yes or no."""
 
-PLACE = re.compile(r"\{(prompt|metadata|questions)\}")
+PLACEHOLDER = re.compile(r"\{(prompt|metadata|questions)\}")
 YES_NO = {"yes": True, "no": False}
 LENGTHS = ("short", "long")
 MAX_JSON_STARTS = 20  # braces of an answer that are tried as JSON
-LONGEST_REASON = 200  # characters, where the answer names no reason
-LONGEST_WORDING = 100_000  # characters
+MAX_REASON_CHARACTERS = 200  # characters, where the answer names no reason
+MAX_WORDING_CHARACTERS = 100_000  # characters
 
 
 class Form(Protocol):
@@ -102,7 +102,7 @@ class Form(Protocol):
 class Strict:
     """GenEval++'s kind: one verdict on the whole picture, right or wrong, with the reason."""
 
-    wording: str = STRICT
+    wording: str = STRICT_WORDING
     tokens: int = 512
     likelihoods: bool = False
 
@@ -132,11 +132,11 @@ class Strict:
 class YesNo:
     """One question; the score is the probability of "yes" where the server tells likelihoods, else 1 or 0.
 
-    With the wording `FITS` the question is whether the picture fits the prompt; with `QUESTION` the prompt's text is
+    With the wording `FIT_WORDING` the question is whether the picture fits the prompt; with `QUESTION_WORDING` the prompt's text is
     itself the question.
     """
 
-    wording: str = FITS
+    wording: str = FIT_WORDING
     tokens: int = 16
     likelihoods: bool = True
 
@@ -198,7 +198,7 @@ class Checklist:
     """
 
     of: Mapping[tuple[str, str], Checks] = field(repr=False)
-    wording: str = CHECKLIST
+    wording: str = CHECKLIST_WORDING
     tokens: int = 1024
     likelihoods: bool = False
 
@@ -273,11 +273,11 @@ def read_wording(path: Path) -> str:
     """A wording from the user's copy of a benchmark: a UTF-8 text file. Raises ConfigError if it cannot be read."""
     try:
         with Path(path).open(encoding="utf-8") as file:
-            wording = file.read(LONGEST_WORDING + 1)
+            wording = file.read(MAX_WORDING_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; expected a text file with the judge's wording") from error
-    if len(wording) > LONGEST_WORDING:
-        raise ConfigError(f"{path} is longer than {LONGEST_WORDING:,} characters; expected a judge's wording")
+    if len(wording) > MAX_WORDING_CHARACTERS:
+        raise ConfigError(f"{path} is longer than {MAX_WORDING_CHARACTERS:,} characters; expected a judge's wording")
     return wording
 
 
@@ -290,7 +290,7 @@ def _reason(said: str) -> str:
             continue
         if isinstance(found.get("reason"), str):
             return " ".join(found["reason"].split())
-    return " ".join(said[:LONGEST_REASON].split())
+    return " ".join(said[:MAX_REASON_CHARACTERS].split())
 
 
 def _unread(wanted: str, reply: JudgeReply) -> JudgeError:
@@ -321,7 +321,7 @@ def _about(wording: str, prompt: Prompt) -> str:
 
 def _fill(wording: str, **texts: str) -> str:
     """The wording with its places filled in one pass: what is filled in is never searched for places."""
-    return PLACE.sub(lambda match: texts.get(match[1], match[0]), wording)
+    return PLACEHOLDER.sub(lambda match: texts.get(match[1], match[0]), wording)
 
 
 def _check_places(wording: str, names: Iterable[str]) -> None:
@@ -334,12 +334,12 @@ def _named(kind: str, wording: str) -> str:
     return f"{kind}-{hashlib.sha256(wording.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-ANSWER = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
-MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # what may stand before it
-MARKS = 8  # pieces before an answer; more is prose
-KEYS = ("correct", "verdict", "answer")  # of a strict verdict
-FIELD = re.compile(
-    rf"\b(?:{'|'.join(KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
+YES_NO_LINE = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
+LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # what may stand before it
+MAX_LINE_MARKS = 8  # pieces before an answer; more is prose
+VERDICT_KEYS = ("correct", "verdict", "answer")  # of a strict verdict
+VERDICT_FIELD = re.compile(
+    rf"\b(?:{'|'.join(VERDICT_KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
     r"(-?\d+(?:\.\d+)?|yes|no|true|false|correct|incorrect|wrong)\b",
     re.IGNORECASE,
 )
@@ -376,8 +376,8 @@ def read_verdict(reply: Any) -> bool | None:
     if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
         return None
     spoken = _spoken(reply)
-    named = [_truth(record[key]) for record in _objects(spoken) for key in KEYS if key in record]
-    named = named or [_truth(value) for value in FIELD.findall(spoken)]
+    named = [_truth(record[key]) for record in _objects(spoken) for key in VERDICT_KEYS if key in record]
+    named = named or [_truth(value) for value in VERDICT_FIELD.findall(spoken)]
     if named:
         return named[0] if len(set(named)) == 1 else None
     lines = [line.strip(" \t\r*_`\"'.!()[]") for line in spoken.split("\n") if line.strip()]
@@ -391,7 +391,7 @@ def _spoken(reply: str) -> str:
 
 
 def _plain(lines: list[str]) -> list[bool]:
-    return [_is_yes(found[1]) for line in lines if (found := ANSWER.match(line))]
+    return [_is_yes(found[1]) for line in lines if (found := YES_NO_LINE.match(line))]
 
 
 def _marked(lines: list[str]) -> list[bool]:
@@ -399,7 +399,7 @@ def _marked(lines: list[str]) -> list[bool]:
     answers, numbers = [], []
     for line in lines:
         start, number = _lead(line)
-        if found := ANSWER.match(line, start):
+        if found := YES_NO_LINE.match(line, start):
             answers.append(_is_yes(found[1]))
             numbers += [] if number is None else [number]
     return answers if not numbers or numbers == list(range(1, len(answers) + 1)) else []
@@ -408,8 +408,8 @@ def _marked(lines: list[str]) -> list[bool]:
 def _lead(line: str) -> tuple[int, int | None]:
     """Where the words of a line begin, and the first number before them."""
     start, number = 0, None
-    for _ in range(MARKS):
-        mark = MARK.match(line, start)
+    for _ in range(MAX_LINE_MARKS):
+        mark = LINE_MARK.match(line, start)
         if mark is None:
             break
         start = mark.end()

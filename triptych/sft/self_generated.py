@@ -20,7 +20,7 @@ from triptych.data.edits import apply, fix
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.layout import middle
 from triptych.data.scene import Scene
-from triptych.data.sft_samples import DataMix, SFTSample, asked_of, quiz
+from triptych.data.sft_samples import DataMix, SFTSample, sample_spec, quiz
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.trace import Prompt, Spec
@@ -32,7 +32,7 @@ def self_generated_pictures(
     policy: Policy, count: int, seed: int, sampling: Sampling, mix: DataMix, batch: int = 50
 ) -> tuple[list[Spec], np.ndarray]:
     """`count` pictures `[count height width 3] uint8` of fresh prompts; every second batch is planned first."""
-    specs = [asked_of(seed + index, mix) for index in range(count)]
+    specs = [sample_spec(seed + index, mix) for index in range(count)]
     pictures: list[np.ndarray] = []
     for number, start in enumerate(range(0, count, batch)):
         part = specs[start : start + batch]
