@@ -8,8 +8,6 @@ a picture. Pixels are uint8 RGB, height by width by 3.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from triptych.errors import OutputError
+from triptych.files import new_folder, write_json, write_text
 
 FORMAT = 1  # of trace.json; raised when a field changes meaning
 
@@ -185,40 +183,26 @@ class Trace:
         """True once the model has said that no further edit is needed."""
         return bool(self.turns) and self.turns[-1].drew is None
 
-    def save(self, folder: Path, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write the trace to a new `folder`, whole or not at all; `extra` joins trace.json (verdicts, settings).
+    def save(
+        self, folder: Path, extra: Mapping[str, Any] | None = None, pages: Mapping[str, str] | None = None
+    ) -> Path:
+        """Write the trace to a new `folder`, whole or not at all.
 
-        Raises OutputError if the folder exists or cannot be written.
+        `extra` joins trace.json (verdicts, settings); `pages` are texts to write beside it, by file name. Raises
+        OutputError if the folder exists or cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise OutputError(
-                f"{folder} exists; expected a new folder, so that no result is overwritten: choose another --out"
-            )
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-                inside = Path(temporary) / folder.name
-                inside.mkdir()
-                self._write(inside, extra or {})
-                os.rename(inside, folder)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written with --out"
-            ) from error
-        return folder
-
-    def _write(self, folder: Path, extra: Mapping[str, Any]) -> None:
-        if self.prompt.image is not None:
-            Image.fromarray(self.prompt.image).save(folder / "input.png")
-        for index, turn in enumerate(self.turns):
-            if turn.drew is not None:
-                Image.fromarray(turn.drew.image).save(folder / f"turn-{index}.png")
-        if self.image is not None:
-            Image.fromarray(self.image).save(folder / "final.png")
-        (folder / "trace.json").write_text(
-            json.dumps({**self.to_record(), **extra}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        with new_folder(folder) as part:
+            if self.prompt.image is not None:
+                Image.fromarray(self.prompt.image).save(part / "input.png")
+            for index, turn in enumerate(self.turns):
+                if turn.drew is not None:
+                    Image.fromarray(turn.drew.image).save(part / f"turn-{index}.png")
+            if self.image is not None:
+                Image.fromarray(self.image).save(part / "final.png")
+            write_json(part / "trace.json", {**self.to_record(), **(extra or {})})
+            for name, text in (pages or {}).items():
+                write_text(part / name, text)
+        return Path(folder)
 
     def to_record(self) -> dict[str, Any]:
         """The trace without its pixels, as JSON values."""
