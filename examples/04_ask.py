@@ -10,7 +10,7 @@ QUESTIONS = ["how many clocks are there?", "is there a cat?", "what color is the
 
 def main(policy, folder: Path) -> list[str]:
     picture = render([Scene.sample(SCENE, seed=0)])[0].numpy()
-    answers = policy.answer([picture] * len(QUESTIONS), QUESTIONS, policy.config.fine, seeds=[0, 1, 2])
+    answers = policy.answer([picture] * len(QUESTIONS), QUESTIONS, policy.config.sampling, seeds=[0, 1, 2])
     words = [parse_answer(answer.text) for answer in answers]
     for question, word in zip(QUESTIONS, words, strict=True):
         print(question, word)

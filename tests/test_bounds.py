@@ -58,7 +58,7 @@ def test_bounds_themselves_are_inside():
         ({"most": 4}, "--most 4: expected at most 3"),
         ({"free": float("inf")}, "--free inf: expected a finite number"),
         ({"norm": float("nan")}, "--norm nan: expected 0 or more"),
-        ({"tags": ()}, "--tags has 0 values: expected 1 or more"),
+        ({"tags": ()}, "--tags (): expected 1 or more values"),
         ({"inner": Inner(drop_text=7.0)}, "--inner.drop-text 7.0: expected a share from 0 to 1"),
         ({"inner": Inner(seeds=(3, 0))}, "--inner.seeds 0: expected 1 or more"),
         ({"inner": Inner(interval=(2.0, 2.0))}, "--inner.interval 2.0: expected a share from 0 to 1"),

@@ -29,31 +29,40 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 def check_bounds(record: Any, path: str = "") -> None:
-    """Check every number of a dataclass, of the dataclasses and of the tuples in it; None and booleans always pass.
+    """Raise ConfigError for the first number of a record that is out of bounds, by the option that sets it.
 
-    `path` is where the record stands in a larger one, such as "reason.text". NaN and infinity are refused everywhere.
-    Raises ConfigError for the first number out of bounds, by the option that sets it: "--reason.text.lr -1.0: expected
-    0 or more".
+    `path` is where the record stands in a larger one: with "reason" the message begins "--reason.lr -1.0: expected".
+    """
+    for place, value, expected in violations(record, path):
+        raise ConfigError(f"--{place.replace('_', '-')} {value}: expected {expected}")
+
+
+def violations(record: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(path, value, what was expected) of every number out of bounds in a dataclass, its dataclasses and its tuples.
+
+    None and booleans are never out of bounds; NaN and infinity always are, also where a field has none.
     """
     hints = _hints(type(record))
     for each in fields(record):
-        _check(getattr(record, each.name), hints[each.name], f"{path}.{each.name}" if path else each.name)
+        yield from _violations(
+            getattr(record, each.name), hints[each.name], f"{path}.{each.name}" if path else each.name
+        )
 
 
-def _check(value: Any, hint: Any, path: str) -> None:
+def _violations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, str]]:
     constraints = list(_constraints(hint))
     if is_dataclass(value):
-        check_bounds(value, path)
+        yield from violations(value, path)
     elif isinstance(value, tuple | list):
         shortest = max((each.min_length for each in constraints if isinstance(each, MinLen)), default=0)
         if len(value) < shortest:
-            raise ConfigError(f"--{_option(path)} has {len(value)} values: expected {shortest} or more")
+            yield path, value, f"{shortest} or more values"
         for index, element in enumerate(value):
-            _check(element, _element(hint, index), path)
+            yield from _violations(element, _element(hint, index), path)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         bounds = {name: bound for name in ("ge", "gt", "le", "lt") for bound in _bounds(constraints, name)}
         if not (math.isfinite(value) and _inside(value, bounds)):
-            raise ConfigError(f"--{_option(path)} {value}: expected {_sentence(hint, bounds)}")
+            yield path, value, _sentence(hint, bounds)
 
 
 @cache
@@ -107,8 +116,3 @@ def _sentence(hint: Any, bounds: dict[str, float]) -> str:
     low = f"more than {bounds['gt']:,}" if "gt" in bounds else f"{bounds['ge']:,} or more" if "ge" in bounds else ""
     high = f"less than {bounds['lt']:,}" if "lt" in bounds else f"at most {bounds['le']:,}" if "le" in bounds else ""
     return " and ".join(part for part in (low, high) if part)
-
-
-def _option(path: str) -> str:
-    """A path as the command line writes it."""
-    return path.replace("_", "-")

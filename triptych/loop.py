@@ -159,7 +159,7 @@ def play(
     """
     if turns < 0:
         raise ConfigError(f"turns={turns}: expected 0 or more Reflect-Refine turns; set --turns")
-    sampling = policy.config.fine if sampling is None else sampling
+    sampling = policy.config.sampling if sampling is None else sampling
     traces = [Trace(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     given = [row for row, trace in enumerate(traces) if trace.image is None]
     if given:

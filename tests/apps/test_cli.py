@@ -167,7 +167,7 @@ def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.Capt
         return TurnListener()
 
     policy = ScriptedPolicy()
-    manner = DrawSettings(1, policy.config.fine, batch=2, best_of=5)
+    manner = DrawSettings(1, policy.config.sampling, batch=2, best_of=5)
     assert len(list(exhibits(policy, jobs, manner, WorldJudge(), listener, {}))) == 1 and told == [2, 2, 1]
 
 
@@ -179,7 +179,7 @@ def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
     kept = []
     with pytest.raises(KeyboardInterrupt):
         for exhibit in exhibits(
-            policy, jobs, DrawSettings(1, policy.config.fine), judge, lambda count: TurnListener(), {}
+            policy, jobs, DrawSettings(1, policy.config.sampling), judge, lambda count: TurnListener(), {}
         ):
             kept.append(exhibit)
     assert [exhibit.trace.seed for exhibit in kept] == [0, 1] and all(not exhibit.verdicts for exhibit in kept)

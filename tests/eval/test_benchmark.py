@@ -19,13 +19,12 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.results import OVERALL, Report, Row, summarize, table
+from triptych.eval.results import OVERALL, Report, Row, summarize, report_table
 from triptych.eval.run_folder import (
     MOST_SEEDS,
     MOST_TURNS,
     RunFolder,
     code_sha256,
-    fingerprint,
     pixels_sha256,
     read_rows,
 )
@@ -438,16 +437,6 @@ def test_what_could_not_be_read_back_is_not_begun(tmp_path):
         assert not (tmp_path / "too-large").exists()
 
 
-def test_fingerprint_follows_every_weight():
-    model = torch.nn.Linear(3, 2).bfloat16()
-    before = fingerprint(model)
-    assert before == fingerprint(model)
-    with torch.no_grad():
-        model.bias[1] += 1
-    assert fingerprint(model) != before
-    assert fingerprint(Painter((), blank)) == SKETCH.name
-
-
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -512,7 +501,7 @@ def test_records_survive_writing():
 def test_the_table_names_columns_and_turns():
     report = summarize("shown", [row(0, [0.5, 1.0], stopped=True), row(1, [None])], ("Color",), turns=1)
     sheet = StringIO()
-    Console(file=sheet, width=80).print(table(report))
+    Console(file=sheet, width=80).print(report_table(report))
     for part in ("shown", "Color", OVERALL, "0.000", "1.000", "[1.000, 1.000]", "<= 1", "fixed 1", "missing: 1"):
         assert part in sheet.getvalue()
     assert sheet.getvalue().count("(1 missing)") == 4  # beside each mean that leaves one out
@@ -521,7 +510,7 @@ def test_the_table_names_columns_and_turns():
 def shown(report: Report, width: int) -> list[str]:
     """The lines of a report's table on a terminal of that width."""
     sheet = StringIO()
-    Console(file=sheet, width=width).print(table(report))
+    Console(file=sheet, width=width).print(report_table(report))
     return sheet.getvalue().splitlines()
 
 
@@ -547,7 +536,7 @@ def test_one_number_has_its_interval_beside_it():
 def test_the_paper_s_table_fits_a_terminal():
     rows = [row(index, [0.5] * 4 + [None], column=title) for index, title in enumerate(GENEVAL_PLUS.titles)]
     sheet = StringIO()
-    Console(file=sheet, width=80).print(table(summarize("GenEval++", rows, GENEVAL_PLUS.titles, turns=4)))
+    Console(file=sheet, width=80).print(report_table(summarize("GenEval++", rows, GENEVAL_PLUS.titles, turns=4)))
     assert (
         "…" not in sheet.getvalue() and "Color/Count" in sheet.getvalue() and "[0.000, 0.000]" not in sheet.getvalue()
     )

@@ -19,14 +19,14 @@ TEXT_SKILLS = ("stops", "edits", "instructions", "balanced", "edited")
 
 
 def test_exact_eyes_pass():
-    scores = run_probes(ScriptedPolicy(mistakes=1), PROMPTS, [0], SKETCH.fine, turns=4)
+    scores = run_probes(ScriptedPolicy(mistakes=1), PROMPTS, [0], SKETCH.sampling, turns=4)
     assert {name: scores[name].mean for name in TEXT_SKILLS} == dict.fromkeys(TEXT_SKILLS, 1.0)
     assert scores["planned, turn 0"].mean == 0.0 and scores["planned, turn 4"].mean == 1.0
     assert scores["planned, own flaws improved"].mean == 1.0
 
 
 def test_a_policy_that_never_stops_is_half_balanced():
-    scores = run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, [0], SKETCH.fine, turns=1)
+    scores = run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, [0], SKETCH.sampling, turns=1)
     assert scores["stops"].mean == 0.0 and scores["edits"].mean == 1.0 and scores["balanced"].mean == 0.5
 
 
@@ -64,7 +64,7 @@ def test_seeds_of_one_prompt_add_no_certainty_and_other_prompts_do():
 def test_every_skill_of_an_exam_knows_its_prompts():
     """A policy that does the same under every seed is as uncertain after three seeds as after one."""
     once, thrice = (
-        run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, seeds, SKETCH.fine, 1) for seeds in ([0], [0, 1, 2])
+        run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, seeds, SKETCH.sampling, 1) for seeds in ([0], [0, 1, 2])
     )
     for name in ("stops", "edits", "balanced"):
         assert thrice[name].count == 3 * once[name].count

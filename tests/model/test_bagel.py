@@ -24,7 +24,7 @@ TINY = replace(
     vit_resize=Resize(64, 32, 16),
 )
 SAMPLING = replace(
-    SKETCH.fine,
+    SKETCH.sampling,
     max_plan=6,
     max_reflection=7,
     max_answer=4,
@@ -187,7 +187,7 @@ def test_a_reflection_really_sees_the_picture(bagel):
 
 
 def test_one_stochastic_step_is_recorded_unrounded_and_scores_itself(bagel):
-    sampling = replace(SAMPLING, stochastic=(1,))
+    sampling = replace(SAMPLING, sde_indices=(1,))
     drawings = bagel.draw(["a cat", "a dog"], [None, None], sampling, [1, 1], stroke_seeds=[2, 3])
     first, second = (drawing.strokes for drawing in drawings)
     assert first.index.tolist() == [1] and first.before.dtype == np.float32

@@ -25,7 +25,7 @@ TINY = replace(
     vit_resize=Resize(64, 32, 16),
 )
 SAMPLING = replace(
-    TINY.fine, draw_points=5, edit_points=5, text_guidance=4.0, image_guidance=1.5, interval=(0.0, 1.0), max_plan=5
+    TINY.sampling, draw_points=5, edit_points=5, text_guidance=4.0, image_guidance=1.5, guidance_interval=(0.0, 1.0), max_plan=5
 )
 GRID = (2, 3)
 PROMPTS = ["a photo of three clocks", "a red cat"]
@@ -88,7 +88,7 @@ def test_a3_each_beat_uses_its_own_renorm(bagel):
 def test_a9_the_stored_stroke_is_the_one_that_was_scored(dtype):
     """In float32 even where the model computes in bfloat16: scored again from what is stored, it scores the same."""
     bagel = build(TINY).to(dtype)
-    sampling = replace(SAMPLING, text_guidance=1.0, stochastic=(1,))
+    sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(1,))
     (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], stroke_seeds=[2])
     strokes = drawing.strokes
     assert {array.dtype for array in (strokes.before, strokes.after, strokes.logprob)} == {np.dtype(np.float32)}
@@ -117,14 +117,14 @@ def test_a10_guidance_is_off_at_the_lower_end_of_its_interval(bagel):
     low, hair = float(times[2]), 1e-4
 
     def drawn(start):
-        return bagel.draw(["a red cat"], [None], replace(SAMPLING, interval=(start, 1.0)), [1])[0].image
+        return bagel.draw(["a red cat"], [None], replace(SAMPLING, guidance_interval=(start, 1.0)), [1])[0].image
 
     assert np.array_equal(drawn(low), drawn(low + hair))
     assert not np.array_equal(drawn(low), drawn(low - hair))
 
 
 def test_a11_strokes_with_a_gap_between_them_are_transitions_of_their_own(bagel):
-    sampling = replace(SAMPLING, text_guidance=1.0, stochastic=(0, 2))
+    sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(0, 2))
     (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], stroke_seeds=[2])
     strokes = drawing.strokes
     assert strokes.index.tolist() == [0, 2]

@@ -24,7 +24,7 @@ TINY = replace(
     vit_resize=Resize(64, 32, 16),
 )
 PLAIN = replace(
-    TINY.fine,
+    TINY.sampling,
     time_shift=3.0,
     temperature=1.0,
     plan_temperature=None,
@@ -34,18 +34,18 @@ PLAIN = replace(
     image_guidance=1.0,
     max_plan=6,
     max_reflection=9,
-    stochastic=(1,),
+    sde_indices=(1,),
 )
-GUIDED = replace(PLAIN, text_guidance=4.0, image_guidance=1.5, interval=(0.6, 1.0), temperature=0.7, top_p=0.9)
+GUIDED = replace(PLAIN, text_guidance=4.0, image_guidance=1.5, guidance_interval=(0.6, 1.0), temperature=0.7, top_p=0.9)
 SETTINGS = {
     "plain": PLAIN,
     "plans at a temperature of their own": replace(GUIDED, plan_temperature=1.4),
     "guided, filtered": GUIDED,
     "text guidance alone, several strokes across the interval": replace(
-        GUIDED, image_guidance=1.0, stochastic=(0, 1, 3)
+        GUIDED, image_guidance=1.0, sde_indices=(0, 1, 3)
     ),
     "steps above, on and below the lower bound of guidance": replace(
-        GUIDED, draw_points=9, edit_points=9, time_shift=2.0, interval=(0.4, 1.0), stochastic=(5, 6, 7)
+        GUIDED, draw_points=9, edit_points=9, time_shift=2.0, guidance_interval=(0.4, 1.0), sde_indices=(5, 6, 7)
     ),
     "constant noise, other renorms, top-k": replace(
         GUIDED, eta_mode="constant", draw_renorm="channel", edit_renorm="global", top_p=1.0, top_k=5
@@ -169,7 +169,7 @@ def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
         {"text_guidance": 1.0},
         {"image_guidance": 1.0},
         {"edit_renorm": "global"},
-        {"interval": (0.97, 1.0)},
+        {"guidance_interval": (0.97, 1.0)},
         {"eta_edit": 0.9},
     ],
     ids=str,
@@ -219,7 +219,7 @@ def test_gradients_reach_both_experts(bagel):
 
 def test_siblings_share_the_way_to_the_first_stochastic_step(bagel):
     """Drawn together, rows that are told the same go one way until then, and each is what it would be alone."""
-    sampling = replace(GUIDED, stochastic=(1, 2))
+    sampling = replace(GUIDED, sde_indices=(1, 2))
     steps: list[int] = []
     step = bagel.step
     bagel.step = lambda batch, context: steps.append(context.batch) or step(batch, context)  # type: ignore
@@ -245,7 +245,7 @@ def test_equal_plans_are_drawn_once_and_equal_texts_are_said_once(bagel):
     painted: list[int] = []
     step = bagel.step
     bagel.step = lambda batch, context: painted.append(context.batch) or step(batch, context)  # type: ignore
-    ode = replace(PLAIN, stochastic=())
+    ode = replace(PLAIN, sde_indices=())
     drawn = bagel.draw([PROMPTS[0]] * 3, [None] * 3, ode, [4, 4, 5], [6, 7, 8])
     del bagel.step
     assert set(painted) == {2}

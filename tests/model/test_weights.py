@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from triptych.errors import ModelError, OutputError
 from triptych.model import weights
 from triptych.model.bagel import Bagel
-from triptych.model.config import BAGEL_7B, SKETCH, BagelConfig, LanguageConfig, VisionConfig
+from triptych.model.config import BAGEL_7B, SKETCH, BagelConfig, LanguageConfig, Sampling, VisionConfig
 from triptych.model.templates import SpecialTokens
+from triptych.rewards.sticker_judge import WorldJudge
 
 TINY = replace(
     SKETCH,
@@ -76,7 +77,7 @@ def test_compute_dtype_reaches_the_model_and_spares_the_autoencoder(folder):
 def test_half_the_bytes_when_asked(tiny, folder, tmp_path):
     small = weights.save(tiny, tmp_path / "small", dtype=torch.bfloat16)
     assert (small / "ema.safetensors").stat().st_size < 0.7 * (folder / "ema.safetensors").stat().st_size
-    assert weights.fingerprint(small) != weights.fingerprint(folder)
+    assert weights.fingerprint(weights.load(small)) != weights.fingerprint(weights.load(folder))
 
 
 def test_tables_may_be_left_out(tiny, folder):
@@ -206,10 +207,10 @@ def test_unknown_names_are_model_errors(tmp_path, monkeypatch):
 
 
 def test_nothing_is_overwritten(tiny, folder):
-    before = weights.fingerprint(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(OutputError, match="exists"):
         weights.save(tiny, folder)
-    assert weights.fingerprint(folder) == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_place_that_cannot_be_written_leaves_nothing(tiny, tmp_path):
@@ -230,10 +231,11 @@ def test_a_configuration_survives_json(config: BagelConfig):
         ({"nmae": "x"}, "nmae"),
         ({"language": {"hidden_size": "64"}}, "language.hidden_size"),
         ({"language": {"rms_norm_eps": True}}, "language.rms_norm_eps"),
-        ({"fine": {"draw_renorm": "local"}}, "fine.draw_renorm"),
+        ({"sampling": {"draw_renorm": "local"}}, "sampling.draw_renorm"),
+        ({"fine": {"draw_points": 1}}, "sampling.draw_points is 1; expected 2 to 10,001"),
         ({"image_size": 96}, "image_size"),
         ({"vision": 3}, "vision"),
-        ({"language": {"hidden_size": -256}}, "language.hidden_size is -256; expected a size of 1 or more"),
+        ({"language": {"hidden_size": -256}}, "language.hidden_size is -256; expected 1 or more"),
         ({"latent_patch_size": 0}, "latent_patch_size is 0"),
         ({"image_size": [0, 512]}, "image_size is 0"),
         ({"autoencoder": {"ch_mult": [1, -1]}}, "autoencoder.ch_mult is -1"),
@@ -242,6 +244,35 @@ def test_a_configuration_survives_json(config: BagelConfig):
 def test_a_setting_that_is_off_is_named(record, named):
     with pytest.raises(ModelError, match=named):
         weights.config_from_json(record)
+
+
+def test_names_of_0_1_are_read_as_todays():
+    record = {"interval": [0.1, 0.9], "renorm_floor": 0.5, "stochastic": [1, 2]}
+    config = weights.config_from_json({"fine": record, "draft": {"draw_points": 9}})
+    assert config.sampling == Sampling(guidance_interval=(0.1, 0.9), renorm_min=0.5, sde_indices=(1, 2))
+    assert config.rollout_sampling == Sampling(draw_points=9)
+
+
+def test_a_model_keeps_the_fingerprint_that_0_1_recorded():
+    assert weights.fingerprint(weights.load("sketch")) == "sketch-9bba2725a274dc39"
+    assert weights.fingerprint(WorldJudge()) == WorldJudge().name  # no weights that a run depends on: the name alone
+
+
+@pytest.mark.parametrize("whole_below", [10**9, 0], ids=["bytes", "sums"])
+def test_a_fingerprint_follows_every_weight_and_no_thread(tiny, whole_below):
+    before, threads = weights.fingerprint(tiny, whole_below), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert weights.fingerprint(tiny, whole_below) == before
+    torch.set_num_threads(threads)
+    weight = tiny.language_model.lm_head.weight.data
+    weight[[0, 1]] = weight[[1, 0]]  # the same numbers in other places
+    assert weights.fingerprint(tiny, whole_below) != before
+    weight[[0, 1]] = weight[[1, 0]]
+    assert weights.fingerprint(tiny, whole_below) == before
+    tiny.llm2vae.bias.data[-1] += 1
+    assert weights.fingerprint(tiny, whole_below) != before
+    tiny.llm2vae.bias.data[-1] -= 1
+    assert weights.fingerprint(tiny.bfloat16(), whole_below) != before
 
 
 def test_absent_settings_keep_their_defaults():

@@ -40,10 +40,10 @@ def _draw(bagel: Bagel, run: Run, spec: dict, facts: dict, golden: dict[str, Ten
     branches = Branches(cond, text_drop, image_drop)
     sampling = Sampling(
         time_shift=params["timestep_shift"],
-        interval=tuple(params["cfg_interval"]),
+        guidance_interval=tuple(params["cfg_interval"]),
         text_guidance=params["cfg_text_scale"],
         image_guidance=params["cfg_img_scale"],
-        renorm_floor=params["cfg_renorm_min"],
+        renorm_min=params["cfg_renorm_min"],
     )
     grid, points, renorm = token_grid(bagel, *facts["image_hw"]), params["num_timesteps"], params["cfg_renorm_type"]
     steps = walk(bagel, branches, grid, noise, points, sampling, renorm)

@@ -37,7 +37,7 @@ class Stage:
     points: int
     eta: float
     renorm: Renorm
-    stochastic: list[int]
+    sde_indices: list[int]
     fresh: list[Tensor]
     before_text: list[list[Block]]
     cond: list[list[Block]]
@@ -76,7 +76,7 @@ def _reason(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Stage:
         points=params["num_timesteps_gen"],
         eta=params["eta_gen"],
         renorm=params["cfg_renorm_type_gen"],
-        stochastic=params["sde_idx_gen"],
+        sde_indices=params["sde_idx_gen"],
         fresh=_noises(golden, "in.sde_noise_gen", len(params["sde_idx_gen"])),
         before_text=asked,
         cond=[[*blocks, Text(ids[:-1])] for blocks, ids in zip(asked, said, strict=True)],
@@ -100,7 +100,7 @@ def _reflect_refine(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Sta
         points=params["num_timesteps_edit"],
         eta=params["eta_edit"],
         renorm=params["cfg_renorm_type_edit"],
-        stochastic=params["sde_idx_edit"],
+        sde_indices=params["sde_idx_edit"],
         fresh=_noises(golden, "in.sde_noise_edit", len(params["sde_idx_edit"])),
         before_text=[
             [system, pair[1], Text(ids)] for pair, ids in zip(pairs, facts["reflection_prompts"], strict=True)
@@ -119,8 +119,8 @@ def _sampling(facts: dict) -> Sampling:
         time_shift=params["timestep_shift"],
         text_guidance=params["cfg_text_scale"],
         image_guidance=params["cfg_img_scale"],
-        interval=tuple(params["cfg_interval"]),
-        renorm_floor=params["cfg_renorm_min"],
+        guidance_interval=tuple(params["cfg_interval"]),
+        renorm_min=params["cfg_renorm_min"],
         eta_mode=params["eta_mode"],
     )
 
@@ -145,23 +145,23 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
     branches = Branches(read(bagel, stage.cond), read(bagel, stage.text_drop), drop)
     grid = token_grid(bagel, *facts["image_hw"])
     noise = golden["in.initial_noise"].expand(len(stage.said), -1, -1)
-    fresh = dict(zip(stage.stochastic, stage.fresh, strict=True))
+    fresh = dict(zip(stage.sde_indices, stage.fresh, strict=True))
     steps = walk(bagel, branches, grid, noise, stage.points, _sampling(facts), stage.renorm, stage.eta, fresh)
-    first = stage.stochastic[0]
+    first = stage.sde_indices[0]
     run.close("velocity 0", steps.velocities[0].flatten(0, 1), golden[f"out.{stage.name}.velocity_step0"])
     stochastic = steps.velocities[first].flatten(0, 1)
     run.close("velocity of the stochastic step", stochastic, golden[f"out.{stage.name}.velocity_at_sde_step"])
     run.close("final latent", steps.states[-1].flatten(0, 1), golden[f"out.{stage.name}.final_latent"])
     painted = bagel.decode_pictures(steps.states[-1], grid)
     images = [new if old is None else old for new, old in zip(painted, stage.kept, strict=True)]
-    kept = torch.stack([steps.states[first], *(steps.states[index + 1] for index in stage.stochastic)], dim=1)
-    scores = torch.stack([steps.scores[index] for index in stage.stochastic], dim=1)
+    kept = torch.stack([steps.states[first], *(steps.states[index + 1] for index in stage.sde_indices)], dim=1)
+    scores = torch.stack([steps.scores[index] for index in stage.sde_indices], dim=1)
     for row in range(len(stage.said)):
         out = f"out.{stage.name}.sample{row}"
         run.close("kept latents", kept[row], golden[f"{out}.latents"])
         run.close("log-probabilities", scores[row], golden[f"{out}.log_probs"])
-        run.close("times", steps.times[stage.stochastic], golden[f"{out}.timesteps"])
-        run.close("step lengths", -steps.times.diff()[stage.stochastic], golden[f"{out}.dts"])
+        run.close("times", steps.times[stage.sde_indices], golden[f"{out}.timesteps"])
+        run.close("step lengths", -steps.times.diff()[stage.sde_indices], golden[f"{out}.dts"])
         run.close("picture", images[row].astype(np.int64), golden[f"{out}.image_uint8"], LEVELS)
     return run, steps
 
@@ -213,7 +213,7 @@ def _verbs(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
 def _train(bagel: Bagel, stage: Stage, steps: Walk, facts: dict, golden: dict[str, Tensor]) -> Run:
     """The training forward, with the guidance of the rollout: the golden `train.consistent` values."""
     run, params, out = Run("6", f"{stage.name}, training"), facts["params"], f"out.{stage.name}.train"
-    grid, (index,) = token_grid(bagel, *facts["image_hw"]), stage.stochastic
+    grid, (index,) = token_grid(bagel, *facts["image_hw"]), stage.sde_indices
     time, dt = float(steps.times[index]), float(steps.times[index] - steps.times[index + 1])
     states = torch.stack([golden[f"out.{stage.name}.sample{row}.latents"] for row in range(len(stage.said))])
     before, after = states[:, 0], states[:, 1]

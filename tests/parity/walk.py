@@ -93,7 +93,7 @@ def walk(
         for index in range(points - 1):
             time, dt = float(times[index]), float(times[index] - times[index + 1])
             parts = [bagel.velocity(branches.cond, x, time, grid)]
-            if flow.guided(time, sampling.interval):
+            if flow.guided(time, sampling.guidance_interval):
                 parts = [bagel.velocity(branch, x, time, grid) for branch in branches.active()]
                 raw = raw or parts
                 velocities.append(combine(torch.cat(parts), branches, renorm, sampling))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.model.config import SKETCH_FINE
+from triptych.model.config import SKETCH_SAMPLING
 from triptych.rewards.rewards import Reward
 from triptych.rl.advantages import balanced, group_advantages, image_sample, loss_rows, text_sample
 from triptych.rl.config import PictureConfig, StageConfig, TextConfig
 from triptych.rl.tree import Group, Node
 from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Turn, Verdict
 
-STAGE = StageConfig(sampling=SKETCH_FINE, text=TextConfig(kl=0.0), picture=PictureConfig(kl=0.0))
+STAGE = StageConfig(sampling=SKETCH_SAMPLING, text=TextConfig(kl=0.0), picture=PictureConfig(kl=0.0))
 PARENT = Trace(Prompt("a cat")) + Turn(None, Drawing(np.zeros((2, 2, 3), np.uint8)))
 
 

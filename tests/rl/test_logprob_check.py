@@ -53,7 +53,7 @@ class Policy(Bagel):
         return super().score_text(told, self.other(sampling))
 
     def score_strokes(self, painted, sampling):
-        honest = self.step_number is not None and self.step_number not in sampling.stochastic
+        honest = self.step_number is not None and self.step_number not in sampling.sde_indices
         return super().score_strokes(painted, sampling if honest else self.other(sampling))
 
 
@@ -176,7 +176,7 @@ def test_every_step_that_the_recipe_can_choose_is_checked(step):
 @pytest.mark.parametrize(("window", "strokes", "points"), [(0, 1, 16), (4, 1, 13), (4, 3, 13), (4, 2, 3), (5, 9, 21)])
 def test_index_sets_hold_all_that_is_ever_sampled(window, strokes, points):
     stage = replace(DEBUG.reason, picture=replace(DEBUG.reason.picture, window=window, strokes=strokes))
-    sets, drawn = stage.index_sets(points), [stage.sampled(points, seed).stochastic for seed in range(200)]
+    sets, drawn = stage.index_sets(points), [stage.sampled(points, seed).sde_indices for seed in range(200)]
     assert {index for one in sets for index in one} == {index for one in drawn for index in one}
     assert {len(one) for one in sets} == {len(one) for one in drawn}
     assert max(max(one) for one in sets) == min(window or points - 1, points - 1) - 1

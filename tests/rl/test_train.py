@@ -36,7 +36,7 @@ from triptych.rl.config import (
 )
 from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
 from triptych.rl.train import Rollout, Step, _growths, _teachings, train
-from triptych.rl.train_state import TrainState, weights_mark
+from triptych.rl.train_state import TrainState
 from triptych.rl.tree import Group, Node, seed_of
 from triptych.sft import checkpoint
 from triptych.sft.joint import JointConfig
@@ -485,17 +485,6 @@ def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):
     run(replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1), steps=1, warmup=0, **stages))
     assert len({optimizer for optimizer, _ in stepped}) == len(stepped) == 2
     assert [found for _, found in stepped] == [pytest.approx([1e-3, 2e-3]), pytest.approx([3e-3, 4e-3])]
-
-
-def test_the_mark_of_weights_is_that_of_their_bits_however_they_are_added_up():
-    model = tiny()
-    mark, threads = weights_mark(model), torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    assert weights_mark(model) == mark
-    torch.set_num_threads(threads)
-    weight = model.language_model.lm_head.weight.data
-    weight[[0, 1]] = weight[[1, 0]]  # the same numbers in other places
-    assert weights_mark(model) != mark
 
 
 def test_every_recipe_of_sketch_starts_from_the_packaged_lessons():

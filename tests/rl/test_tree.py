@@ -15,7 +15,7 @@ from scripted import ScriptedPolicy
 from triptych.data.annotations import plan_text
 from triptych.data.language import parse_prompt
 from triptych.errors import JudgeError
-from triptych.model.config import SKETCH_FINE
+from triptych.model.config import SKETCH_SAMPLING
 from triptych.rewards.rewards import Reward, RewardRule, is_right
 from triptych.rewards.sticker_judge import judge_with
 from triptych.rl.config import StageConfig, TreeConfig
@@ -25,7 +25,7 @@ from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
 TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus")
-STAGE = StageConfig(sampling=SKETCH_FINE, width=4)
+STAGE = StageConfig(sampling=SKETCH_SAMPLING, width=4)
 GROWTH = StageRollout(STAGE, STAGE.sampling, RewardRule())
 
 

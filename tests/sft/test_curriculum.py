@@ -86,14 +86,14 @@ def test_own_pictures_are_drawn_with_a_guidance_of_their_own(tmp_path, monkeypat
     heard = []
 
     def listen(policy, count, seed, sampling, mix):
-        heard.append((policy.config.fine, sampling))
+        heard.append((policy.config.sampling, sampling))
         return self_generated_pictures(policy, count, seed, sampling, mix)
 
     monkeypatch.setattr(rl_lessons, "self_generated_pictures", listen)
     list(run_sft(replace(ONE, own_guidance=2.5), tmp_path / "lessons"))
     ((usual, used),) = heard
     assert used == replace(usual, text_guidance=2.5, plan_temperature=None)
-    assert weights.load(tmp_path / "lessons" / "model").config.fine == SKETCH.fine
+    assert weights.load(tmp_path / "lessons" / "model").config.sampling == SKETCH.sampling
 
 
 def test_scenes_of_few_colors_are_white_or_half_white_or_of_one_color():

@@ -115,7 +115,7 @@ def sampling_of(
     config: BagelConfig, steps: int | None, guidance: float | None = None, temperature: float | None = None
 ) -> Sampling:
     """The model's own settings, with other flow steps, another guidance or temperature where one is asked for."""
-    sampling = config.fine
+    sampling = config.sampling
     if steps is not None:
         check_at_least("steps", steps, 1, MAX_STEPS)
         sampling = replace(sampling, draw_points=steps + 1, edit_points=steps + 1)

@@ -1,232 +1,222 @@
-"""The typed options of every command, and what each of them runs."""
+"""The typed options of every command, without behavior: cli.py parses them, the module of the command runs them.
+
+The options of `sft` and `train` are the fields of their recipes, which need torch: see sft.py and train.py.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from annotated_types import Interval
+from tyro.conf import Positional, arg
 
-from triptych.apps.options import Folder, Json, ModelChoice, Open, PlayChoice
-from triptych.apps.options_judge import JudgeChoice
+from triptych.apps.options import (
+    Count,
+    Flag,
+    JsonFlag,
+    JudgeChoice,
+    ModelChoice,
+    OutFolder,
+    PlayChoice,
+    SamplingChoice,
+)
+from triptych.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 
 PromptText = Annotated[Positional[str], arg(metavar="PROMPT")]
-Picture = Annotated[Positional[Path], arg(metavar="IMAGE")]
+ImageFile = Annotated[Positional[Path], arg(metavar="IMAGE")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw(PlayChoice):
-    """Draw a prompt: plan it, draw it, then look at the picture and mend it."""
+class DrawOptions(PlayChoice):
+    """Draw a prompt: plan, draw, then reflect on the image and refine it."""
 
     prompt: PromptText = ""
     """What to draw, in quotes."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Many prompts instead: plain lines, or jsonl in GenEval's layout."""
-    n: Annotated[int, arg(aliases=["-n"])] = 1
+    """File of prompts instead: one per line, or JSON lines in GenEval's format."""
+    n: Annotated[Count, arg(aliases=["-n"])] = 1
     """Traces per prompt, each with its own seed."""
     plan: bool = True
-    """Think before drawing."""
-
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import arguments as inputs
-
-        inputs.check_at_least("n", self.n, 1, inputs.MAX_PROMPTS)
-        return _play(self, inputs.prompts_of(self.prompt, self.prompts), self.n, self.plan, open_model)
+    """Write a plan before drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(PlayChoice):
-    """Bring a given picture in line with a prompt: reflect and refine."""
+class EditOptions(PlayChoice):
+    """Edit a given image until it matches a prompt: reflect and refine."""
 
-    image: Picture
-    """The picture to start from."""
+    image: ImageFile
+    """Image to start from."""
     prompt: PromptText
-    """What it should show, in quotes."""
-    n: Annotated[int, arg(aliases=["-n"])] = 1
-    """Traces, each with its own seed."""
-
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import arguments as inputs
-        from triptych.model.images import read_picture
-        from triptych.trace import Prompt
-
-        inputs.check_at_least("n", self.n, 1, inputs.MAX_PROMPTS)
-        inputs.check_at_least("turns", self.turns, 1)
-        prompt = Prompt(inputs.check_text(self.prompt), image=read_picture(self.image))
-        return _play(self, [("", prompt)], self.n, True, open_model)
+    """What the image should show, in quotes."""
+    n: Annotated[Count, arg(aliases=["-n"])] = 1
+    """Number of traces, each with its own seed."""
+    turns: PositiveInt = 4
+    """Maximum number of Reflect-Refine turns; the model may stop earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask(ModelChoice):
-    """Ask the model about a picture."""
+class AskOptions(ModelChoice):
+    """Ask the model a question about an image."""
 
-    image: Picture
-    """The picture it looks at."""
+    image: ImageFile
+    """Image that the question is about."""
     question: Annotated[Positional[str], arg(metavar="QUESTION")]
-    """What to ask, in quotes."""
-    seed: int = 0
-    as_json: Json = False
+    """Question, in quotes."""
+    seed: NonNegativeInt = 0
+    """Sampling seed."""
+    as_json: JsonFlag = False
     """Print JSON."""
 
-    def run(self, open_model: Open) -> int:
-        from triptych.apps.arguments import check_at_least, check_text
-        from triptych.model.images import read_picture
-        from triptych.model.templates import CLOSE, parse_answer, parse_thought
 
-        check_at_least("seed", self.seed, 0)
-        question, image = check_text(self.question, "question"), read_picture(self.image)
-        model = self.load(open_model)
-        (said,) = model.answer([image], [question], model.config.fine, [self.seed])
-        answer, thought = parse_answer(said.text), parse_thought(said.text) if CLOSE in said.text else None
-        if self.as_json:
-            _print(json.dumps({"question": question, "answer": answer, "thought": thought}))
-        else:
-            _print(answer if thought is None else f"({thought})\n{answer}")
-        return 0
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(JudgeChoice):
+    """Judge images against their prompts: one image, a folder in GenEval's layout, or a list in JSON lines."""
+
+    image: Annotated[Positional[Path], arg(metavar="IMAGE|DIR|JSONL")]
+    """An image; a folder with 00000/metadata.jsonl and 00000/samples/0000.png; or JSON lines with image and prompt."""
+    prompt: PromptText = ""
+    """What a single image should show, in quotes."""
+    judge_model: Annotated[str, arg(aliases=["--model"])] = ""
+    """Name of the vision-language model on those servers."""
+    dry_run: Flag = False
+    """Print the number of requests and an estimate of their tokens, and send none."""
+    self_check: Annotated[NonNegativeInt, arg(metavar="N")] = 0
+    """Instead of judging, send the first N images twice, past the cache, and print how often both verdicts agree."""
+    as_json: JsonFlag = False
+    """Print JSON on stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ModelChoice, JudgeChoice):
-    """Play a benchmark: the paper's table, for every number of turns."""
+class EvalOptions(SamplingChoice, JudgeChoice):
+    """Run a benchmark and print the paper's table, for every number of turns."""
 
-    benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "rehearsal", "ita", "vqa"]]
-    """GenEval++ (280 prompts), GenEval (553), TIIF, or 70 prompts that are in neither, to choose settings on; or ITA
-    (does a picture fit its prompt?) and VQA (what does it show?), which ask about pictures of a finished run."""
+    benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "dev", "ita", "vqa"]]
+    """GenEval++ (280 prompts), GenEval (553), TIIF, or dev (70 prompts that are in no benchmark, for choosing
+    settings); ita (does an image match its prompt?) and vqa (what does it show?) ask about the images of a run."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Of TIIF: your own copy of its prompts and questions, a jsonl or a folder of them."""
-    turns: int = 4
-    """Most Reflect-Refine turns; the table has a line for each number up to it."""
-    seeds: int = 1
-    """Traces per prompt: seeds 0 to N-1."""
-    limit: int | None = None
-    """Play so many of the prompts, evenly spread; of ita and vqa, ask so many questions a column at most (480)."""
-    understanding: FlagCreatePairsOff[bool] = False
-    """Then ask ITA and VQA about the pictures, into the folders ita and vqa of --out."""
+    """For tiif: your own copy of its prompts and questions, a JSON-lines file or a folder of them."""
+    turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MAX_TURNS
+    """Maximum number of Reflect-Refine turns; the table has a column for each number up to it."""
+    seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1  # run_folder.MAX_SEEDS
+    """Traces per prompt, with seeds 0 to N-1."""
+    limit: PositiveInt | None = None
+    """Number of prompts to use, evenly spaced; for ita and vqa the most questions per column (default: 480)."""
+    understanding: Flag = False
+    """Then run ita and vqa on the drawn images, into the folders ita and vqa of --out."""
     drawn: Annotated[Path | None, arg(metavar="RUN")] = None
-    """A finished run: ita and vqa ask about its pictures (without one they paint a set), and other benchmarks have them
-    judged again by --judge."""
+    """Folder of a finished run: ita and vqa ask about its images (without it a synthetic set is rendered), and other
+    benchmarks judge its images again with --judge."""
     by: Literal["question", "reflection"] = "question"
-    """Of ita: the model is asked whether the picture fits, or reflects and thereby stops."""
-    steps: int | None = None
-    """Flow steps per picture; the model's own number if not given."""
-    guidance: float | None = None
-    """Scale of text guidance, 1 is off; the model's own if not given."""
-    temperature: float | None = None
-    """Of all that the model says, 0 is greedy; the model's own if not given."""
+    """For ita: ask the model whether the image matches, or let it reflect and take its stop as yes."""
     plan: bool = True
-    """Think before drawing."""
-    batch: int = 16
-    """Traces drawn at once."""
-    out: Folder = None
-    """Folder of the run: manifest, results, pictures, report; runs/BENCHMARK-MODEL if not given."""
-    resume: FlagCreatePairsOff[bool] = False
-    """Go on with the run in --out."""
+    """Write a plan before drawing."""
+    batch: PositiveInt = 16
+    """Traces drawn in one batch."""
+    out: OutFolder = None
+    """Folder for manifest, results, images and report (default: runs/BENCHMARK-MODEL)."""
+    resume: Flag = False
+    """Resume the run in --out."""
     shard: Annotated[str | None, arg(metavar="I/N")] = None
-    """Play part I of N beside the processes that play the others into the same --out; `triptych report` merges."""
+    """Run part I of N; other processes run the other parts into the same --out, and `triptych report` merges them."""
     keep_pictures: bool = True
-    """Keep every judged picture in the folder, lossless."""
-    as_json: Json = False
+    """Save every judged image in the folder, as PNG."""
+    as_json: JsonFlag = False
     """Print report and manifest as JSON on stdout."""
 
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import evaluate as measure
-        from triptych.apps import understanding as understand
-
-        door = understand if self.benchmark in understand.QUIZZES else measure
-        return door.evaluate(self, lambda: self.load(open_model))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(ModelChoice):
-    """Examine every skill behind the loop: draw, plan, edit, stop, instruct, answer, mend."""
+class ProbeOptions(SamplingChoice):
+    """Probe every skill of the loop separately: draw, plan, edit, stop, write instructions, answer questions."""
 
-    suite: Positional[Literal["rehearsal", "genevalpp"]] = "rehearsal"
-    """70 prompts that are in no benchmark, to choose settings on; or the 280 of GenEval++."""
-    turns: int = 4
-    """Most Reflect-Refine turns of a played trace."""
-    seeds: int = 1
+    suite: Positional[Literal["dev", "genevalpp"]] = "dev"
+    """70 prompts that are in no benchmark, for choosing settings; or the 280 of GenEval++."""
+    turns: PositiveInt = 4
+    """Maximum number of Reflect-Refine turns of a trace."""
+    seeds: PositiveInt = 1
     """Samples per prompt."""
-    limit: int | None = None
-    """Take so many of the prompts, evenly spread."""
-    steps: int | None = None
-    """Flow steps per picture; the model's own number if not given."""
-    guidance: float | None = None
-    """Scale of text guidance, 1 is off; the model's own if not given."""
-    temperature: float | None = None
-    """Of all that the model says, 0 is greedy; the model's own if not given."""
-    shift: float | None = None
-    """Time shift of the flow."""
+    limit: PositiveInt | None = None
+    """Number of prompts to use, evenly spaced."""
+    shift: PositiveFloat | None = None
+    """Time shift of the flow, where 1 is none (default: the model's own)."""
     judge: Literal["world", "templates"] = "world"
-    """Who reads the pictures: learnt eyes, or silhouettes, which are far slower."""
-    as_json: Json = False
-    """Print JSON on stdout, and the rest on stderr."""
-
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import probe as examine
-
-        return examine.run(self, lambda: self.load(open_model))
+    """What reads the images: world (a trained detector) or templates (template matching, slow)."""
+    as_json: JsonFlag = False
+    """Print JSON on stdout, and progress on stderr."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info:
-    """Tell a model's sizes, parameters and memory, without loading it."""
+class ScoreOptions:
+    """Score recorded verdicts: GenEval detections or results, TIIF replies, GenEval++ verdicts."""
+
+    benchmark: Positional[Literal["geneval", "tiif", "genevalpp"]]
+    """Benchmark whose scoring rules apply."""
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...")] = ()
+    """JSON lines, one image each, optionally gzipped; several files are scored together and one by one."""
+    missing: Literal["exclude", "fail"] = "exclude"
+    """Images without a verdict: exclude and list them, or refuse to score; they never count as wrong."""
+    as_json: JsonFlag = False
+    """Print JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Merge the folder of a run into its table and page, or compare runs prompt by prompt."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")] = ()
+    """One folder of `triptych eval`, or several: the others are compared with the first."""
+    check: Annotated[Path | None, arg(metavar="MANIFEST")] = None
+    """List the differences from another run's manifest.json; exit code 1 if they rule out a comparison."""
+    turn: int | None = None
+    """Compare the images after at most this many edits (default: the last turn that all runs have)."""
+    anyway: Flag = False
+    """Compare runs on the same prompts although another setting rules it out."""
+    as_json: JsonFlag = False
+    """Print JSON on stdout, and the table on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Plot training curves over samples, and fill the paper's table from evaluations."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]DIR...")] = ()
+    """Folders of `triptych train` and `triptych eval`; the names sft, reason-only and r3 fill the paper's rows."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("study")
+    """New folder for curves.svg, curves.png, study.md and study.json."""
+    as_json: JsonFlag = False
+    """Print study.json on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Print a model's sizes, parameter counts and memory, without loading its weights."""
 
     model: str = "sketch"
-    """A packaged name, a checkpoint folder, or a hub name."""
-    as_json: Json = False
+    """Name of packaged weights, a checkpoint folder, or a Hugging Face name."""
+    as_json: JsonFlag = False
     """Print JSON."""
 
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import info
-
-        record = info.describe(self.model)
-        if self.as_json:
-            _print(json.dumps(record))
-        else:
-            info.show(record)
-        return 0
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(ModelChoice):
-    """Measure a draw beat by beat, the early stop, packed guidance and steps of training, as ratios within one run."""
+class BenchOptions(ModelChoice):
+    """Time a draw by beat, early stopping, packed guidance and training steps, compared within one process."""
 
-    draws: int = 7
-    """Single draws to take the median of."""
-    batch: int = 64
-    """Traces in the comparison of stops."""
-    train_steps: int = 2
-    """Steps of training to measure, Reason and Refine in turn; they change nothing. 0 leaves them out."""
-    as_json: Json = False
+    draws: PositiveInt = 7
+    """Single draws of which the median is taken."""
+    batch: PositiveInt = 64
+    """Traces per batch in the comparison of early stopping with all turns."""
+    train_steps: NonNegativeInt = 2
+    """Training steps to time, Reason and Refine in turn, at learning rate 0; 0 skips them."""
+    as_json: JsonFlag = False
     """Print JSON."""
 
-    def run(self, open_model: Open) -> int:
-        from triptych.apps import bench
 
-        return bench.run(self, open_model)
+@dataclass(frozen=True, kw_only=True)
+class SFTCommand:
+    """Train a model from random weights by supervised fine-tuning; it can be interrupted and resumed exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT:
-    """Teach a model from nothing, by supervised lessons; they can be interrupted and resumed exactly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train the loop by reinforcement, Tree-RL; it can be interrupted and resumed exactly."""
-
-
-def _play(choice: Draw | Edit, prompts: Sequence[tuple[str, Any]], count: int, plan: bool, open_model: Open) -> int:
-    from triptych.apps import draw
-
-    record, code = draw.run(choice, prompts, count, plan, lambda: choice.load(open_model))
-    if choice.as_json:
-        _print(json.dumps(record))
-    return code
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
+class TrainCommand:
+    """Train the loop by reinforcement learning (Tree-RL); it can be interrupted and resumed exactly."""

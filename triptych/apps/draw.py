@@ -16,16 +16,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from triptych.apps import arguments, terminal
 from triptych.apps.output import OutputFolder, Stop, TraceView
 from triptych.apps.terminal import TurnListener
 from triptych.errors import ConfigError, JudgeError, OutputError
-from triptych.eval.run_folder import fingerprint, versions
+from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
 from triptych.model.config import Sampling
 from triptych.model.templates import reflection_is_formed
+from triptych.model.weights import fingerprint
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt, Trace, Verdict
 
@@ -187,9 +186,6 @@ def command(job: Job, manner: DrawSettings, settings: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-SMALL_MODEL = 500_000_000  # bytes of weights that are hashed for every draw's record; more would make the draw wait
-
-
 def run(
     choice: Draw | Edit, placed: Sequence[tuple[str, Prompt]], count: int, plan: bool, load: Callable[[], Policy]
 ) -> tuple[dict[str, Any], int]:
@@ -246,10 +242,9 @@ def run(
 
 def settings(choice: Draw | Edit, policy: Policy, manner: DrawSettings, judge: Judge | None) -> dict[str, Any]:
     """What would have to be the same for the same traces, for trace.json and the page."""
-    weights = sum(tensor.nbytes for tensor in policy.parameters()) if isinstance(policy, nn.Module) else 0
     return {
         "model": choice.model,
-        "weights": fingerprint(policy) if weights < SMALL_MODEL else policy.config.name,
+        "weights": fingerprint(policy),
         "device": str(getattr(policy, "device", "cpu")),
         "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
         "judge": getattr(judge, "name", None),

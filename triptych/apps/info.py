@@ -70,7 +70,7 @@ def context_tokens(config: BagelConfig) -> int:
     """Tokens that an edit holds at most: a clean picture, its view, the words and the noise, in three branches."""
     latents = (config.vae_resize.max_side // config.latent_downsample) ** 2
     views = (config.vit_resize.max_side // config.vision.patch_size) ** 2
-    return 3 * (2 * latents + views + config.fine.max_reflection)
+    return 3 * (2 * latents + views + config.sampling.max_reflection)
 
 
 def context_numbers(config: BagelConfig) -> int:
@@ -94,9 +94,9 @@ def show(record: dict[str, Any]) -> None:
     table.add_section()
     height, width = record["config"]["image_size"]
     table.add_row("picture", f"{width} x {height}")
-    fine = record["config"]["fine"]
+    sampling = record["config"]["sampling"]
     table.add_row("prompts", "of the sticker world" if record["world"] == "stickers" else "any")
-    table.add_row("flow steps to draw, to edit", f"{fine['draw_points'] - 1}, {fine['edit_points'] - 1}")
+    table.add_row("flow steps to draw, to edit", f"{sampling['draw_points'] - 1}, {sampling['edit_points'] - 1}")
     console.print(table)
 
 

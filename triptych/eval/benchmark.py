@@ -34,7 +34,6 @@ from triptych.eval.run_folder import (
     RunFolder,
     Shard,
     code_sha256,
-    fingerprint,
     pixels_sha256,
     prompts_sha256,
     read_rows,
@@ -43,6 +42,7 @@ from triptych.eval.run_folder import (
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.model.images import read_picture
+from triptych.model.weights import fingerprint
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.sticker_judge import verdict
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
@@ -114,7 +114,7 @@ def run(
         )
     if out is None and shard != WHOLE:
         raise ConfigError(f"shard {shard[0]}/{shard[1]} without a folder; expected the one that all shards share: out")
-    sampling = policy.config.fine if sampling is None else sampling
+    sampling = policy.config.sampling if sampling is None else sampling
     ledger = None
     if out is not None:
         about = manifest(benchmark, policy, judge, turns, seeds, sampling, plan)

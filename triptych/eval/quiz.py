@@ -35,6 +35,7 @@ from triptych.eval.statistics import Estimate
 from triptych.model.config import Sampling
 from triptych.model.images import read_picture
 from triptych.model.templates import is_stop, parse_answer, parse_edit, reflection_is_formed
+from triptych.model.weights import fingerprint
 from triptych.trace import Verdict
 
 QUESTIONS = "questions.jsonl"
@@ -150,8 +151,8 @@ def run_quiz(
     Questions are answered greedily, reflections sampled as in the loop, unless `sampling` says otherwise. `out`,
     `resume`, `shard` and the errors are those of `benchmark.run`; `questions.jsonl` joins the folder.
     """
-    fine = policy.config.fine
-    sampling = sampling or (replace(fine, temperature=0.0) if quiz.by == "question" else fine)
+    own = policy.config.sampling
+    sampling = sampling or (replace(own, temperature=0.0) if quiz.by == "question" else own)
     ledger = None
     if out is not None:
         ledger = RunFolder.open(out, quiz_manifest(quiz, policy, sampling), resume, shard, keep=False)
@@ -186,7 +187,7 @@ def quiz_manifest(quiz: Quiz, policy: ProbePolicy, sampling: Sampling) -> dict[s
         "columns": list(quiz.columns),
         "prompts": len(quiz.questions),
         "prompts_sha256": quiz.sha256(),
-        "model": run_folder.fingerprint(policy),
+        "model": fingerprint(policy),
         "device": getattr(device, "type", "cpu"),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "turns": 0,

@@ -32,6 +32,7 @@ import torch
 
 from triptych.errors import ConfigError, OutputError
 from triptych.eval.results import Report, Row, summarize
+from triptych.model.config import current_names
 from triptych.model.images import write_picture
 from triptych.trace import Prompt
 
@@ -111,7 +112,7 @@ class RunFolder:
         found: dict[Job, Row] = {}
         for path in sorted(self.folder.glob("results*.jsonl")):
             for row in _rows(path):
-                if row.whole or not found.get((row.prompt, row.seed), row).whole:
+                if row.complete or not found.get((row.prompt, row.seed), row).complete:
                     found[row.prompt, row.seed] = row
         return list(found.values())
 
@@ -258,7 +259,7 @@ def read_rows(jobs: Sequence[Job], work: Work, ledger: RunFolder | None = None, 
     index, count = ledger.shard
     own = list(jobs[index - 1 :: count])
     with ledger.claimed():
-        done = {(row.prompt, row.seed): row for row in ledger.rows() if row.whole}
+        done = {(row.prompt, row.seed): row for row in ledger.rows() if row.complete}
         yield from (done[job] for job in own if job in done)
         left = [job for job in own if job not in done]
         for batch in _batches(left, batch_size):
@@ -278,6 +279,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} cannot be read; expected the manifest of a run: name the folder of one") from error
     if not isinstance(found, dict):
         raise OutputError(f"{path} holds no settings; expected the manifest of a run: name the folder of one")
+    if isinstance(found.get("sampling"), dict):
+        found["sampling"] = current_names(found["sampling"])  # a run of 0.1
     return found
 
 
@@ -306,19 +309,6 @@ def _rows(path: Path) -> Iterator[Row]:
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder with --out")
-
-
-def fingerprint(policy: Any) -> str:
-    """A policy's name, and 16 hex digits over its configuration and every weight where it has weights."""
-    config = getattr(policy, "config", None)
-    name = getattr(config, "name", None) or getattr(policy, "name", type(policy).__name__)
-    if not isinstance(policy, torch.nn.Module):
-        return str(name)
-    digest = hashlib.sha256(repr(config).encode())
-    for key, weight in sorted(policy.state_dict().items()):
-        digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"{name}-{digest.hexdigest()[:16]}"
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

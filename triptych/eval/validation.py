@@ -215,7 +215,7 @@ def _answers(
     for part in _parts(len(pairs), watch.batch):
         asked = [question for question, _ in pairs[part]]
         seeds = list(range(watch.seed, watch.seed + len(pairs)))[part]
-        replies += policy.answer(pictures[part], asked, policy.config.fine, seeds)
+        replies += policy.answer(pictures[part], asked, policy.config.sampling, seeds)
     return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
@@ -225,7 +225,7 @@ def _decisions(policy: ProbePolicy, name: str, known: FixedPicture, watch: Valid
     for part in _parts(len(known.right), watch.batch):
         asked = [prompt.text for prompt in known.prompts[part]]
         seeds = list(range(watch.seed, watch.seed + len(known.right)))[part]
-        said = policy.reflect(asked, list(known.pictures[part]), policy.config.fine, seeds)
+        said = policy.reflect(asked, list(known.pictures[part]), policy.config.sampling, seeds)
         stopped += [is_stop(parse_edit(one.text)) for one in said]
     pairs = list(zip(stopped, known.right, strict=True))
     return {

@@ -6,24 +6,34 @@ values of one class, and every feature works for both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 Renorm = Literal["global", "channel", "text_channel"]
+EtaMode = Literal["constant", "monotonic"]
+Steps = Annotated[int, Ge(1), Le(10_000)]  # flow steps; 50 is usual, and nothing is gained beyond some hundreds
+Points = Annotated[int, Ge(2), Le(10_001)]  # N points are N-1 steps
+Guidance = Annotated[float, Ge(1), Le(1000)]  # 1 is off; no model draws at a tenth of 1000
+Temperature = Annotated[float, Ge(0), Le(1000)]  # 0 is greedy; at 1000 all tokens are as likely
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
     """The decoder (Qwen2 with two experts), by the names of llm_config.json."""
 
-    vocab_size: int = 152064
-    hidden_size: int = 3584
-    intermediate_size: int = 18944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int = 4
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
+    vocab_size: PositiveInt = 152064
+    hidden_size: PositiveInt = 3584
+    intermediate_size: PositiveInt = 18944
+    num_hidden_layers: PositiveInt = 28
+    num_attention_heads: PositiveInt = 28
+    num_key_value_heads: PositiveInt = 4
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 1e6
 
     @property
     def head_dim(self) -> int:
@@ -34,15 +44,15 @@ class LanguageConfig:
 class VisionConfig:
     """The understanding encoder (SigLIP), by the names of vit_config.json."""
 
-    hidden_size: int = 1152
-    intermediate_size: int = 4304
-    num_hidden_layers: int = 27  # as the file says; select_layer decides how many are used
-    num_attention_heads: int = 16
-    patch_size: int = 14
-    num_channels: int = 3
-    layer_norm_eps: float = 1e-6
+    hidden_size: PositiveInt = 1152
+    intermediate_size: PositiveInt = 4304
+    num_hidden_layers: PositiveInt = 27  # as the file says; select_layer decides how many are used
+    num_attention_heads: PositiveInt = 16
+    patch_size: PositiveInt = 14
+    num_channels: PositiveInt = 3
+    layer_norm_eps: PositiveFloat = 1e-6
     select_layer: int = -2
-    patches_per_side: int = 70  # side of the position table
+    patches_per_side: PositiveInt = 70  # side of the position table
 
     @property
     def layers_used(self) -> int:
@@ -54,12 +64,12 @@ class VisionConfig:
 class AutoencoderConfig:
     """The FLUX autoencoder, by the names of its published parameters."""
 
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
-    in_channels: int = 3
-    out_ch: int = 3
+    ch: PositiveInt = 128
+    ch_mult: tuple[PositiveInt, ...] = (1, 2, 4, 4)
+    num_res_blocks: PositiveInt = 2
+    z_channels: PositiveInt = 16
+    in_channels: PositiveInt = 3
+    out_ch: PositiveInt = 3
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
 
@@ -72,10 +82,10 @@ class AutoencoderConfig:
 class Resize:
     """How a given picture is brought to a size that an encoder takes (pixels)."""
 
-    max_side: int
-    min_side: int
-    stride: int
-    max_pixels: int = 14 * 14 * 9 * 1024
+    max_side: PositiveInt
+    min_side: PositiveInt
+    stride: PositiveInt
+    max_pixels: PositiveInt = 14 * 14 * 9 * 1024
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ R3_TEMPLATES = Templates(
     answer="{question}",
 )
 
-# Few tokens, since every one of them is read in every lesson.
+# Few tokens, since every one of them is read in every SFT sample.
 SKETCH_TEMPLATES = Templates(
     plan_system="plan", reflect_system="reflect", reflect="{prompt}", answer_system="", answer="{question}"
 )
@@ -121,26 +131,26 @@ SKETCH_TEMPLATES = Templates(
 class Sampling:
     """Settings of one call of a verb. Points are schedule points: N points are N-1 steps (parity kit b.8)."""
 
-    temperature: float = 0.3  # of texts; 0 is greedy
-    plan_temperature: float | None = None  # of plans, where they are to be freer than what is said of a picture
-    top_k: int = 0  # 0 is off
-    top_p: float = 1.0
-    max_plan: int = 196  # tokens, the end token included
-    max_reflection: int = 384
-    max_answer: int = 64
-    draw_points: int = 50
-    edit_points: int = 50
-    time_shift: float = 3.0
-    text_guidance: float = 4.0
-    image_guidance: float = 1.5
-    interval: tuple[float, float] = (0.4, 1.0)  # guidance acts where low < t <= high
+    temperature: Temperature = 0.3  # of texts
+    plan_temperature: Temperature | None = None  # of plans, where they are to be freer than reflections
+    top_k: NonNegativeInt = 0  # 0 is off
+    top_p: Share = 1.0  # 1 is off
+    max_plan: PositiveInt = 196  # tokens, the end token included
+    max_reflection: PositiveInt = 384
+    max_answer: PositiveInt = 64
+    draw_points: Points = 50
+    edit_points: Points = 50
+    time_shift: PositiveFloat = 3.0  # above 1, more of the steps are near noise
+    text_guidance: Guidance = 4.0
+    image_guidance: Guidance = 1.5
+    guidance_interval: tuple[Share, Share] = (0.4, 1.0)  # guidance acts where low < t <= high
     draw_renorm: Renorm = "global"
     edit_renorm: Renorm = "text_channel"
-    renorm_floor: float = 0.0
-    stochastic: tuple[int, ...] = ()  # indices of the SDE steps; the others are ODE (MixGRPO)
-    eta_draw: float = 0.7
-    eta_edit: float = 1.0
-    eta_mode: Literal["constant", "monotonic"] = "monotonic"
+    renorm_min: Share = 0.0  # smallest factor by which a guided velocity is shortened
+    sde_indices: tuple[NonNegativeInt, ...] = ()  # of the SDE steps; the others are ODE (MixGRPO)
+    eta_draw: NonNegativeFloat = 0.7
+    eta_edit: NonNegativeFloat = 1.0
+    eta_mode: EtaMode = "monotonic"
 
     @property
     def planning(self) -> Sampling:
@@ -150,13 +160,31 @@ class Sampling:
         return replace(self, temperature=self.plan_temperature, plan_temperature=None)
 
 
-FINE = Sampling()  # the release's evaluation settings
-DRAFT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # the release's training rollouts
+# What 0.1 wrote into checkpoint folders, manifests and traces, which are still read.
+OLD_NAMES = {
+    "fine": "sampling",
+    "draft": "rollout_sampling",
+    "interval": "guidance_interval",
+    "renorm_floor": "renorm_min",
+    "stochastic": "sde_indices",
+}
 
-# The shift and the temperatures were chosen on rehearsal prompts, the guidance on fresh hard ones: at 3, white and
-# small stickers come out as another class (LOG.md). Plans are as free as they were taught, or else many seeds of a
-# prompt put things in the same places. The rest is the shortest that the lessons' texts need.
-SKETCH_FINE = Sampling(
+
+def current_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON record of a configuration or of sampling settings, with the settings' names of 0.1 as today's."""
+    return {
+        OLD_NAMES.get(key, key): current_names(value) if isinstance(value, Mapping) else value
+        for key, value in record.items()
+    }
+
+
+BAGEL_SAMPLING = Sampling()  # the release's evaluation settings
+BAGEL_ROLLOUT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # the release's training rollouts
+
+# Shift and temperatures were chosen on dev prompts, guidance on fresh hard ones: at a shift of 3, white and small
+# stickers come out as another class (LOG.md). Plans have the temperature at which they were learned; below it, many
+# seeds of one prompt put things in the same places. Text limits are the shortest that hold the texts of SFT.
+SKETCH_SAMPLING = Sampling(
     temperature=0.3,
     plan_temperature=1.0,
     max_plan=96,
@@ -167,7 +195,7 @@ SKETCH_FINE = Sampling(
     time_shift=6.0,
     text_guidance=1.5,
     image_guidance=1.0,
-    interval=(0.0, 1.0),
+    guidance_interval=(0.0, 1.0),
     draw_renorm="channel",
     edit_renorm="text_channel",
 )
@@ -181,17 +209,16 @@ class BagelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    latent_patch_size: int = 2
-    max_latent_size: int = 64  # side of the latent position table, in patches
-    image_size: tuple[int, int] = (512, 512)  # height, width of a new picture
+    latent_patch_size: PositiveInt = 2
+    max_latent_size: PositiveInt = 64  # side of the latent position table, in patches
+    image_size: tuple[PositiveInt, PositiveInt] = (512, 512)  # height, width of a new picture
     vae_resize: Resize = Resize(512, 256, 16)
     vit_resize: Resize = Resize(504, 252, 14)
-    world: Literal["open", "stickers"] = (
-        "open"  # "stickers": prompts are read into specs first, and must be of that world
-    )
+    # "stickers": prompts are parsed into specs first, and must be of that world
+    world: Literal["open", "stickers"] = "open"
     templates: Templates = R3_TEMPLATES
-    fine: Sampling = FINE
-    draft: Sampling = DRAFT
+    sampling: Sampling = BAGEL_SAMPLING
+    rollout_sampling: Sampling = BAGEL_ROLLOUT
 
     @property
     def latent_dim(self) -> int:
@@ -232,6 +259,6 @@ SKETCH = BagelConfig(
     vit_resize=Resize(96, 96, 16),
     world="stickers",
     templates=SKETCH_TEMPLATES,
-    fine=SKETCH_FINE,
-    draft=SKETCH_FINE,
+    sampling=SKETCH_SAMPLING,
+    rollout_sampling=SKETCH_SAMPLING,
 )

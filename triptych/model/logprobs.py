@@ -109,7 +109,7 @@ def sde_logprobs(bagel: Bagel, painted: Sequence[ImageSample], sampling: Samplin
             chosen = [
                 stroke
                 for stroke, time in enumerate(one.strokes.time.tolist())
-                if branch == 0 or flow.guided(time, sampling.interval)
+                if branch == 0 or flow.guided(time, sampling.guidance_interval)
             ]
             if blocks is None or not chosen:
                 continue
@@ -178,7 +178,7 @@ def _scores(
             cond, *drops = (velocities.get((number, branch, stroke)) for branch in range(3))
             assert cond is not None
             text_drop, image_drop = (None if drop is None else drop[None] for drop in drops)
-            guided.append(flow.guide(cond[None], text_drop, image_drop, *scales, renorm, sampling.renorm_floor))
+            guided.append(flow.guide(cond[None], text_drop, image_drop, *scales, renorm, sampling.renorm_min))
         return flow.sde_mean_std(before, torch.cat(guided), time, dt, eta, sampling.eta_mode)
 
     mean, std = mean_std()

@@ -94,6 +94,10 @@ class Network(nn.Module):
         self.autoencoder = Autoencoder(config.autoencoder)
 
     @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise templates.ModelError(
@@ -253,7 +257,7 @@ class Network(nn.Module):
     ) -> tuple[Tensor, list[SDESteps | None]]:
         """From `noise [batch patch latent]` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
 
-        Steps in `sampling.stochastic` are SDE steps, whose states, means and log-probabilities are kept; the others are
+        Steps in `sampling.sde_indices` are SDE steps, whose states, means and log-probabilities are kept; the others are
         ODE.
         With `copies` the result has a row for each of them, made from the row of that number: they are one until the
         first SDE step, and each has its own stroke seed.
@@ -267,12 +271,12 @@ class Network(nn.Module):
         x = noise.float()
         for index in range(points - 1):
             time, dt = float(times[index]), float(times[index] - times[index + 1])
-            if easel.guided is None or not flow.guided(time, sampling.interval):
+            if easel.guided is None or not flow.guided(time, sampling.guidance_interval):
                 v = self.step(easel.block.at(x, time), easel.branches.cond)
             else:
                 many = x.repeat(len(easel.branches.active()), 1, 1)
                 v = combine(self.step(easel.blocks.at(many, time), easel.guided), easel.branches, renorm, sampling)
-            if index in sampling.stochastic:
+            if index in sampling.sde_indices:
                 if not apart:
                     x, v, apart = x[list(copies)], v[list(copies)], True
                     easel = self._easel(easel.branches.keep(copies), grid)
@@ -320,7 +324,7 @@ def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sa
     text_drop = parts.pop(0) if branches.text_drop is not None else None
     image_drop = parts.pop(0) if branches.image_drop is not None else None
     return flow.guide(
-        cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_floor
+        cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_min
     )
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from huggingface_hub import snapshot_download
@@ -27,12 +27,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from triptych.bounds import violations
 from triptych.errors import ModelError, OutputError
+from triptych.files import new_folder, write_json
 from triptych.model import templates
 from triptych.model.bagel import Bagel
-from triptych.model.config import BAGEL_7B, BagelConfig
+from triptych.model.config import BAGEL_7B, OLD_NAMES, BagelConfig, current_names
 from triptych.model.vision import sincos_table
 
 MODEL_FILES = ("ema.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
@@ -40,7 +42,8 @@ AUTOENCODER_FILE = "ae.safetensors"
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
 _SHOWN = 8  # names listed in an error
 _OURS = ("select_layer", "patches_per_side")  # settings of the vision tower that vit_config.json does not know
-_UNSIZED = ("fine.", "draft.", "vision.select_layer")  # whole numbers that may be 0 or less; all others are sizes
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+_PERIOD, _CHUNK = 1021, 2**22  # of the positions' weights (a prime), and elements that are summed at once: 32 MB
 _CONFIG_FILES = ("llm_config.json", "vit_config.json", "ae_config.json", "bagel_args.json", "triptych.json")
 _HUB_FILES = ["*.json", "*.safetensors"]
 
@@ -97,24 +100,18 @@ def save(
     `dtype` is that of the stored model (as it is by default); `state` stands in for `bagel.state_dict()` where the
     parameters are spread over machines. Raises OutputError if the folder exists or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise OutputError(f"{folder} exists; expected a new folder, so that no weights are overwritten: choose another")
     tensors = bagel.state_dict() if state is None else state
-    inside = {key: tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
-    model = {key: _stored(tensor, dtype) for key, tensor in tensors.items() if key not in inside}
-    autoencoder = {key.removeprefix(_PREFIX): _stored(tensor, None) for key, tensor in inside.items()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            part = Path(temporary) / folder.name
-            part.mkdir()
+    autoencoder = {key: tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
+    model = {key: _stored(tensor, dtype) for key, tensor in tensors.items() if key not in autoencoder}
+    folder = Path(folder)
+    with new_folder(folder) as part:
+        try:
             _write_config(bagel, part)
             save_file(model, part / "ema.safetensors", metadata={"format": "pt"})
-            save_file(autoencoder, part / AUTOENCODER_FILE, metadata={"format": "pt"})
-            os.rename(part, folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {folder}: {error}; choose a folder that can be written") from error
+            stored = {key.removeprefix(_PREFIX): _stored(tensor, None) for key, tensor in autoencoder.items()}
+            save_file(stored, part / AUTOENCODER_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, among others; it is no OSError
+            raise OutputError(f"cannot write {folder}: {error}; choose a place with more room with --out") from error
     return folder
 
 
@@ -141,14 +138,43 @@ def resolve_checkpoint(name: str | Path) -> Path:
         ) from error
 
 
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the weight files of a checkpoint folder, names and contents, as hex digits."""
-    folder, digest = Path(folder), hashlib.sha256()
-    for path in sorted({*_model_files(folder), folder / AUTOENCODER_FILE}):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def fingerprint(policy: Any, whole_below: int = 500_000_000) -> str:
+    """The id of a policy in manifests and run.json: its name, and for a network 16 hex digits, such as sketch-0123....
+
+    The digits are of SHA-256 over the configuration and every weight with its name, dtype and shape; they are the same
+    on every device. From `whole_below` bytes of weights on, two sums over the bits of each tensor stand in for its
+    bytes: SHA-256 of the 14 GB of a 7B would take half a minute.
+    """
+    config = getattr(policy, "config", None)
+    name = getattr(config, "name", None) or getattr(policy, "name", type(policy).__name__)
+    if not isinstance(policy, nn.Module):
+        return str(name)
+    # The configuration counts under the names of 0.1, so that a model keeps the id under which it was recorded.
+    text = repr(config)
+    for old, new in OLD_NAMES.items():
+        text = re.sub(rf"\b{new}=", f"{old}=", text)
+    digest = hashlib.sha256(text.encode())
+    weights = sorted(policy.state_dict().items())
+    whole = sum(weight.nbytes for _, weight in weights) < whole_below
+    for key, weight in weights:
+        digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+        weight = weight.detach().contiguous().flatten()
+        digest.update(weight.cpu().view(torch.uint8).numpy() if whole else repr(_bit_sums(weight)).encode())
+    return f"{name}-{digest.hexdigest()[:16]}"
+
+
+def _bit_sums(weight: Tensor) -> tuple[int, int]:
+    """Two sums over the bits of a flat tensor as integers, the second one weighted by position.
+
+    Integers, since the sum of floats depends on the order of addition, and so on the device and the threads.
+    """
+    bits = weight.view(_INTEGERS[weight.element_size()])
+    plain = weighted = 0
+    for part in bits.split(_CHUNK):
+        part = part.long()
+        plain += int(part.sum())
+        weighted += int((part * (torch.arange(len(part), device=part.device) % _PERIOD + 1)).sum())
+    return plain, weighted
 
 
 def shapes(bagel: Bagel) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -169,8 +195,14 @@ def config_to_json(config: BagelConfig) -> dict[str, Any]:
 
 
 def config_from_json(record: Mapping[str, Any]) -> BagelConfig:
-    """Undo `config_to_json`; what is absent keeps its default. Raises ModelError on unknown names and wrong values."""
-    return _build(BagelConfig, record, "")
+    """Undo `config_to_json`; what is absent keeps its default, and names of 0.1 are read as today's.
+
+    Raises ModelError on unknown names, wrong types and numbers out of bounds.
+    """
+    config = _build(BagelConfig, current_names(record), "")
+    for path, value, expected in violations(config):
+        raise ModelError(f"setting {path} is {value!r}; expected {expected}")
+    return config
 
 
 def read_config(folder: Path) -> tuple[BagelConfig, templates.SpecialTokens | None]:
@@ -223,12 +255,13 @@ def _write_config(bagel: Bagel, folder: Path) -> None:
     record["vision"] = {key: vision.pop(key) for key in _OURS}
     language |= {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False}
     vision |= {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
-    if bagel._tokenizer is not None:
+    if bagel.has_tokenizer:
         bagel.tokenizer.save(str(folder / "tokenizer.json"))
-    elif bagel._special is not None:
-        record["special_tokens"] = list(asdict(bagel._special).values())
+    else:
+        with suppress(ModelError):  # a model that was built without either
+            record["special_tokens"] = list(asdict(bagel.special).values())
     for name, values in (("llm_config.json", language), ("vit_config.json", vision), ("triptych.json", record)):
-        (folder / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / name, values)
 
 
 def _build(kind: Any, record: Any, path: str) -> Any:
@@ -247,7 +280,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, f"{path}.")
     origin, choices = get_origin(hint), get_args(hint)
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # `X | None`, the only union of the configuration
         return None if value is None else _typed(choices[0], value, path)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(choices[0], part, path) for part in value)
@@ -255,8 +288,6 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, int) and value < 1 and not path.startswith(_UNSIZED):
-        raise ModelError(f"setting {path} is {value!r}; expected a size of 1 or more")
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ModelError(f"setting {path} is {value!r}; expected {getattr(hint, '__name__', hint)}")

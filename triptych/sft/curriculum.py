@@ -280,7 +280,7 @@ class SFTRun:
         if found is None:
             policy = self.averaged()
             # Its mistakes should be of drawing: plans are as sure as the rest of what it says.
-            sampling = replace(policy.config.fine, text_guidance=self.config.own_guidance, plan_temperature=None)
+            sampling = replace(policy.config.sampling, text_guidance=self.config.own_guidance, plan_temperature=None)
             found = self_generated_pictures(policy, count, seed, sampling, self.config.own.mix)
             keep(folder, *found)
         return self_generated_samples(*found, WorldJudge(str(self.device)).scenes, seed, self.config.own.mix)
