@@ -12,7 +12,7 @@ from triptych.data.language import prompt_text
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.eval.benchmark import run
-from triptych.eval.results import Report, table
+from triptych.eval.results import Report, report_table
 from triptych.rewards.sticker_judge import WorldJudge
 
 THINGS = [("clock", "cat"), ("bus", "apple"), ("kite", "dog")]
@@ -50,7 +50,7 @@ def main(policy, folder: Path) -> Report:
     assert all(row.score(0) != 1 for row in trial(play=blank)), "a blank one must not be right"
     rows = list(run(benchmark, policy, WorldJudge(), turns=2, seeds=range(2), out=folder))
     report = benchmark.report(rows, turns=2)
-    print(table(report))
+    print(report_table(report))
     return report
 
 

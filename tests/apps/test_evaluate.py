@@ -14,7 +14,7 @@ from PIL import Image
 from scripted import ScriptedPolicy
 
 from triptych.apps.cli import main
-from triptych.eval.tiif import tiif
+from triptych.eval.tiif import load_tiif
 from triptych.model.config import SKETCH, BagelConfig
 from triptych.model.templates import wrap_plan, wrap_reflection
 from triptych.trace import Completion, Drawing
@@ -153,14 +153,14 @@ def test_tiif_counts_every_number_of_turns_and_misses_no_reply_silently(capsys: 
 
 def test_a_copy_may_be_a_folder_and_its_name_tells_copies_apart():
     Path("copy").mkdir()
-    whole, folder = tiif(copy_of_tiif()), tiif(copy_of_tiif("copy/a.jsonl").parent)
+    whole, folder = load_tiif(copy_of_tiif()), load_tiif(copy_of_tiif("copy/a.jsonl").parent)
     assert [prompt.text for prompt in whole.prompts] == [prompt.text for prompt in folder.prompts]
     assert whole.titles == folder.titles and len(whole.titles) == 6
-    assert tiif(copy_of_tiif(lines=2)).name != whole.name
+    assert load_tiif(copy_of_tiif(lines=2)).name != whole.name
 
 
 def test_the_users_copy_is_whole(shared: Path):
-    found = tiif(shared / "benchmarks" / "tiif_testmini.jsonl")
+    found = load_tiif(shared / "benchmarks" / "tiif_testmini.jsonl")
     assert len(found.prompts) == len(found.checks) == 2 * 277 and len(found.titles) == 78
 
 

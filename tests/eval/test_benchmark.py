@@ -19,7 +19,7 @@ from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.benchmark import Benchmark, run, trace_seed
-from triptych.eval.results import OVERALL, Report, Row, summarize, report_table
+from triptych.eval.results import OVERALL, Report, Row, report_table, summarize
 from triptych.eval.run_folder import (
     MOST_SEEDS,
     MOST_TURNS,

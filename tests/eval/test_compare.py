@@ -78,7 +78,7 @@ def test_a_difference_by_hand():
     record = json.loads(json.dumps(found.to_record()))
     assert record["wins"][0] == {
         "prompt": 0,
-        "unit": 0,
+        "cluster": 0,
         "text": "prompt 0",
         "column": "Color",
         "first": 0.0,

@@ -11,8 +11,9 @@ from hypothesis import strategies as some
 
 from triptych.errors import JudgeError
 from triptych.eval import recorded, tiif
-from triptych.eval.recorded import Recorded
-from triptych.rewards.geneval_rules import COLORS
+from triptych.eval.recorded import RecordedVerdict
+from triptych.eval.statistics import estimate, mean_of_columns
+from triptych.rewards.geneval_rules import GENEVAL_COLORS
 
 BOX = {"box": [10.0, 10.0, 60.0, 60.0], "score": 0.9, "color": "red"}
 GENEVAL = {
@@ -25,7 +26,7 @@ TIIF = {
 }  # fmt: skip
 GENEVALPP = {"tag": "counting", "prompt": "A photo of six cats", "correct": 1}
 LINES = {"geneval": GENEVAL, "tiif": TIIF, "genevalpp": GENEVALPP}
-READERS = {"geneval": recorded.geneval, "tiif": recorded.tiif, "genevalpp": recorded.genevalpp}
+READERS = {"geneval": recorded.read_geneval, "tiif": recorded.read_tiif, "genevalpp": recorded.read_genevalpp}
 
 
 def write(path: Path, *records: object) -> Path:
@@ -33,7 +34,7 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
-def one(benchmark: str, path: Path, record: object) -> Recorded:
+def one(benchmark: str, path: Path, record: object) -> RecordedVerdict:
     (row,) = READERS[benchmark](write(path, record))
     return row
 
@@ -47,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_all_400_verdicts(shared: Path):
-    rows = list(recorded.geneval(shared / "benchmarks" / "geneval_verdicts.jsonl"))
+    rows = list(recorded.read_geneval(shared / "benchmarks" / "geneval_verdicts.jsonl"))
     assert len(rows) == 400 and [row.line for row in rows] == list(range(1, 401))
     assert not any(row.disputed for row in rows) and all(row.claimed is not None for row in rows)
 
@@ -56,10 +57,10 @@ def test_all_400_verdicts(shared: Path):
 def test_tiif_counts_are_the_published_ones(shared: Path, name: str):
     folder = shared / "benchmarks" / "tiif_replies"
     expected = json.loads((folder / "expected_counts.json").read_text())[name]
-    rows = list(recorded.tiif(folder / f"{name.replace('/', '__')}.jsonl.gz"))
-    assert {key: [cell.right, cell.asked] for key, cell in tiif.cells(rows).items()} == expected
+    rows = list(recorded.read_tiif(folder / f"{name.replace('/', '__')}.jsonl.gz"))
+    assert {key: [cell.right, cell.asked] for key, cell in tiif.column_counts(rows).items()} == expected
     assert not any(row.missing for row in rows)
-    assert set(tiif.cells(rows)) == set(tiif.tiif_columns())
+    assert set(tiif.column_counts(rows)) == set(tiif.tiif_columns())
 
 
 def official_result(record: dict) -> dict:
@@ -69,7 +70,7 @@ def official_result(record: dict) -> dict:
         found = record["detections"].get(item["class"], [])[: item["count"]]
         colors = Counter(each["color"] for each in found)
         if "color" in item and len(found) == item["count"] and colors[item["color"]] < item["count"]:
-            told = ", ".join(f"{colors[color]} {color}" for color in COLORS if color in colors)
+            told = ", ".join(f"{colors[color]} {color}" for color in GENEVAL_COLORS if color in colors)
             wanted, got = (
                 f"{item['color']} {item['class']}>={item['count']}",
                 f"{colors[item['color']]} {item['color']}",
@@ -90,7 +91,7 @@ def official_result(record: dict) -> dict:
 def test_genevals_own_results_are_derived_again(shared: Path, path: Path):
     source = shared / "benchmarks" / "geneval_verdicts.jsonl"
     write(path, *(official_result(json.loads(line)) for line in source.open()))
-    for row, theirs in zip(recorded.geneval(path), recorded.geneval(source), strict=True):
+    for row, theirs in zip(recorded.read_geneval(path), recorded.read_geneval(source), strict=True):
         assert (row.correct, row.column, row.prompt) == (theirs.correct, theirs.column, theirs.prompt)
         assert row.reasons == theirs.reasons and not row.disputed
 
@@ -109,7 +110,7 @@ def test_a_file_that_disagrees_with_the_rules_is_disputed(path: Path):
 def test_gzip_blank_lines_and_byte_order_marks(path: Path):
     text = "\ufeff" + json.dumps(TIIF) + "\r\n\r\n   \n" + json.dumps(TIIF)
     path.write_bytes(gzip.compress(text.encode()))
-    assert [(row.line, row.right, row.asked) for row in recorded.tiif(path)] == [(1, 2, 2), (4, 2, 2)]
+    assert [(row.line, row.right, row.asked) for row in recorded.read_tiif(path)] == [(1, 2, 2), (4, 2, 2)]
 
 
 def test_tiifs_own_names_of_the_lengths(path: Path):
@@ -233,9 +234,9 @@ def test_a_whole_line_of_ten_megabytes_is_read(path: Path):
 
 
 def test_a_line_longer_than_any_picture_needs(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(recorded, "LONGEST", 1000)
+    monkeypatch.setattr(recorded, "MAX_LINE", 1000)
     with pytest.raises(JudgeError, match="line 2: longer than"):
-        list(recorded.tiif(write(path, TIIF, {**TIIF, "note": "y" * 2000})))
+        list(recorded.read_tiif(write(path, TIIF, {**TIIF, "note": "y" * 2000})))
 
 
 @pytest.mark.parametrize("kept", [1, 10, 30, 60, 99])
@@ -243,19 +244,19 @@ def test_a_gzip_stream_that_is_cut_off(path: Path, kept: int):
     packed = gzip.compress("".join(json.dumps({**TIIF, "index": index}) + "\n" for index in range(200)).encode())
     path.write_bytes(packed[: max(3, len(packed) * kept // 100)])
     with pytest.raises(JudgeError, match=r"line \d+: the gzip stream is cut off or damaged"):
-        list(recorded.tiif(path))
+        list(recorded.read_tiif(path))
 
 
 def test_files_that_are_none(tmp_path: Path):
     for content in ("", "\n \n"):
         (tmp_path / "empty").write_text(content)
         with pytest.raises(JudgeError, match="holds no lines"):
-            list(recorded.tiif(tmp_path / "empty"))
+            list(recorded.read_tiif(tmp_path / "empty"))
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(JudgeError, match="cannot read"):
-            list(recorded.tiif(path))
+            list(recorded.read_tiif(path))
     with pytest.raises(JudgeError, match="jq -c"):
-        list(recorded.genevalpp(write(tmp_path / "array", [GENEVALPP])))
+        list(recorded.read_genevalpp(write(tmp_path / "array", [GENEVALPP])))
 
 
 json_values = some.recursive(
@@ -281,9 +282,9 @@ def test_any_field_may_hold_anything(tmp_path_factory, benchmark, value, data):
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(*counts: tuple[str, int, int]) -> list[Recorded]:
+def rows_of(*counts: tuple[str, int, int]) -> list[RecordedVerdict]:
     return [
-        Recorded("f", line, column, right, asked, missing=None if asked else "?")
+        RecordedVerdict("f", line, column, right, asked, missing=None if asked else "?")
         for line, (column, right, asked) in enumerate(counts, 1)
     ]
 
@@ -301,34 +302,34 @@ some_counts = some.lists(
 @given(some_counts)
 def test_counts_add_up_and_intervals_hold_the_mean(counts):
     rows = rows_of(*counts)
-    cells, columns = tiif.cells(rows), tiif.resampled_cells(rows)
+    cells, columns = tiif.column_counts(rows), tiif.column_means(rows)
     assert sum(cell.asked for cell in cells.values()) == sum(asked for _, _, asked in counts)
     assert sum(cell.missing for cell in cells.values()) == sum(asked == 0 for _, _, asked in counts)
     for name, cell in cells.items():
-        estimate = tiif.cell_estimate(columns[name])
-        assert estimate.value == (None if not cell.asked else pytest.approx(cell.right / cell.asked))
-        if estimate.value is not None:
-            assert estimate.low <= estimate.value + 1e-9 and estimate.value - 1e-9 <= estimate.high
+        share = estimate(columns[name])
+        assert share.value == (None if not cell.asked else pytest.approx(cell.right / cell.asked))
+        if share.value is not None:
+            assert share.low <= share.value + 1e-9 and share.value - 1e-9 <= share.high
 
 
 def test_missing_rows_change_no_mean():
     known = rows_of(("a", 1, 2), ("a", 2, 2), ("b", 0, 1))
     more = [*known, *rows_of(("a", 0, 0), ("c", 0, 0))]
     assert (
-        tiif.cell_estimate(tiif.resampled_cells(known)["a"]).value
-        == tiif.cell_estimate(tiif.resampled_cells(more)["a"]).value
+        estimate(tiif.column_means(known)["a"]).value
+        == estimate(tiif.column_means(more)["a"]).value
     )
-    mean, with_missing = (tiif.mean_of_cells(list(tiif.resampled_cells(rows).values())) for rows in (known, more))
+    mean, with_missing = (mean_of_columns(list(tiif.column_means(rows).values())) for rows in (known, more))
     assert mean[0] == with_missing[0] == pytest.approx((3 / 4 + 0) / 2)
 
 
 def test_tiif_groups_are_means_of_means():
     rows = rows_of(("numeracy/short", 1, 4), ("negation/short", 1, 1), ("style/short", 0, 1), ("odd/short", 1, 1))
-    groups = tiif.tiif_groups(tiif.resampled_cells(rows))
+    groups = tiif.group_means(tiif.column_means(rows))
     assert groups["Reasoning"]["short"][0] == groups["Basic Following"]["short"][0] == pytest.approx(5 / 8)
-    assert groups["Style"]["short"][0] == 0 and tiif.cell_estimate(groups["Text"]["short"]).value is None
+    assert groups["Style"]["short"][0] == 0 and estimate(groups["Text"]["short"]).value is None
     assert groups[tiif.OVERALL]["short"][0] == pytest.approx(5 / 16)
-    assert tiif.cell_estimate(groups[tiif.OVERALL]["long"]).value is None
+    assert estimate(groups[tiif.OVERALL]["long"]).value is None
 
 
 def test_tiif_has_39_attributes_in_nine_groups():

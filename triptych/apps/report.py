@@ -16,7 +16,7 @@ from triptych.eval.run_folder import RunFolder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from triptych.eval.compare import Comparison
+    from triptych.eval.compare import RunComparison
     from triptych.eval.results import Report
 
 LISTED = 12  # wins and losses told one by one; --json lists all
@@ -59,7 +59,7 @@ def show(ledger: RunFolder, as_json: bool) -> int:
 
     report, quiz, console = ledger.report(), Quiz.read(ledger), open_console(as_json)
     found = None if quiz is None else standings.accuracy_by_column(quiz, ledger.played())
-    console.print(reports.table(report) if quiz is None or found is None else standings.accuracy_table(quiz, found))
+    console.print(reports.report_table(report) if quiz is None or found is None else standings.accuracy_table(quiz, found))
     page = publish(ledger, report)
     console.print(str(page), style="bold", soft_wrap=True)
     if as_json:
@@ -144,7 +144,7 @@ def common_turn(ledgers: Sequence[RunFolder], turn: int | None) -> int:
     return turn
 
 
-def record(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[Comparison]) -> dict[str, Any]:
+def record(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[RunComparison]) -> dict[str, Any]:
     """Runs and comparisons as JSON values, with every prompt that is won, lost, tied or not in both."""
     return {
         "runs": [
@@ -160,12 +160,12 @@ def record(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Seque
 
 def barred(ledgers: Sequence[RunFolder], anyway: bool) -> list[str]:
     """What forbids to compare the runs with the first, in lines. Raises ConfigError unless that is overruled."""
-    from triptych.eval.compare import PAIRS, differences
+    from triptych.eval.compare import SAME_PROMPTS, differences
 
     found = []
     for ledger in ledgers[1:]:
         forbidding = [each for each in differences(ledgers[0].manifest, ledger.manifest) if each.forbids]
-        firm = [each for each in forbidding if each.key in PAIRS or not anyway]
+        firm = [each for each in forbidding if each.key in SAME_PROMPTS or not anyway]
         if firm:
             told = "; ".join(str(each) for each in firm)
             what = (
@@ -176,11 +176,11 @@ def barred(ledgers: Sequence[RunFolder], anyway: bool) -> list[str]:
     return found
 
 
-def beside(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[Comparison], turn: int) -> Table:
+def beside(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[RunComparison], turn: int) -> Table:
     """A line per column: each run's mean, then each later run's difference to the first."""
     from rich.table import Table
 
-    from triptych.eval.results import cell
+    from triptych.eval.results import format_estimate
 
     asked = "drawn" in ledgers[0].manifest  # a quiz
     shares = "share of right answers" if asked else f"after {turn} edits at most: share of right pictures"
@@ -190,8 +190,8 @@ def beside(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Seque
     for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
         printed.add_column(name, justify="right", overflow="fold")
     for column in reports[0].accuracy:
-        means = [cell(report.accuracy[column][turn]) if column in report.accuracy else "-" for report in reports]
-        changes = [cell(comparison.differences[column], sign="+") for comparison in found]
+        means = [format_estimate(report.accuracy[column][turn]) if column in report.accuracy else "-" for report in reports]
+        changes = [format_estimate(comparison.differences[column], sign="+") for comparison in found]
         printed.add_row(column, *means, *changes)
     return printed
 
@@ -202,7 +202,7 @@ def named(ledgers: Sequence[RunFolder]) -> list[str]:
     return short if len({*short}) == len(short) else [str(ledger.folder) for ledger in ledgers]
 
 
-def told(name: str, found: Comparison) -> list[str]:
+def told(name: str, found: RunComparison) -> list[str]:
     """How many prompts are won, lost, tied and unpaired, and the first of those won and lost."""
     sign = "" if found.sign_p is None else f", sign test p = {found.sign_p:.3g}"
     lines = [

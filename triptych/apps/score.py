@@ -21,9 +21,9 @@ from triptych.errors import ConfigError, JudgeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from triptych.eval.recorded import Recorded
-    from triptych.eval.statistics import Estimate
-    from triptych.eval.tiif import Cell, Means
+    from triptych.eval.recorded import RecordedVerdict
+    from triptych.eval.statistics import Estimate, Means
+    from triptych.eval.tiif import ColumnCounts
 
 LISTED = 20  # missing verdicts told one by one on stderr; --json lists all
 
@@ -61,7 +61,7 @@ class Score:
         return 0
 
 
-def read(benchmark: str, files: Sequence[Path]) -> list[list[Recorded]]:
+def read(benchmark: str, files: Sequence[Path]) -> list[list[RecordedVerdict]]:
     """The rows of each file. Raises JudgeError for a damaged line, ConfigError if a file is named twice."""
     from triptych.eval import recorded
 
@@ -69,15 +69,15 @@ def read(benchmark: str, files: Sequence[Path]) -> list[list[Recorded]]:
         raise ConfigError("no file was given; expected one or more files of JSON lines")
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise ConfigError("a file was named twice; expected each once, or its pictures would count double")
-    readers = {"geneval": recorded.geneval, "tiif": recorded.tiif, "genevalpp": recorded.genevalpp}
+    readers = {"geneval": recorded.read_geneval, "tiif": recorded.read_tiif, "genevalpp": recorded.read_genevalpp}
     return [list(readers[benchmark](path)) for path in files]
 
 
-def scored(benchmark: str, rows: Sequence[Recorded]) -> dict[str, Any]:
+def scored(benchmark: str, rows: Sequence[RecordedVerdict]) -> dict[str, Any]:
     """The result as JSON values. Accuracies are shares, None where nothing is known; cells count right and asked."""
     from triptych.eval import tiif as tally
 
-    cells, columns = tally.cells(rows), tally.resampled_cells(rows)
+    cells, columns = tally.column_counts(rows), tally.column_means(rows)
     record = tiif(columns, cells) if benchmark == "tiif" else by_tag(columns, rows)
     lost = [{"file": row.file, "line": row.line, "cell": row.column, "why": row.missing} for row in rows if row.missing]
     return {
@@ -89,12 +89,12 @@ def scored(benchmark: str, rows: Sequence[Recorded]) -> dict[str, Any]:
     }
 
 
-def by_tag(columns: Mapping[str, Means], rows: Sequence[Recorded]) -> dict[str, Any]:
+def by_tag(columns: Mapping[str, Means], rows: Sequence[RecordedVerdict]) -> dict[str, Any]:
     """GenEval and GenEval++: overall is the mean of the tags; beside it, the shares of pictures and of prompts."""
-    from triptych.eval import tiif as tally
+    from triptych.eval.statistics import estimate, mean_of_columns
 
-    overall = tally.cell_estimate(tally.mean_of_cells(list(columns.values())))
-    tags = {tag: tally.cell_estimate(means) for tag, means in columns.items()}
+    overall = estimate(mean_of_columns(list(columns.values())))
+    tags = {tag: estimate(means) for tag, means in columns.items()}
     known = [row for row in rows if row.missing is None]
     prompts: dict[tuple[str, str], bool] = {}
     for row in known:
@@ -114,13 +114,14 @@ def by_tag(columns: Mapping[str, Means], rows: Sequence[Recorded]) -> dict[str, 
     }
 
 
-def tiif(columns: Mapping[str, Means], cells: Mapping[str, Cell]) -> dict[str, Any]:
+def tiif(columns: Mapping[str, Means], cells: Mapping[str, ColumnCounts]) -> dict[str, Any]:
     """TIIF: overall is the mean of nine groups, for short and for long prompts; beside it, the share of questions."""
     from triptych.eval import tiif as tally
+    from triptych.eval.statistics import estimate
 
     groups = {
-        name: {length: tally.cell_estimate(means) for length, means in lengths.items()}
-        for name, lengths in tally.tiif_groups(columns).items()
+        name: {length: estimate(means) for length, means in lengths.items()}
+        for name, lengths in tally.group_means(columns).items()
     }
     overall = groups.pop(tally.OVERALL)
     known = [each.value for each in overall.values() if each.value is not None]
@@ -131,7 +132,7 @@ def tiif(columns: Mapping[str, Means], cells: Mapping[str, Cell]) -> dict[str, A
         "mean": _share(sum(known), len(known)),
         "groups": {name: {length: each.value for length, each in own.items()} for name, own in groups.items()},
         "intervals": {name: {length: _ends(each) for length, each in own.items()} for name, own in groups.items()},
-        "questions_right": _share(*tally.totals(cells)),
+        "questions_right": _share(sum(cell.right for cell in cells.values()), sum(cell.asked for cell in cells.values())),
         "absent": [name for name in expected if name not in cells],
         "ungrouped": [name for name in cells if name not in expected],
     }
@@ -148,7 +149,7 @@ def _share(part: float, whole: float) -> float | None:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
-def tell(rows: Sequence[Recorded]) -> None:
+def tell(rows: Sequence[RecordedVerdict]) -> None:
     """What is missing or disputed, one line each, on stderr."""
     lost = [f"missing: {row.where}: {row.missing}" for row in rows if row.missing]
     disputed = [
@@ -162,7 +163,7 @@ def tell(rows: Sequence[Recorded]) -> None:
             print(line, file=sys.stderr)
 
 
-def show(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> None:
+def show(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> None:
     """The table on stdout."""
     from triptych.apps.terminal import open_console
 
@@ -170,14 +171,14 @@ def show(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[R
     open_console(as_json=False).print(table)
 
 
-def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
+def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> Table:
     from triptych.eval import suites
     from triptych.eval import tiif as tally
 
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
     name = "GenEval" if benchmark == "geneval" else "GenEval++"
     table = _table(f"{name}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
-    cells = tally.cells(rows)
+    cells = tally.column_counts(rows)
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
         cell, interval = cells[tag], record["intervals"][tag]
         counts = (str(cell.right), str(cell.asked))
@@ -189,7 +190,7 @@ def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequ
     return table
 
 
-def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) -> Table:
+def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> Table:
     """TIIF's groups, levels and overall, for short and for long prompts."""
     from triptych.eval import tiif as tally
 
@@ -206,7 +207,7 @@ def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[Recorded]) 
         ("Overall (mean of the nine groups)", record["overall"], record["interval"]),
     ]:
         table.add_row(name, *(part for length in lengths for part in _shown(lengths[length], ends[length])))
-    right, asked = tally.totals(tally.cells(rows))
+    right, asked = sum(row.right for row in rows), sum(row.asked for row in rows)
     absent, columns, odd = len(record["absent"]), len(tally.tiif_columns()), map(_plain, record["ungrouped"])
     lines = [
         f"{right} of {asked} questions right, over {len(rows)} pictures; replies missing: {len(record['missing'])}"

@@ -110,11 +110,11 @@ def printed(benchmark: str, lines: list[PaperRow]) -> Any:
     """A table for the terminal: Overall, with its interval."""
     from rich.table import Table
 
-    from triptych.eval.results import OVERALL, cell
+    from triptych.eval.results import OVERALL, format_estimate
 
     table = Table("", "overall", "traces", title=benchmark)
     for line in lines:
-        table.add_row(line.title, cell(line.cells[OVERALL]) if line.cells else "-", str(line.rows or "-"))
+        table.add_row(line.title, format_estimate(line.cells[OVERALL]) if line.cells else "-", str(line.rows or "-"))
     return table
 
 

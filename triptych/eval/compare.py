@@ -7,18 +7,18 @@ the two separate intervals still hold.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
-from triptych.eval.results import OVERALL, Row, sums
-from triptych.eval.statistics import Estimate, drawn_together, estimate, mean_of_known, ratio
+from triptych.eval.results import OVERALL, Row, row_sums
+from triptych.eval.statistics import ClusterSums, Estimate, bootstrap, estimate, mean_of_columns
 
-# Settings that may differ between runs that are compared, and why; any other that differs forbids it
-TELLS = {
+# Settings that may differ between runs that are compared, and why; any other that differs forbids it.
+HARMLESS = {
     "model": "usually what is compared",
     "sampling": "how the pictures were drawn",
     "plan": "how the pictures were drawn",
@@ -36,9 +36,9 @@ FORBIDS = {
     "judge": "scores of two judges are not on one scale",
     "turns": "the tables end after different numbers of edits",
 }
-PAIRS = ("benchmark", "columns", "prompts", "prompts_sha256")  # without these there are no pairs at all
+SAME_PROMPTS = ("benchmark", "columns", "prompts", "prompts_sha256")  # without these there are no pairs at all
 UNRECORDED = "not recorded"
-NOTHING = 1e-9  # a difference of shares below this is rounding
+ROUNDING = 1e-9  # a difference of shares below this is rounding
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One prompt in both runs: the shares of right pictures over its seeds, None where no verdict is known.
+class PromptPair:
+    """One prompt in both runs: the shares of right pictures over its seeds, None where there is no verdict.
 
-    `unit` is what shares its luck: the prompt itself, or in a quiz the prompt whose picture is asked about.
+    `cluster` is what shares its luck: the prompt itself, or in a quiz the prompt whose picture is asked about.
     """
 
     prompt: int
-    unit: int
+    cluster: int
     text: str
     column: str
     first: float | None
@@ -78,45 +78,42 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """The second run against the first after `turn` edits at most; estimates are of second minus first."""
 
     turn: int
     differences: Mapping[str, Estimate]  # per column and OVERALL; `missing` counts prompts that are not in both
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PromptPair, ...]
 
     @property
-    def wins(self) -> tuple[Pair, ...]:
+    def wins(self) -> tuple[PromptPair, ...]:
         return self._with("win")
 
     @property
-    def losses(self) -> tuple[Pair, ...]:
+    def losses(self) -> tuple[PromptPair, ...]:
         return self._with("loss")
 
     @property
-    def ties(self) -> tuple[Pair, ...]:
+    def ties(self) -> tuple[PromptPair, ...]:
         return self._with("tie")
 
     @property
-    def unpaired(self) -> tuple[Pair, ...]:
+    def unpaired(self) -> tuple[PromptPair, ...]:
         return self._with("unpaired")
 
     @property
     def sign_p(self) -> float | None:
-        """Two-sided exact sign test of wins against losses (McNemar's with one seed); None without either.
+        """p of the two-sided exact sign test of wins against losses (McNemar's with one seed); None without either.
 
-        Questions about one picture are not independent: they win or lose together, by the sum of their shares.
+        Questions about one picture are not independent: they win or lose together, by the sum of their differences.
         """
-        gains: dict[int, float] = {}
+        differences: dict[int, float] = {}
         for pair in self.pairs:
             if pair.first is not None and pair.second is not None:
-                gains[pair.unit] = gains.get(pair.unit, 0.0) + pair.second - pair.first
-        won, lost = sum(gain > NOTHING for gain in gains.values()), sum(gain < -NOTHING for gain in gains.values())
-        more, total = max(won, lost), won + lost
-        if not total:
-            return None
-        tail = sum(math.comb(total, count) for count in range(more, total + 1))
-        return min(1.0, 2 * tail / 2**total)
+                differences[pair.cluster] = differences.get(pair.cluster, 0.0) + pair.second - pair.first
+        wins = sum(difference > ROUNDING for difference in differences.values())
+        losses = sum(difference < -ROUNDING for difference in differences.values())
+        return float(binomtest(wins, wins + losses).pvalue) if wins + losses else None
 
     def to_record(self) -> dict[str, Any]:
         """Whole, as JSON values: every prompt is listed."""
@@ -128,41 +125,34 @@ class Comparison:
             **{kind: [asdict(pair) for pair in pairs] for kind, pairs in kinds.items()},
         }
 
-    def _with(self, outcome: str) -> tuple[Pair, ...]:
+    def _with(self, outcome: str) -> tuple[PromptPair, ...]:
         return tuple(pair for pair in self.pairs if pair.outcome == outcome)
 
 
 def compare(
     first: Sequence[Row], second: Sequence[Row], columns: Sequence[str], turn: int, seed: int = 0
-) -> Comparison:
+) -> RunComparison:
     """The second run against the first, both of the same prompts; `seed` fixes the bootstrap."""
-    asked = {row.prompt: row for row in (*second, *first)}
-    ours, theirs = _by_prompt(first, turn), _by_prompt(second, turn)
+    prompts = {row.prompt: row for row in (*second, *first)}
+    judged = [_judged_rows(rows, turn) for rows in (first, second)]
     pairs = tuple(
-        Pair(prompt, row.unit, row.text, row.column, _share(ours.get(prompt), turn), _share(theirs.get(prompt), turn))
-        for prompt, row in sorted(asked.items())
+        PromptPair(prompt, row.cluster, row.text, row.column, *(_share(rows.get(prompt), turn) for rows in judged))
+        for prompt, row in sorted(prompts.items())
     )
-    paired = {pair.prompt for pair in pairs if pair.outcome != "unpaired"}
-    own = {column: [pair.prompt for pair in pairs if pair.column == column] for column in columns}
-    known = {column: [prompt for prompt in own[column] if prompt in paired] for column in columns}
-    units = {column: sorted({asked[prompt].unit for prompt in known[column]}) for column in columns}
-    weights = drawn_together(units, np.random.default_rng(seed))
-    lost = {column: len(own[column]) - len(known[column]) for column in columns}
-    means: dict[str, np.ndarray] = {}
-    for column in columns:
-        mean, other_mean = (
-            ratio(
-                weights[column],
-                *sums([row for prompt in known[column] for row in rows[prompt]], units[column], turn, strict=True),
-            )[:, turn]
-            for rows in (ours, theirs)
-        )
-        means[column] = other_mean - mean
+    members = {column: [pair for pair in pairs if pair.column == column] for column in columns}
+    paired = {column: [pair.prompt for pair in own if pair.outcome != "unpaired"] for column, own in members.items()}
+    missing = {column: len(members[column]) - len(paired[column]) for column in columns}
+    missing[OVERALL] = sum(missing.values())
+
+    def sums(column: str) -> ClusterSums:
+        """Both runs side by side, so that each draw of the bootstrap takes the same prompts from both."""
+        one, other = (row_sums([row for prompt in paired[column] for row in rows[prompt]], (turn,)) for rows in judged)
+        return ClusterSums(one.clusters, np.hstack([one.total, other.total]), np.hstack([one.count, other.count]))
+
+    means = {column: both[:, 1] - both[:, 0] for column, both in bootstrap({c: sums(c) for c in columns}, seed).items()}
     if means:
-        means[OVERALL] = mean_of_known(np.stack(list(means.values())))
-        lost[OVERALL] = sum(lost.values())
-    found = {column: estimate(mean, lost[column]) for column, mean in means.items()}
-    return Comparison(turn, found, pairs)
+        means[OVERALL] = mean_of_columns([*means.values()])
+    return RunComparison(turn, {column: estimate(mean, missing[column]) for column, mean in means.items()}, pairs)
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Difference]:
@@ -172,14 +162,14 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Diffe
     """
     order = list({**here, **there})
     flat_here, flat_there = dict(_flat(here)), dict(_flat(there))
-    found = []
+    changes = []
     for key in {**flat_here, **flat_there}:
-        one, other = flat_here.get(key, UNRECORDED), flat_there.get(key, UNRECORDED)
-        if one != other:
+        value, other = flat_here.get(key, UNRECORDED), flat_there.get(key, UNRECORDED)
+        if value != other:
             top = key.split(".")[0]
-            why = TELLS.get(top) or FORBIDS.get(top, "not known to be harmless")
-            found.append(Difference(key, one, other, top not in TELLS, why))
-    return sorted(found, key=lambda each: (not each.forbids, order.index(each.key.split(".")[0])))
+            why = HARMLESS.get(top) or FORBIDS.get(top, "not known to be harmless")
+            changes.append(Difference(key, value, other, top not in HARMLESS, why))
+    return sorted(changes, key=lambda each: (not each.forbids, order.index(each.key.split(".")[0])))
 
 
 def _flat(manifest: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,13 +180,13 @@ def _flat(manifest: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield f"{above}{key}", value
 
 
-def _by_prompt(rows: Sequence[Row], turn: int) -> dict[int, list[Row]]:
+def _judged_rows(rows: Sequence[Row], turn: int) -> dict[int, list[Row]]:
     """The rows of each prompt that have a verdict after `turn` edits at most."""
-    found: dict[int, list[Row]] = {}
+    by_prompt: dict[int, list[Row]] = {}
     for row in rows:
         if row.score(turn) is not None:
-            found.setdefault(row.prompt, []).append(row)
-    return found
+            by_prompt.setdefault(row.prompt, []).append(row)
+    return by_prompt
 
 
 def _share(rows: Sequence[Row] | None, turn: int) -> float | None:

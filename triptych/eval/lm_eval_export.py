@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from triptych.eval.quiz import ColumnAccuracy, Quiz, accuracy_by_column, read_reply, reply_of
-from triptych.eval.results import OVERALL, Row, resampled
+from triptych.eval.results import OVERALL, Row, resampled_means
 from triptych.eval.statistics import RESAMPLES
 
 VERSION = 1  # of the tasks; raised when a number would change its meaning
@@ -44,7 +44,7 @@ def results(
     """The results file, of `rows` so far, as JSON values; of a quiz with what chance gets."""
     blind = {} if quiz is None else accuracy_by_column(quiz, rows)
     benchmark, turns = manifest["benchmark"], manifest["turns"]
-    means, scores = (resampled(rows, columns, turns, strict=strict) for strict in (True, False))
+    means, scores = (resampled_means(rows, columns, turns, strict=strict) for strict in (True, False))
     tasks = {column: task_of(benchmark, column) for column in columns}
     group = task_of(benchmark, OVERALL)
     found = {
@@ -137,7 +137,7 @@ def _chance(standing: ColumnAccuracy | None) -> dict[str, float]:
 
 
 def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Means and standard errors from `resampled` means `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
+    """Means and standard errors from `resampled_means` `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
     last = right.shape[1] - 1
     named = {
         "acc": right[:, last],

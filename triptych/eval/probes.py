@@ -1,10 +1,9 @@
-"""The skills behind the loop, one by one, each against the truth of the sticker world.
+"""Probes: the skills behind the loop, one by one, each against the truth of the sticker world.
 
-Drawing (at once, and after a plan), carrying an edit out, deciding between a stop and an edit, naming the right edit,
-answering questions, and mending the model's own pictures. A loop cannot be better than these, so lessons and training
-are steered by them. Pictures are read by the judge of the world; texts by the parsers that stand beside their writers.
-An outcome is None where a prompt was not asked for that skill. Intervals are the benchmark's, over prompts
-(`eval/results.py`): all seeds of a prompt are drawn together.
+Drawing (one-shot, and after a plan), carrying out an edit, deciding between a stop and an edit, naming the right edit,
+answering questions, and mending the model's own pictures. A loop cannot be better than these, so SFT and RL are steered
+by them. Pictures are read by a sticker judge; texts by the parsers that stand beside their writers. An outcome is None
+where a prompt does not test that skill. Intervals are those of `statistics.bootstrap` with prompts as clusters.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from triptych.data.annotations import instruction_text, parse_instruction, question_answer
 from triptych.data.edits import apply, fix, random_edit, spoil
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.render import render
 from triptych.data.scene import Scene, check
-from triptych.eval.statistics import draws, estimate, ratio
+from triptych.eval.statistics import ClusterSums, bootstrap, estimate
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.model.templates import is_stop, parse_answer, parse_edit
@@ -46,47 +43,40 @@ class ProbeScore:
 
     @staticmethod
     def of(outcomes: Sequence[bool | None], prompts: Sequence[int], seed: int = 0) -> ProbeScore:
-        """Of outcomes and the prompt of each; None is none. No outcome gives nan: nothing was measured."""
-        known = [
-            (float(outcome), prompt) for outcome, prompt in zip(outcomes, prompts, strict=True) if outcome is not None
-        ]
-        if not known:
+        """Of outcomes, each with its prompt; None is left out. Without an outcome all is NaN: nothing was measured."""
+        pairs = sorted(zip(prompts, outcomes, strict=True), key=lambda pair: pair[0])
+        known = [(prompt, [float(outcome)], [1.0]) for prompt, outcome in pairs if outcome is not None]
+        share = estimate(bootstrap({"": ClusterSums.of(known, 1)}, seed)[""][:, 0])
+        if share.value is None or share.low is None or share.high is None:
             return ProbeScore(float("nan"), float("nan"), float("nan"), 0)
-        values, asked = zip(*known, strict=True)
-        _, unit = np.unique(asked, return_inverse=True)
-        total, count = np.bincount(unit, values)[:, None], np.bincount(unit)[:, None]
-        found = estimate(ratio(draws(len(total), np.random.default_rng(seed)), total, count)[:, 0])
-        assert found.value is not None and found.low is not None and found.high is not None
-        return ProbeScore(found.value, found.low, found.high, len(known))
+        return ProbeScore(share.value, share.low, share.high, len(known))
 
 
 def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
     """What a scene holds, cell by cell: two scenes with one inventory are the same picture to a reader."""
-    return sorted((one.cell, one.name, one.color, one.size) for one in scene.stickers)
+    return sorted((sticker.cell, sticker.name, sticker.color, sticker.size) for sticker in scene.stickers)
 
 
-def editing(
+def edit_outcomes(
     policy: ProbePolicy, specs: Sequence[Spec], seeds: Sequence[int], judge: StickerJudge, sampling: Sampling
 ) -> list[bool]:
     """Whether an instruction was carried out and nothing else changed; every second one mends a flawed picture."""
-    befores, changes = [], []
+    scenes, changes = [], []
     for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True)):
-        scene = Scene.sample(spec, seed)
-        change = None
+        scene, change = Scene.sample(spec, seed), None
         if index % 2 == 0:
             scene = spoil(scene, spec, seed, 1)
             change = fix(scene, spec, seed)
-        befores.append(scene)
+        scenes.append(scene)
         changes.append(change or random_edit(scene, seed))
-    pictures = policy.edit(
-        list(render(befores).numpy()), [instruction_text(change) for change in changes], sampling, list(seeds)
-    )
-    found = judge.scenes([picture.image for picture in pictures])
-    wanted = [apply(scene, change, seed) for scene, change, seed in zip(befores, changes, seeds, strict=True)]
-    return [inventory(one) == inventory(other) for one, other in zip(found, wanted, strict=True)]
+    instructions = [instruction_text(change) for change in changes]
+    drawings = policy.edit(list(render(scenes).numpy()), instructions, sampling, list(seeds))
+    results = judge.scenes([drawing.image for drawing in drawings])
+    targets = [apply(scene, change, seed) for scene, change, seed in zip(scenes, changes, seeds, strict=True)]
+    return [inventory(result) == inventory(target) for result, target in zip(results, targets, strict=True)]
 
 
-def reflecting(
+def reflection_outcomes(
     policy: ProbePolicy, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling
 ) -> dict[str, list[bool | None]]:
     """Half of the pictures are right, half hold one mistake. `stops` on right ones, `edits` on flawed ones, and
@@ -95,16 +85,17 @@ def reflecting(
         Scene.sample(spec, seed) if index % 2 == 0 else spoil(Scene.sample(spec, seed), spec, seed, 1)
         for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True))
     ]
-    texts = policy.reflect(_texts(specs), list(render(scenes).numpy()), sampling, list(seeds))
-    asked = [parse_edit(text.text) for text in texts]
+    texts = [prompt_text(spec, wording_of(spec)) for spec in specs]
+    reflections = policy.reflect(texts, list(render(scenes).numpy()), sampling, list(seeds))
+    instructions = [parse_edit(reflection.text) for reflection in reflections]
     return {
-        "stops": [None if index % 2 else is_stop(text) for index, text in enumerate(asked)],
-        "edits": [not is_stop(text) if index % 2 else None for index, text in enumerate(asked)],
+        "stops": [None if index % 2 else is_stop(text) for index, text in enumerate(instructions)],
+        "edits": [not is_stop(text) if index % 2 else None for index, text in enumerate(instructions)],
         "instructions": [
             mends(text, scene, spec, seed) if index % 2 else None
-            for index, (text, scene, spec, seed) in enumerate(zip(asked, scenes, specs, seeds, strict=True))
+            for index, (text, scene, spec, seed) in enumerate(zip(instructions, scenes, specs, seeds, strict=True))
         ],
-        "balanced": [is_stop(text) != bool(index % 2) for index, text in enumerate(asked)],
+        "balanced": [is_stop(text) != bool(index % 2) for index, text in enumerate(instructions)],
     }
 
 
@@ -114,15 +105,16 @@ def mends(instruction: str, scene: Scene, spec: Spec, seed: int) -> bool:
     if change is None:
         return False
     try:
-        after = apply(scene, change, seed)
-    except ValueError:
+        edited = apply(scene, change, seed)
+    except ValueError:  # nothing of that kind is where the instruction says
         return False
-    before = {one.text.split(":")[0] for one in check(scene, spec) if not one.held}
-    left = {one.text.split(":")[0] for one in check(after, spec) if not one.held}
-    return left < before
+    # Before the colon stands the check, after it what was seen, which an edit may change without mending it.
+    before = {fact.text.split(":")[0] for fact in check(scene, spec) if not fact.held}
+    after = {fact.text.split(":")[0] for fact in check(edited, spec) if not fact.held}
+    return after < before
 
 
-def answering(policy: ProbePolicy, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling) -> list[bool]:
+def answer_outcomes(policy: ProbePolicy, specs: Sequence[Spec], seeds: Sequence[int], sampling: Sampling) -> list[bool]:
     """Whether compositional questions about pictures are answered right, to the word."""
     scenes = [Scene.sample(spec, seed) for spec, seed in zip(specs, seeds, strict=True)]
     pairs = [question_answer(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
@@ -130,19 +122,16 @@ def answering(policy: ProbePolicy, specs: Sequence[Spec], seeds: Sequence[int], 
     return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
-def mending(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool | None]]:
+def first_edit_outcomes(traces: Sequence[Trace], judge: StickerJudge) -> dict[str, list[bool | None]]:
     """Of the first edits that played traces attempted on their own flawed pictures: those that `improved` the share of
     checks that hold, and those that made the picture `right`."""
-    places = [index for index, one in enumerate(traces) if len(one.images) > 1 and one.prompt.spec is not None]
-    tried = [traces[place] for place in places]
-    before = judge([Trace(trace.prompt, trace.turns[:1]) for trace in tried]) if tried else []
-    after = judge([Trace(trace.prompt, trace.turns[:2]) for trace in tried]) if tried else []
-    flawed = {
-        place: (one.score, other.score)
-        for place, one, other in zip(places, before, after, strict=True)
-        if one.score < 1
-    }
-    pairs = [flawed.get(place) for place in range(len(traces))]
+    edited = [index for index, trace in enumerate(traces) if len(trace.images) > 1 and trace.prompt.spec is not None]
+    pairs: list[tuple[float, float] | None] = [None] * len(traces)
+    if edited:
+        first, second = (judge([Trace(traces[i].prompt, traces[i].turns[:turns]) for i in edited]) for turns in (1, 2))
+        for index, before, after in zip(edited, first, second, strict=True):
+            if before.score < 1:
+                pairs[index] = (before.score, after.score)
     return {
         "improved": [None if pair is None else pair[1] > pair[0] for pair in pairs],
         "right": [None if pair is None else pair[1] == 1.0 for pair in pairs],
@@ -155,49 +144,47 @@ def run_probes(
     seeds: Sequence[int],
     sampling: Sampling,
     turns: int = 4,
-    batch: int = 70,
-    tell: Callable[[str, ProbeScore], None] | None = None,
+    batch_size: int = 70,
+    on_score: Callable[[str, ProbeScore], None] | None = None,
     judge: StickerJudge | None = None,
 ) -> dict[str, ProbeScore]:
-    """Every skill on prompts with a spec, once per seed; `tell` hears each score as it is known.
+    """Every skill on prompts with a spec, once per seed; `on_score` hears each score as it is known.
 
     Pictures are read by `judge`, the world's own where None.
     """
     judge = WorldJudge() if judge is None else judge
     scores: dict[str, ProbeScore] = {}
 
-    def note(name: str, outcomes: Sequence[bool | None]) -> None:
+    def record(name: str, outcomes: Sequence[bool | None]) -> None:
         scores[name] = ProbeScore.of(outcomes, [index for _ in seeds for index in range(len(prompts))])
-        if tell is not None:
-            tell(name, scores[name])
+        if on_score is not None:
+            on_score(name, scores[name])
 
+    # A prompt has another seed under every seed of the probes, and no two prompts share one below 10,007 prompts.
     rows = [(prompt, seed * 10_007 + index) for seed in seeds for index, prompt in enumerate(prompts)]
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    split = [
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches = [
         ([p for p, _ in part], [p.spec for p, _ in part if p.spec is not None], [s for _, s in part]) for part in parts
     ]
-    reflections = [reflecting(policy, specs, numbers, sampling) for _, specs, numbers in split]
+    reflections = [reflection_outcomes(policy, specs, numbers, sampling) for _, specs, numbers in batches]
     for name in ("stops", "edits", "instructions", "balanced"):
-        note(name, [value for part in reflections for value in part[name]])
-    note("answers", [value for _, specs, numbers in split for value in answering(policy, specs, numbers, sampling)])
-    note("edited", [value for _, specs, numbers in split for value in editing(policy, specs, numbers, judge, sampling)])
-    for plan, name in ((False, "at once"), (True, "planned")):
-        played = [_last(play(policy, asked, numbers, turns, sampling, plan)) for asked, _, numbers in split]
-        traces = [trace for part in played for trace in part]
+        record(name, [value for part in reflections for value in part[name]])
+    record(
+        "answers",
+        [value for _, specs, numbers in batches for value in answer_outcomes(policy, specs, numbers, sampling)],
+    )
+    record(
+        "edited",
+        [value for _, specs, numbers in batches for value in edit_outcomes(policy, specs, numbers, judge, sampling)],
+    )
+    for plan, name in ((False, "one-shot"), (True, "planned")):
+        traces: list[Trace] = []
+        for own, _, numbers in batches:
+            *_, final = play(policy, own, numbers, turns, sampling, plan)
+            traces += final
         for turn in (0, 1, turns) if turns > 1 else range(turns + 1):
-            note(
-                f"{name}, turn {turn}",
-                [v.score == 1.0 for v in judge([Trace(t.prompt, t.turns[: turn + 1]) for t in traces])],
-            )
-        for kind, outcomes in mending(traces, judge).items():
-            note(f"{name}, own flaws {kind}", outcomes)
+            verdicts = judge([Trace(trace.prompt, trace.turns[: turn + 1]) for trace in traces])
+            record(f"{name}, turn {turn}", [verdict.score == 1.0 for verdict in verdicts])
+        for kind, outcomes in first_edit_outcomes(traces, judge).items():
+            record(f"{name}, own flaws {kind}", outcomes)
     return scores
-
-
-def _last(traces) -> list[Trace]:
-    *_, final = traces
-    return final
-
-
-def _texts(specs: Sequence[Spec]) -> list[str]:
-    return [prompt_text(spec, wording_of(spec)) for spec in specs]

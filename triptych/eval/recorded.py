@@ -1,8 +1,8 @@
-"""Recorded verdicts, read back line by line: GenEval detections and results, TIIF replies, GenEval++ verdicts.
+"""Recorded verdicts, read line by line: GenEval detections and results, TIIF replies, GenEval++ verdicts.
 
-A file is JSON lines, gzipped or not; each line is one picture and becomes one `Recorded`. A line that is damaged (not
-JSON, a box of negative size, a field that is not there) is an error that names file and line, since nothing else in
-such a file can be trusted either. A line that is whole but holds no verdict (the judge failed, or its reply does not
+A file is JSON lines, gzipped or not; each line is one picture and becomes one `RecordedVerdict`. A line that is damaged
+(not JSON, a box of negative size, a field that is not there) is an error that names file and line, since nothing else
+in such a file can be trusted either. A line that is whole but holds no verdict (the judge failed, or its reply does not
 answer the questions) is *missing*: it is read, listed, and never counted as wrong.
 """
 
@@ -19,17 +19,16 @@ from typing import IO, Any, NoReturn
 
 from triptych.data.prompts import read_spec
 from triptych.errors import JudgeError
-from triptych.rewards.geneval_rules import COLORS, Detection, judge, number, read_box, read_detections
-from triptych.rewards.vlm_prompts import read_answers, read_verdict
+from triptych.rewards.geneval_rules import GENEVAL_COLORS, Detection, judge, number, read_box, read_detections
+from triptych.rewards.vlm_prompts import LENGTHS, read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
-LONGEST = 64 * 2**20  # bytes of a line
-GZIP = b"\x1f\x8b"
-LENGTHS = ("short", "long")
+MAX_LINE = 64 * 2**20  # bytes: far above any picture's replies, and a file without line ends fills no memory
+GZIP = b"\x1f\x8b"  # the first two bytes of every gzip stream
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedVerdict:
     """What one line says of one picture: `right` of `asked` questions. Where the verdict is `missing`, both are 0."""
 
     file: str
@@ -57,23 +56,20 @@ class Recorded:
         return self.claimed is not None and self.claimed != self.correct
 
 
-Reader = Callable[[Path], Iterator[Recorded]]
-
-
-def geneval(path: Path) -> Iterator[Recorded]:
+def read_geneval(path: Path) -> Iterator[RecordedVerdict]:
     """Lines of `{metadata, detections: {class: [{box, score, color}]}}`, or of GenEval's own results file.
 
-    GenEval's rules decide. A results file holds boxes (`details`) but no colours; those are read off its `reason`.
+    GenEval's rules decide. A results file holds boxes (`details`) but no colors; those are read off its `reason`.
     """
     return _rows(path, _geneval)
 
 
-def tiif(path: Path) -> Iterator[Recorded]:
+def read_tiif(path: Path) -> Iterator[RecordedVerdict]:
     """Lines of `{attribute, length, questions, gt_answers, model_output}`; only the judge's raw words are believed."""
     return _rows(path, _tiif)
 
 
-def genevalpp(path: Path) -> Iterator[Recorded]:
+def read_genevalpp(path: Path) -> Iterator[RecordedVerdict]:
     """Lines of `{tag, prompt, correct}` with 1, 0 or -1 (the judge failed), or with the judge's words.
 
     The words are in `correct` itself, or, where there is no `correct`, in `model_output` or `reply`.
@@ -84,10 +80,10 @@ def genevalpp(path: Path) -> Iterator[Recorded]:
 # --- one line -------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[Recorded]:
+def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[RecordedVerdict]:
     """Each line as `read` understands it. Raises JudgeError, with file and line, for the first damaged one."""
     count = 0
-    for line, record in records(path):
+    for line, record in read_records(path):
         count += 1
         try:
             row = read(record)
@@ -96,7 +92,7 @@ def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> It
             _damaged(path, line, f"expected {error.args[0]!r}, found {keys}")
         except (ValueError, RecursionError) as error:
             _damaged(path, line, str(error) or "nested too deeply")
-        yield Recorded(file=str(path), line=line, **row)
+        yield RecordedVerdict(file=str(path), line=line, **row)
     if not count:
         raise JudgeError(f"{path} holds no lines; expected one JSON object per picture")
 
@@ -128,31 +124,32 @@ def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
 def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection]]:
     """The objects of a line of GenEval's results: `{class: [[left, top, right, bottom, score]]}`, most certain first.
 
-    An item's colours are told by its line in `reason` where they are wrong; else its objects have the right one.
+    An item's colors are in its line of `reason` where they are wrong; else its objects have the right one.
     """
     if not isinstance(details, Mapping) or not all(isinstance(boxes, list) for boxes in details.values()):
         raise ValueError("details are no boxes by class; expected {class: [[left, top, right, bottom, score], ...]}")
-    found: dict[str, list[Detection]] = {}
+    detections: dict[str, list[Detection]] = {}
     for name, boxes in details.items():
-        certain = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in map(_array, boxes)]
-        found[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, certain, strict=True)]
-        found[name].sort(key=lambda each: -each.score)
+        # boxes of early versions have no score
+        scores = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in map(_array, boxes)]
+        detections[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, scores, strict=True)]
+        detections[name].sort(key=lambda each: -each.score)
     for item in spec.include:
-        objects = found.get(item.name, [])
+        objects = detections.get(item.name, [])
         if item.color is not None and len(objects) >= item.count:
-            colors = _told_colors(item.name, item.color, item.count, reason)
-            painted = [Detection(each.box, each.score, color) for each, color in zip(objects, colors, strict=False)]
-            found[item.name] = painted + objects[len(painted) :]
-    return found
+            colors = _reason_colors(item.name, item.color, item.count, reason)
+            colored = [Detection(each.box, each.score, color) for each, color in zip(objects, colors, strict=False)]
+            detections[item.name] = colored + objects[len(colored) :]
+    return detections
 
 
-def _told_colors(name: str, color: str, count: int, reason: str) -> list[str]:
-    """The colours of an item's objects, as GenEval's reason tells them."""
+def _reason_colors(name: str, color: str, count: int, reason: str) -> list[str]:
+    """The colors of an item's objects, as GenEval's reason gives them."""
     start = f"expected {color} {name}>={count}, found "
     for line in reason.splitlines():
         if line.startswith(start):
-            told = re.findall(rf"(\d+) ({'|'.join(COLORS)})\b", line.partition("; and ")[2])
-            return [shade for number_of, shade in told for _ in range(min(int(number_of), count))][:count]
+            counts = re.findall(rf"(\d+) ({'|'.join(GENEVAL_COLORS)})\b", line.partition("; and ")[2])
+            return [shade for amount, shade in counts for _ in range(min(int(amount), count))][:count]
     return [color] * count
 
 
@@ -195,13 +192,13 @@ def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
     key = next((key for key in ("correct", "model_output", "reply") if key in record), None)
     if key is None:
         raise KeyError("correct")
-    said = record[key]
-    if isinstance(said, str):
-        verdict, why = read_verdict(said), f"no clear verdict in the reply: {_start(said)}"
-    elif said is None or said in (-1, 0, 1):
-        verdict, why = (None, _failed(record)) if said is None or said == -1 else (bool(said), "")
+    value = record[key]
+    if isinstance(value, str):
+        verdict, why = read_verdict(value), f"no clear verdict in the reply: {_start(value)}"
+    elif value is None or value in (-1, 0, 1):
+        verdict, why = (None, _failed(record)) if value is None or value == -1 else (bool(value), "")
     else:
-        raise ValueError(f"{key} is {_start(said)}; expected 1, 0, -1 (no verdict) or the judge's reply")
+        raise ValueError(f"{key} is {_start(value)}; expected 1, 0, -1 (no verdict) or the judge's reply")
     if verdict is None:
         return {**column, "right": 0, "asked": 0, "missing": why}
     return {**column, "right": int(verdict), "asked": 1}
@@ -237,14 +234,14 @@ def _texts(record: Mapping[str, Any], key: str) -> list[str]:
 
 def _start(value: Any) -> str:
     """The start of a value, in one line of plain characters."""
-    shown = ascii(value if not isinstance(value, str) else value[:80])
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
+    text = ascii(value if not isinstance(value, str) else value[:80])
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 # --- a file ---------------------------------------------------------------------------------------------------------
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, JSON object) of each line that is not blank. Raises JudgeError, with file and line, for others."""
     line = 0
     if path.exists() and not path.is_file():  # a pipe or a device might never end
@@ -254,10 +251,10 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             packed = file.read(2) == GZIP
             file.seek(0)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # pyright: ignore[reportAssignmentType]
-            while content := stream.readline(LONGEST + 1):
+            while content := stream.readline(MAX_LINE + 1):
                 line += 1
-                if len(content) > LONGEST:
-                    _damaged(path, line, f"longer than {LONGEST >> 20} MiB; expected one picture per line")
+                if len(content) > MAX_LINE:
+                    _damaged(path, line, f"longer than {MAX_LINE >> 20} MiB; expected one picture per line")
                 if content.strip():
                     yield line, _object(path, line, content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -273,8 +270,8 @@ def _object(path: Path, line: int, content: bytes) -> dict[str, Any]:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
         _damaged(path, line, f"not JSON ({why}); it starts with {_start(content[:60].decode('utf-8', 'replace'))}")
     if not isinstance(record, dict):
-        found = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else _start(record)
-        _damaged(path, line, f"expected a JSON object, one picture per line; found {found}")
+        kind = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else _start(record)
+        _damaged(path, line, f"expected a JSON object, one picture per line; found {kind}")
     return record
 
 

@@ -1,11 +1,10 @@
 """From rows to a report: strict accuracy per column and turn, with intervals, and how the turns were used.
 
 A row is one prompt played with one seed. Turn 0 is the first picture, turn t the one after t edits; a trace that
-stopped keeps its last picture for later turns, as a user would. A picture is right when its score is exactly 1. A
-missing verdict counts neither as right nor as wrong; how many are missing is reported.
-Overall is the mean of the columns, as GenEval defines it (the columns of GenEval++ are equally long). Intervals are
-95 % percentile bootstraps over prompts within columns: all seeds of a prompt are drawn together, since they share its
-difficulty, and so are all questions about the pictures of one prompt.
+stopped keeps its last picture for later turns, as a user would. A picture is right when its score is exactly 1 (strict
+accuracy). A missing verdict counts neither as right nor as wrong; how many are missing is reported. Overall is the mean
+of the columns, as GenEval defines it (arXiv 2310.11513; the columns of GenEval++ are equally long). Intervals are those
+of `statistics.bootstrap`, with the prompts of each column as clusters.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from triptych.eval.statistics import Estimate, drawn_together, estimate, mean_of_known, ratio
+from triptych.eval.statistics import ClusterSums, Estimate, Means, bootstrap, estimate, mean_of_columns
 from triptych.trace import Verdict
 
 OVERALL = "Overall"
@@ -42,8 +40,8 @@ class Row:
     group: int | None = None  # of a quiz, the prompt whose picture it asks about
 
     @property
-    def unit(self) -> int:
-        """What a bootstrap draws: rows that share their luck, those of one prompt or of one group, go together."""
+    def cluster(self) -> int:
+        """What the bootstrap draws as a whole: the rows of one prompt or, of a quiz, those of one group."""
         return self.prompt if self.group is None else self.group
 
     @property
@@ -51,7 +49,7 @@ class Row:
         return max(len(self.verdicts) - 1, 0)
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether every picture has its verdict; other rows are played again when a run is resumed."""
         return bool(self.verdicts) and None not in self.verdicts
 
@@ -67,12 +65,13 @@ class Row:
     def from_record(record: Mapping[str, Any]) -> Row:
         """Read back; raises ValueError, KeyError or TypeError for what is no row."""
         verdicts = tuple(None if each is None else _verdict(each) for each in record["verdicts"])
-        told = {"said": tuple(record["said"]), "pictures": tuple(record.get("pictures", ()))}
-        row = Row(**{**record, **told, "verdicts": verdicts})
-        texts = (row.text, row.column, *row.pictures, *(each for each in row.said if each is not None))
-        if not all(isinstance(each, str) for each in texts):
+        tuples = {"said": tuple(record["said"]), "pictures": tuple(record.get("pictures", ())), "verdicts": verdicts}
+        row = Row(**{**record, **tuples})
+        texts = (row.text, row.column, *row.pictures, *(text for text in row.said if text is not None))
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError("expected texts for text, column, pictures and what was said")
-        if not all(type(each) is int for each in (row.prompt, row.seed, row.unit)) or not math.isfinite(row.seconds):
+        # `type is int`: JSON's true is an instance of int, and would be read as prompt 1
+        if not all(type(each) is int for each in (row.prompt, row.seed, row.cluster)) or not math.isfinite(row.seconds):
             raise ValueError("expected whole numbers for prompt, seed and group, and seconds")
         return row
 
@@ -123,10 +122,9 @@ def summarize(
 ) -> Report:
     """The report of `rows`, with `columns` in this order and turns 0 to `turns`; `seed` fixes the bootstrap."""
     rows = list(rows)
-    stopped_on, kept_on = _decisions(rows)
-    changes = [(row.score(0), row.score(row.edits)) for row in rows]
-    known = [(first, last) for first, last in changes if first is not None and last is not None]
-    pictures = sum(len(row.verdicts) for row in rows)
+    stops, edits = _decisions(rows)
+    scores = [(row.score(0), row.score(row.edits)) for row in rows]
+    changes = [(first, last) for first, last in scores if first is not None and last is not None]
     return Report(
         benchmark=benchmark,
         prompts=len({row.prompt for row in rows}),
@@ -134,113 +132,106 @@ def summarize(
         accuracy=_estimates(rows, columns, turns, seed, strict=True),
         score=_estimates(rows, columns, turns, seed, strict=False),
         edits=tuple(sum(row.edits == count for row in rows) for count in range(turns + 1)),
-        improved=sum(last > first for first, last in known),
-        worsened=sum(last < first for first, last in known),
-        fixed=sum(first < 1 == last for first, last in known),
-        broken=sum(last < 1 == first for first, last in known),
-        stop_precision=_share(sum(stopped_on), len(stopped_on)),
-        stop_recall=_share(sum(stopped_on), sum(stopped_on) + sum(kept_on)),
-        seconds_per_picture=_share(sum(row.seconds for row in rows), pictures),
+        improved=sum(last > first for first, last in changes),
+        worsened=sum(last < first for first, last in changes),
+        fixed=sum(first < 1 == last for first, last in changes),
+        broken=sum(last < 1 == first for first, last in changes),
+        stop_precision=_ratio(sum(stops), len(stops)),
+        stop_recall=_ratio(sum(stops), sum(stops) + sum(edits)),
+        seconds_per_picture=_ratio(sum(row.seconds for row in rows), sum(len(row.verdicts) for row in rows)),
         missing=sum(verdict is None for row in rows for verdict in row.verdicts),
         open=open_jobs,
     )
 
 
-def table(report: Report) -> Table:
-    """A line per column, a number for the first picture and after each edit, and the last one's 95 % interval.
-
-    Overall has its interval under every number.
-    """
-    printed = Table(title=f"{report.benchmark}: {report.rows} rows, {report.prompts} prompts", caption=_caption(report))
-    turns = len(report.edits)
-    printed.add_column("column", overflow="fold")
-    for title in ["no edit", *(f"<= {turn}" for turn in range(1, turns))] if turns > 1 else ["right"]:
-        printed.add_column(title, justify="right")
-    printed.add_column("95 %", justify="right")
-    for column, estimates in report.accuracy.items():
-        if column == OVERALL:
-            printed.add_section()
-        means = [cell(each, with_interval=False).replace(" (", "\n(") for each in estimates]
-        printed.add_row(column, *means, _ends(estimates[-1]))
-        if column == OVERALL and turns > 1:
-            for title, ends in (("from", [each.low for each in estimates]), ("to", [each.high for each in estimates])):
-                printed.add_row(f"  95 % {title}", *("-" if end is None else f"{end:.3f}" for end in ends))
-    return printed
-
-
 def _decisions(rows: Sequence[Row]) -> tuple[list[bool], list[bool]]:
-    """Of the reflections that stopped, and of those that went on: was the picture right? Unjudged ones are left out."""
-    stopped_on: list[bool] = []
-    kept_on: list[bool] = []
+    """Was the picture right, for each reflection that stopped and each that asked for an edit; unjudged ones left out.
+
+    The last picture of a trace that ran out of turns was never reflected on, and is in neither.
+    """
+    stops: list[bool] = []
+    edits: list[bool] = []
     for row in rows:
-        reflected = row.verdicts if row.stopped else row.verdicts[:-1]
-        for turn, verdict in enumerate(reflected):
+        for turn, verdict in enumerate(row.verdicts if row.stopped else row.verdicts[:-1]):
             if verdict is not None:
-                (stopped_on if row.stopped and turn == row.edits else kept_on).append(verdict.score == 1)
-    return stopped_on, kept_on
+                (stops if row.stopped and turn == row.edits else edits).append(verdict.score == 1)
+    return stops, edits
 
 
 def _estimates(
     rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int, strict: bool
 ) -> dict[str, tuple[Estimate, ...]]:
-    means = resampled(rows, columns, turns, seed, strict)
-    lost = {column: _missing(rows, turns, column) for column in columns}
-    lost[OVERALL] = np.sum([lost[column] for column in columns], axis=0)
+    missing = {
+        column: [sum(row.score(turn) is None for row in rows if row.column == column) for turn in range(turns + 1)]
+        for column in columns
+    }
+    missing[OVERALL] = [sum(counts) for counts in zip(*missing.values(), strict=True)]
     return {
-        column: tuple(estimate(mean[:, turn], int(lost[column][turn])) for turn in range(turns + 1))
-        for column, mean in means.items()
+        column: tuple(estimate(means[:, turn], missing[column][turn]) for turn in range(turns + 1))
+        for column, means in resampled_means(rows, columns, turns, seed, strict).items()
     }
 
 
-def resampled(
+def resampled_means(
     rows: Sequence[Row], columns: Sequence[str], turns: int, seed: int = 0, strict: bool = True
-) -> dict[str, np.ndarray]:
-    """Per column and OVERALL, means `[1 + RESAMPLES, turns + 1]`: as they are, then of each draw of the prompts."""
-    own = {column: [row for row in rows if row.column == column] for column in columns}
-    units = {column: sorted({row.unit for row in own[column]}) for column in columns}
-    weights = drawn_together(units, np.random.default_rng(seed))
-    means: dict[str, np.ndarray] = {}
-    for column in columns:
-        total, count = sums(own[column], units[column], turns, strict)
-        means[column] = ratio(weights[column], total, count)
-    if means:
-        means[OVERALL] = mean_of_known(np.stack(list(means.values())))
-    return means
+) -> dict[str, Means]:
+    """Per column and OVERALL, means `[1 + RESAMPLES, turns + 1]`: as they are, then of each draw of the prompts.
+
+    They are of the share of right pictures if `strict`, else of the score.
+    """
+    sums = {
+        column: row_sums([row for row in rows if row.column == column], range(turns + 1), strict) for column in columns
+    }
+    means = bootstrap(sums, seed)
+    return {**means, OVERALL: mean_of_columns([*means.values()])} if means else {}
 
 
-def sums(rows: Sequence[Row], units: Sequence[int], turns: int, strict: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of what is measured, and number of verdicts: two arrays `[unit turn]`, in the order of `units`."""
-    place = {unit: index for index, unit in enumerate(units)}
-    total, count = np.zeros((2, len(place), turns + 1))
-    for row in rows:
-        for turn in range(turns + 1):
-            score = row.score(turn)
-            if score is not None:
-                total[place[row.unit], turn] += float(score == 1) if strict else score
-                count[place[row.unit], turn] += 1
-    return total, count
+def row_sums(rows: Iterable[Row], turns: Sequence[int], strict: bool = True) -> ClusterSums:
+    """Sum of what is measured after each of `turns`, and number of verdicts, by cluster in ascending order."""
+    observations = []
+    for row in sorted(rows, key=lambda row: row.cluster):
+        scores = [row.score(turn) for turn in turns]
+        values = [0.0 if score is None else float(score == 1) if strict else score for score in scores]
+        observations.append((row.cluster, values, [score is not None for score in scores]))
+    return ClusterSums.of(observations, len(turns))
 
 
-def _missing(rows: Sequence[Row], turns: int, column: str) -> np.ndarray:
-    """Rows of the column without a verdict, by turn."""
-    own = [row for row in rows if row.column == column]
-    return np.array([sum(row.score(turn) is None for row in own) for turn in range(turns + 1)], int)
+def report_table(report: Report) -> Table:
+    """A line per column, a number for the first picture and after each edit, and the last one's 95 % interval.
+
+    Overall has its interval under every number.
+    """
+    table = Table(title=f"{report.benchmark}: {report.rows} rows, {report.prompts} prompts", caption=_caption(report))
+    turns = len(report.edits)
+    table.add_column("column", overflow="fold")
+    for title in ["no edit", *(f"<= {turn}" for turn in range(1, turns))] if turns > 1 else ["right"]:
+        table.add_column(title, justify="right")
+    table.add_column("95 %", justify="right")
+    for column, estimates in report.accuracy.items():
+        if column == OVERALL:
+            table.add_section()
+        means = [format_estimate(each, with_interval=False).replace(" (", "\n(") for each in estimates]
+        table.add_row(column, *means, _interval(estimates[-1]))
+        if column == OVERALL and turns > 1:
+            for title, ends in (("from", [each.low for each in estimates]), ("to", [each.high for each in estimates])):
+                table.add_row(f"  95 % {title}", *("-" if end is None else f"{end:.3f}" for end in ends))
+    return table
 
 
-def _share(part: float, whole: float) -> float | None:
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def cell(estimate: Estimate, with_interval: bool = True, sign: str = "") -> str:
+def format_estimate(estimate: Estimate, with_interval: bool = True, sign: str = "") -> str:
     """A mean as it is printed, never without what it leaves out."""
     missing = f" ({estimate.missing} missing)" if estimate.missing else ""
     if estimate.value is None:
         return f"-{missing}"
-    interval = f" {_ends(estimate, sign)}" if with_interval else ""
+    interval = f" {_interval(estimate, sign)}" if with_interval else ""
     return f"{estimate.value:{sign}.3f}{interval}{missing}"
 
 
-def _ends(estimate: Estimate, sign: str = "") -> str:
+def _interval(estimate: Estimate, sign: str = "") -> str:
     return "-" if estimate.value is None else f"[{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 

@@ -1,8 +1,9 @@
-"""From recorded verdicts to tables: right of asked per column, means of columns, and their intervals.
+"""TIIF-Bench (arXiv 2506.02161): its prompts and questions from the user's copy, and the table of its verdicts.
 
-A column's accuracy is right / asked over all its questions. Means of columns and of groups of columns weigh each member
-alike, as GenEval and TIIF do. Missing verdicts are in neither count and are told beside them. Intervals are 95 %
-percentile bootstraps over the prompts of each column: pictures of one prompt are drawn together.
+Every instruction comes short and long and has yes/no questions; a column is an attribute at one of the two lengths. A
+column's accuracy is right / asked over all its questions. Means of columns and of groups of columns weigh each member
+alike, as GenEval and TIIF do; `triptych score` counts every benchmark in this way. Missing verdicts are in neither
+count and are reported beside them. Intervals are those of `statistics.bootstrap`, over the prompts of each column.
 """
 
 from __future__ import annotations
@@ -15,20 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from triptych.errors import JudgeError, PromptError
 from triptych.eval.benchmark import Benchmark
-from triptych.eval.recorded import LENGTHS, Recorded, records
+from triptych.eval.recorded import RecordedVerdict, read_records
 from triptych.eval.results import OVERALL, Row
-from triptych.eval.statistics import RESAMPLES, Estimate
-from triptych.rewards.vlm_prompts import Checks
+from triptych.eval.statistics import RESAMPLES, ClusterSums, Means, bootstrap, mean_of_columns
+from triptych.rewards.vlm_prompts import LENGTHS, Checks
 from triptych.trace import Prompt
 
-DRAWS_AT_ONCE = 4_000_000  # numbers held while resampling: 32 MB
-Means = Float[np.ndarray, "resample"]  # the mean as it is, then of each resample; NaN where nothing was asked
-
-# TIIF-Bench's own groups of attributes (arXiv 2506.02161); the nine of them together make up its overall score
+# TIIF-Bench's own groups of attributes; the nine of TIIF_GROUPS together make up its overall score.
 _BASIC = {
     "Attribute": ("shape+color", "color+texture", "texture+color", "shape+texture"),
     "Relation": ("2d_spatial_relation", "3d_spatial_relation", "action+2d", "action+3d"),
@@ -40,7 +37,7 @@ _ADVANCED = {
         *("action+color", "action+texture"),
         *(f"{kind}+{axis}" for kind in ("color", "shape", "texture") for axis in ("2d", "3d")),
     ),
-    "Attribute+Reasoning": tuple(f"{kind}+{look}" for kind in _KINDS for look in ("color", "texture")),
+    "Attribute+Reasoning": tuple(f"{kind}+{surface}" for kind in _KINDS for surface in ("color", "texture")),
     "Relation+Reasoning": tuple(f"{kind}+{axis}" for kind in _KINDS for axis in ("2d", "3d")),
     "Text": ("text",),
     "Style": ("style",),
@@ -53,110 +50,75 @@ TIIF_LEVELS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class ColumnCounts:
     """The counts of one column; `missing` counts pictures, the others questions."""
 
-    right: int
-    asked: int
-    missing: int
+    right: int = 0
+    asked: int = 0
+    missing: int = 0
 
 
-def cells(rows: Iterable[Recorded]) -> dict[str, Cell]:
+def column_counts(verdicts: Iterable[RecordedVerdict]) -> dict[str, ColumnCounts]:
     """The counts of each column, in the order in which columns first appear."""
-    found: dict[str, Cell] = {}
-    for row in rows:
-        cell = found.get(row.column, Cell(0, 0, 0))
-        missing = cell.missing + (row.missing is not None)
-        found[row.column] = Cell(cell.right + row.right, cell.asked + row.asked, missing)
-    return found
+    counts: dict[str, ColumnCounts] = {}
+    for each in verdicts:
+        old = counts.get(each.column, ColumnCounts())
+        missing = old.missing + (each.missing is not None)
+        counts[each.column] = ColumnCounts(old.right + each.right, old.asked + each.asked, missing)
+    return counts
 
 
-def played(rows: Iterable[Row], turn: int, folder: str = "") -> list[Recorded]:
+def recorded_verdicts(rows: Iterable[Row], turn: int, folder: str = "") -> list[RecordedVerdict]:
     """Rows of a run as recorded verdicts: right of asked questions about the picture after `turn` edits at most."""
-    return [_played(row, turn, folder, number) for number, row in enumerate(rows, 1)]
+    return [_recorded(row, turn, folder, number) for number, row in enumerate(rows, 1)]
 
 
-def _played(row: Row, turn: int, folder: str, number: int) -> Recorded:
+def _recorded(row: Row, turn: int, folder: str, number: int) -> RecordedVerdict:
     verdict = row.verdicts[min(turn, row.edits)] if row.verdicts else None
     if verdict is None:
         why = "the judge gave no verdict" if row.verdicts else "nothing was drawn"
-        return Recorded(folder, number, row.column, 0, 0, str(row.prompt), missing=why)
+        return RecordedVerdict(folder, number, row.column, 0, 0, str(row.prompt), missing=why)
     right, wrong = len(verdict.passed), len(verdict.failed)
-    return Recorded(folder, number, row.column, right, right + wrong, str(row.prompt), verdict.failed)
+    return RecordedVerdict(folder, number, row.column, right, right + wrong, str(row.prompt), verdict.failed)
 
 
-def totals(counted: Mapping[str, Cell]) -> tuple[int, int]:
-    """Right and asked over all columns."""
-    return sum(cell.right for cell in counted.values()), sum(cell.asked for cell in counted.values())
+def column_means(verdicts: Iterable[RecordedVerdict], seed: int = 0) -> dict[str, Means]:
+    """Accuracy of each column `[1 + RESAMPLES]`: as it is, then of each draw of its prompts."""
+    columns: dict[str, list] = {}
+    for each in verdicts:
+        # The column belongs to the cluster: TIIF asks the same prompt in two of them, which are drawn apart.
+        cluster = (each.column, each.prompt or each.where)
+        columns.setdefault(each.column, []).append((cluster, [each.right], [each.asked]))
+    means = bootstrap({column: ClusterSums.of(observations, 1) for column, observations in columns.items()}, seed)
+    return {column: both[:, 0] for column, both in means.items()}
 
 
-def resampled_cells(rows: Sequence[Recorded], seed: int = 0) -> dict[str, Means]:
-    """Accuracy of each column: as it is, then in RESAMPLES draws of its prompts."""
-    rng = np.random.default_rng(seed)
-    members: dict[str, dict[str, list[int]]] = {}
-    for row in rows:
-        counts = members.setdefault(row.column, {}).setdefault(row.prompt or row.where, [0, 0])
-        counts[0] += row.right
-        counts[1] += row.asked
-    return {column: _column(np.array(list(prompts.values()), float), rng) for column, prompts in members.items()}
-
-
-def _column(counts: Float[np.ndarray, "prompt 2"], rng: np.random.Generator) -> Means:
-    total = len(counts)
-    sums = [counts.sum(0, keepdims=True)]
-    at_once = max(1, DRAWS_AT_ONCE // total)
-    for start in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - start)
-        sums.append(rng.multinomial(total, np.full(total, 1 / total), size=size) @ counts)
-    right, asked = np.concatenate(sums).T
-    return _ratio(right, asked)
-
-
-def mean_of_cells(members: Sequence[Means]) -> Means:
-    """Mean over those members that are known; NaN where none is."""
-    if not members:
-        return np.full(RESAMPLES + 1, np.nan)
-    stacked = np.stack(members)
-    known = ~np.isnan(stacked)
-    return _ratio(np.where(known, stacked, 0).sum(0), known.sum(0))
-
-
-def cell_estimate(means: Means) -> Estimate:
-    """The mean and its interval; all None where nothing was asked."""
-    if np.isnan(means[0]):
-        return Estimate(None, None, None)
-    low, high = np.nanpercentile(means[1:], [2.5, 97.5])
-    return Estimate(float(means[0]), float(low), float(high))
-
-
-def tiif_groups(columns: Mapping[str, Means]) -> dict[str, dict[str, Means]]:
+def group_means(columns: Mapping[str, Means]) -> dict[str, dict[str, Means]]:
     """By name and length: TIIF's nine groups, the two levels that hold several, and OVERALL, the mean of the nine.
 
     A group is the mean of those of its attributes that were asked, as in TIIF's own summary.
     """
-    found: dict[str, dict[str, Means]] = {
+    groups = {
         name: {
-            length: mean_of_cells([columns[key] for key in _keys(members, length) if key in columns])
-            for length in LENGTHS
+            length: _mean([columns[key] for key in _columns(members, length) if key in columns]) for length in LENGTHS
         }
         for name, members in {**TIIF_GROUPS, **TIIF_LEVELS}.items()
     }
-    found[OVERALL] = {length: mean_of_cells([found[name][length] for name in TIIF_GROUPS]) for length in LENGTHS}
-    return found
+    groups[OVERALL] = {length: _mean([groups[name][length] for name in TIIF_GROUPS]) for length in LENGTHS}
+    return groups
 
 
 def tiif_columns() -> list[str]:
     """Every column of the benchmark: 39 attributes, short and long."""
-    return [key for length in LENGTHS for members in TIIF_GROUPS.values() for key in _keys(members, length)]
+    return [column for length in LENGTHS for members in TIIF_GROUPS.values() for column in _columns(members, length)]
 
 
-def _keys(attributes: Iterable[str], length: str) -> list[str]:
+def _columns(attributes: Iterable[str], length: str) -> list[str]:
     return [f"{attribute}/{length}" for attribute in attributes]
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
+def _mean(members: Sequence[Means]) -> Means:
+    return mean_of_columns(members) if members else np.full(RESAMPLES + 1, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +132,7 @@ class Tiif(Benchmark):
         return f"{checks.attribute}/{checks.length}"
 
 
-def tiif(path: Path) -> Tiif:
+def load_tiif(path: Path) -> Tiif:
     """TIIF-Bench from the user's copy: its jsonl, or a folder of such files; each line in short and in long.
 
     A line has `type`, `short_description`, `long_description`, `yn_question_list` and `yn_answer_list`. The name tells
@@ -178,25 +140,25 @@ def tiif(path: Path) -> Tiif:
     line, for a line that is something else.
     """
     pairs = [pair for file in _files(Path(path)) for pair in _instructions(file)]
-    checks = {(prompt.source, prompt.text): asked for prompt, asked in pairs}
-    told = [[prompt.text, asdict(asked)] for prompt, asked in pairs]
-    digest = hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
-    return Tiif(f"TIIF {digest[:8]}", tuple(prompt for prompt, _ in pairs), {}, checks)
+    content = json.dumps([[prompt.text, asdict(checks)] for prompt, checks in pairs])
+    digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    checks_of = {(prompt.source, prompt.text): checks for prompt, checks in pairs}
+    return Tiif(f"TIIF {digest[:8]}", tuple(prompt for prompt, _ in pairs), {}, checks_of)
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(path.glob("*.jsonl"))
-    if not found:
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
         raise PromptError(f"{path} holds no *.jsonl; expected your copy of TIIF-Bench's prompts")
-    return found
+    return files
 
 
 def _instructions(file: Path) -> Iterator[tuple[Prompt, Checks]]:
     count = 0
     try:
-        for line, record in records(file):
+        for line, record in read_records(file):
             count += 1
             for length in LENGTHS:
                 yield _instruction(record, length, f"{file.stem}-{line}", f"{file}, line {line}")
