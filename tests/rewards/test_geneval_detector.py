@@ -211,7 +211,7 @@ def test_a_recording_replays_to_the_same_verdict(eyes: GenEvalDetector, folders:
     assert all(seen[index][name][0].color in GENEVAL_COLORS for index, name in enumerate(names))
     lines = [json.dumps(to_record(spec, "a photo", found)) for spec, found in zip(specs, seen, strict=True)]
     (tmp_path / "seen.jsonl").write_text("\n".join(lines))
-    rows = list(recorded.geneval(tmp_path / "seen.jsonl"))
+    rows = list(recorded.read_geneval(tmp_path / "seen.jsonl"))
     verdicts = [geneval_rules.judge(spec, found) for spec, found in zip(specs, seen, strict=True)]
     assert [(row.correct, row.reasons) for row in rows] == [(each.score == 1, each.failed) for each in verdicts]
 

@@ -254,7 +254,7 @@ def test_recorded_strict_verdicts_are_replayed(tmp_path: Path):
     with Server(play) as server:
         look = Vlm(server.address, "m", record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
         found = look.verdicts([*traces[:2], traces[3]])  # who knows is asked again, and then refused
-    rows = list(recorded.genevalpp(path))
+    rows = list(recorded.read_genevalpp(path))
     assert [row.correct for row in rows] == [True, False, None]
     assert [getattr(verdict, "score", None) for verdict in found] == [1.0, 0.0, None]
     assert rows[2].missing and "400" in rows[2].missing
@@ -271,6 +271,6 @@ def test_recorded_lists_are_replayed(tmp_path: Path):
     with Server(lambda request: says(replies[min(request.number, 1)])) as server:
         look = Vlm(server.address, "m", form, record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
         look.verdicts([drawn(prompt, index) for index, prompt in enumerate(prompts)])
-    one, missing = recorded.tiif(path)
+    one, missing = recorded.read_tiif(path)
     assert (one.column, one.right, one.asked) == ("numeracy+2d/long", 1, 2)
     assert missing.missing and missing.asked == 0

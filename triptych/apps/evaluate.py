@@ -22,7 +22,7 @@ from triptych.apps.terminal import COUNTING, open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tiif
 from triptych.eval.benchmark import Benchmark, check_source, rejudge, run
-from triptych.eval.results import Row, table
+from triptych.eval.results import Row, report_table
 from triptych.eval.run_folder import MOST_SEEDS, MOST_TURNS, WHOLE, RunFolder, Shard
 from triptych.loop import Policy
 from triptych.rewards.judge import Judge
@@ -68,7 +68,7 @@ def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
         answers = answered(benchmark, rows, play.turns, out, console)
     else:
         answers = {}
-        console.print(table(report))
+        console.print(report_table(report))
     publish(ledger, report)
     console.print(f"{out}/report.html", style="bold", soft_wrap=True)
     if report.missing:
@@ -133,7 +133,7 @@ def chosen(choice: Evaluate) -> Benchmark:
     if (choice.benchmark == "tiif") != (choice.prompts is not None):
         raise ConfigError("--prompts goes with tiif, and tiif with --prompts: your own copy of its file or folder")
     if choice.prompts is not None:
-        return tiif.tiif(choice.prompts)
+        return tiif.load_tiif(choice.prompts)
     return {"genevalpp": suites.GENEVAL_PLUS, "geneval": suites.GENEVAL}.get(choice.benchmark) or suites.rehearsal()
 
 
@@ -181,7 +181,7 @@ def answered(benchmark: Benchmark, rows: Sequence[Row], turns: int, out: Path, c
     """TIIF's own figures after 0 to `turns` edits, shown, and kept as tiif.json."""
     from triptych.apps import score
 
-    played = [tiif.played(rows, turn, str(out)) for turn in range(turns + 1)]
+    played = [tiif.recorded_verdicts(rows, turn, str(out)) for turn in range(turns + 1)]
     figures = [score.scored("tiif", own) for own in played]
     for turn, figure in enumerate(figures):
         overall = "   ".join(f"{length} {score.shown(value)}" for length, value in figure["overall"].items())

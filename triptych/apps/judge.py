@@ -27,7 +27,7 @@ from triptych.rewards.sticker_judge import StickerJudge, verdict
 from triptych.trace import Prompt, Spec
 
 if TYPE_CHECKING:
-    from triptych.eval.recorded import Recorded
+    from triptych.eval.recorded import RecordedVerdict
     from triptych.eval.submissions import Entry, Fault, Judged
     from triptych.rewards.judge import Judge
     from triptych.rewards.vlm import Vlm
@@ -227,22 +227,22 @@ def where(entry: Entry | Fault) -> str:
     return f"{entry.name}, line {entry.line}" if entry.line > 1 or entry.name.endswith(".jsonl") else entry.name
 
 
-def row_of(judged: Judged) -> Recorded:
+def row_of(judged: Judged) -> RecordedVerdict:
     """The verdict as the scores count it: right of asked questions."""
-    from triptych.eval.recorded import Recorded
+    from triptych.eval.recorded import RecordedVerdict
     from triptych.eval.submissions import Fault
 
     entry, verdict = judged.entry, judged.verdict
     if isinstance(entry, Fault):
-        return Recorded(entry.name, entry.line, UNREAD, 0, 0, missing=judged.missing)
+        return RecordedVerdict(entry.name, entry.line, UNREAD, 0, 0, missing=judged.missing)
     prompt, checks = entry.prompt, entry.checks
     column = f"{checks.attribute}/{checks.length}" if checks else prompt.spec.tag if prompt.spec else "all"
     if verdict is None:
-        return Recorded(entry.name, entry.line, column, 0, 0, prompt.text, missing=judged.missing)
+        return RecordedVerdict(entry.name, entry.line, column, 0, 0, prompt.text, missing=judged.missing)
     right, asked = int(not verdict.failed), 1
     if checks:
         right, asked = len(verdict.passed), len(verdict.passed) + len(verdict.failed)
-    return Recorded(entry.name, entry.line, column, right, asked, prompt.text, verdict.failed)
+    return RecordedVerdict(entry.name, entry.line, column, right, asked, prompt.text, verdict.failed)
 
 
 def show(choice: JudgePictures, judge: Judge, rows: Sequence[Judged]) -> None:

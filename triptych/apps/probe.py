@@ -43,7 +43,7 @@ def run(choice: Probe, open_model: Callable[[], Any]) -> int:
         list(range(choice.seeds)),
         sampling,
         choice.turns,
-        tell=lambda name, score: console.print(f"  {name:<30} {_share(score.mean)}  of {score.count}", highlight=False),
+        on_score=lambda name, score: console.print(f"  {name:<30} {_share(score.mean)}  of {score.count}", highlight=False),
         judge=sticker_judge(choice.judge),
     )
     if choice.as_json:
