@@ -6,6 +6,8 @@ of another: the dev set is in no training data, and what a stage of SFT has seen
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 
 
@@ -24,4 +26,13 @@ START = {
     "bench": 3_000_000_000,  # specs that `triptych bench` draws
     "connector": 4_000_000_000,  # scenes of SFT's connector stage
     "training_prompts": 3_000_000_000_000,  # specs that RL rewards (`specs.StickerPrompts`)
+    "hard_prompts": 10**15,  # specs of hard SFT samples; far up, since each sample searches 10,000 of them
 }
+
+# What a seed is used for in the world of stickers: one seed gives independent draws for each.
+USES = {"scene": 1, "spec": 2, "apply": 3, "fix": 4, "random_edit": 5, "spoil": 6}
+
+
+def sticker_rng(use: str, seed: int) -> Random:
+    """The random numbers of one use of a seed in the world of stickers."""
+    return Random(8 * seed + USES[use])

@@ -5,7 +5,7 @@ import pytest
 from triptych.data.prompts import benchmark
 from triptych.data.specs import StickerPrompts, spec_key
 from triptych.errors import ConfigError
-from triptych.eval.suites import rehearsal
+from triptych.eval.suites import dev_set
 
 PLACES = 600
 
@@ -22,8 +22,8 @@ def test_no_benchmark_prompt_is_ever_trained_on():
         assert spec_key(prompt.spec.include) not in specs
 
 
-def test_no_rehearsal_prompt_is_trained_on():
-    specs = [prompt.spec for prompt in rehearsal().prompts]
+def test_no_dev_prompt_is_trained_on():
+    specs = [prompt.spec for prompt in dev_set().prompts]
     plain = StickerPrompts(0)
     taken = [plain(place).spec for place in range(20)]
     stream = StickerPrompts.without(0, [*specs, *taken])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from triptych.data.annotations import ALL_HELD, describe_question, parse_instruction, plan_text
-from triptych.data.edits import apply, remarks
+from triptych.data.annotations import ALL_HELD, describe_question, parse_instruction, plan_text, remarks
+from triptych.data.edits import apply
 from triptych.data.layout import Layout
 from triptych.data.lexicon import build_tokenizer
 from triptych.data.render import render

@@ -19,7 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from triptych.apps.arguments import check_text, understand
 from triptych.apps.options_judge import STICKERS, JudgeChoice, sticker_judge
-from triptych.data.annotations import seen_text
+from triptych.data.annotations import plan_text
 from triptych.errors import ConfigError, OutputError, PromptError
 from triptych.model.config import SKETCH
 from triptych.model.images import read_picture
@@ -288,7 +288,7 @@ def judge_sticker_picture(path: Path, text: str, eyes: StickerJudge) -> dict[str
         "score": given.score,
         "passed": list(given.passed),
         "failed": list(given.failed),
-        "seen": seen_text(scene),
+        "seen": plan_text(scene),
         "asked": prompt.text,
         "judge": eyes.name,
     }

@@ -1,11 +1,12 @@
-"""What is said about a sticker picture: the plan before it, reflection and instruction after it, and questions.
+"""The texts about a sticker picture: plan, reflection, instruction, and questions with their answers.
 
-Every writer stands beside its reader, and no text leaves the closed vocabulary. A sticker reads "top left larger red
-clock": cell, size unless normal, colour, class. A list of stickers runs through the cells in reading order.
+Every writer stands beside its parser, and no text leaves the closed vocabulary of `lexicon.py`. A sticker reads "top
+left larger red clock": cell, size unless normal, color, class. A list of stickers runs through the cells in reading
+order.
 
-Questions have answers that cannot be guessed without looking. Yes and no come equally often; a number is drawn from all
-those that some question about the scene has; and what is asked for but absent is close to what is there (a red clock,
-where one is blue).
+Answers cannot be guessed without looking. Yes and no come equally often; a number is drawn from all those that some
+question about the scene has; and a thing that is asked for but absent is close to what is there (a red clock, where one
+is blue).
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Literal
 
-from triptych.data.edits import NO, YES, Edit, remarks
+from triptych.data.edits import Edit
 from triptych.data.layout import CELL, CELLS, SIZES
-from triptych.data.lexicon import NUMBERS, article, plural
-from triptych.data.scene import Scene, Sticker, check, in_region
+from triptych.data.lexicon import EXTRA, NO, NUMBERS, YES, article, number_word, plural
+from triptych.data.scene import POSITION_BAND, Scene, Sticker, check, clearance, in_region, members, size_holds
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.trace import Spec
 
 EMPTY_PLAN = "nothing"  # the list of no stickers
 ALL_HELD = "all as asked"
-ABSENT_ENDING = ": found none"  # how a check of something ends that is not there: that it is missing was said before
-MAX_FAILURES = 3  # most failed checks that a reflection names: an instruction can be copied from them, and they stay short
+ABSENT_ENDING = ": found none"  # of a check about something that is not there; its count check says that already
+MAX_FAILURES = 3  # failed checks that a reflection names: enough to copy an instruction from, and short
 ANY_CLASS = "sticker"  # stands for the class that an edit does not name
 QuestionAnswer = tuple[str, str]  # question, answer
 
@@ -59,23 +60,17 @@ def parse_plan(text: str) -> Scene | None:
     text = text.strip().lower()
     if text == EMPTY_PLAN:
         return Scene(())
-    found = [_STICKER.fullmatch(part) for part in text.split(", ")]
-    stickers = [_sticker(match) for match in found if match]
-    return Scene(tuple(stickers)) if len(stickers) == len(found) else None
-
-
-def seen_text(scene: Scene) -> str:
-    """What a picture shows, in the words of a plan."""
-    return plan_text(scene)
+    matches = [_STICKER.fullmatch(part) for part in text.split(", ")]
+    stickers = [_sticker(match) for match in matches if match]
+    return Scene(tuple(stickers)) if len(stickers) == len(matches) else None
 
 
 def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
-    """What is seen, and what of it is not as asked; then what failed, or, with no `edit`, that all is well.
+    """A list of the stickers with a remark on each, then the failed checks, or that all is well if there is no `edit`.
 
     Such as "top left red clock one right no, left black cat extra. three clocks: found one, nothing else: found black
-    cat."; every sticker is held against the prompt where it is named, by its number within its item
-    (`deficits.remarks`), so that the verdict has only to sum up. The first failed checks are named, in spec order;
-    of what is not there at all, no more than that. model/templates.py adds the tags and the instruction.
+    cat." Every sticker is compared with the prompt where it is named (`remarks`), so that the verdict has only to sum
+    up. The first MAX_FAILURES failed checks follow in spec order. model/templates.py adds the tags and the instruction.
     """
     failed = [fact.text for fact in check(scene, spec) if not fact.held and not fact.text.endswith(ABSENT_ENDING)]
     verdict = ALL_HELD if edit is None or not failed else ", ".join(failed[:MAX_FAILURES])
@@ -83,15 +78,41 @@ def reflection_text(scene: Scene, spec: Spec, edit: Edit | None) -> str:
 
 
 def remarked_text(scene: Scene, spec: Spec) -> str:
-    """What a picture shows, and after each sticker what there is to say of it: "top left red clock one right no"."""
+    """The list of a picture's stickers with a remark after each: "top left red clock one right no"."""
     pairs = zip(scene.ordered(), remarks(scene, spec), strict=True)
-    return ", ".join(f"{one.cell} {_thing(one)} {said}" for one, said in pairs) or EMPTY_PLAN
+    return ", ".join(f"{one.cell} {_thing(one)} {remark}" for one, remark in pairs) or EMPTY_PLAN
+
+
+def remarks(scene: Scene, spec: Spec) -> list[str]:
+    """A remark on each sticker, in reading order: its number within its item, and each demand with yes or no.
+
+    Such as "two", "one red no left yes" (it is on the left, and not red), "four extra" where three are demanded, or
+    "extra" where it belongs to no item.
+    """
+    stickers = scene.ordered()
+    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
+    texts = {id(sticker): EXTRA for sticker in stickers}
+    for item, group in zip(spec.include, groups, strict=True):
+        for number, sticker in enumerate(group, start=1):
+            facts: list[tuple[str, bool]] = []
+            if item.color is not None:
+                facts.append((item.color, sticker.color == item.color))
+            if item.region is not None:
+                facts.append((item.region, in_region(sticker, item.region)))
+            if item.size is not None:
+                facts.append((item.size, size_holds(sticker, item.size, spec, groups)))
+            if item.position is not None:
+                relation, others = item.position[0], groups[item.position[1]]
+                facts.append((relation, bool(others) and clearance(relation, sticker, others) > POSITION_BAND))
+            words = [f"{fact} {YES if holds else NO}" for fact, holds in facts]
+            texts[id(sticker)] = " ".join([number_word(number), *words, *[EXTRA] * (number > item.count)])
+    return [texts[id(sticker)] for sticker in stickers]
 
 
 def split_remarks(reflection: str) -> list[tuple[str, bool]]:
-    """A reflection in pieces, in order: False where it lists what is seen, True where it says what that is worth.
+    """A reflection in pieces, in order: False for a sticker of the list, True for a remark or the verdict.
 
-    A bare list is all of one piece.
+    A list without remarks is one piece. SFT puts its loss on the remarks alone where there is no picture to list.
     """
     if ". " not in reflection:
         return [(reflection, False)]
@@ -128,32 +149,20 @@ def parse_instruction(text: str) -> Edit | None:
     """The edit that an order asks for; None if the text is not an order that `instruction_text` writes."""
     text = text.strip().lower().removesuffix(".")
     for kind, pattern in _INSTRUCTIONS.items():
-        if found := pattern.fullmatch(text):
-            facts = {key: value for key, value in found.groupdict().items() if value != ANY_CLASS}
+        if match := pattern.fullmatch(text):
+            facts = {key: value for key, value in match.groupdict().items() if value != ANY_CLASS}
             return Edit(kind, **facts)
     return None
-
-
-def _thing(sticker: Sticker) -> str:
-    """Such as "larger red clock"."""
-    size = "" if sticker.size == "normal" else f"{sticker.size} "
-    return f"{size}{sticker.color} {sticker.name}"
-
-
-def _sticker(match: re.Match[str]) -> Sticker:
-    row, column = divmod(CELLS.index(match["cell"]), 3)
-    x, y = (column + 0.5) * CELL, (row + 0.5) * CELL
-    return Sticker(match["name"], match["color"], x, y, match["size"] or "normal")
 
 
 def question_answer(scene: Scene, seed: int, kind: str | None = None) -> QuestionAnswer:
     """A question about the scene and its right answer, of the named `kind` or of one drawn by `seed`.
 
-    A kind that cannot be asked of the scene (the colour of what, in an empty picture?) gives way to "presence".
+    A kind that the scene has no question of (the color of what, in an empty picture?) gives way to "presence".
     """
     rng = Random(f"question {seed}")
-    ask = QUESTION_KINDS[kind or rng.choice(tuple(QUESTION_KINDS))]
-    return ask(scene, rng) or _presence(scene, rng)
+    make = QUESTION_KINDS[kind or rng.choice(tuple(QUESTION_KINDS))]
+    return make(scene, rng) or _presence(scene, rng)
 
 
 def describe_question() -> str:
@@ -177,7 +186,7 @@ def count_question(things: str) -> str:
 
 
 def color_question(name: str) -> str:
-    """The colour of the only such thing."""
+    """The color of the only such thing."""
     return f"what color is the {name}?"
 
 
@@ -217,7 +226,7 @@ def _count(scene: Scene, rng: Random) -> QuestionAnswer:
         amounts[f"{rng.choice(tuple(COLORS))} {plural(sticker.name)}"] += 0
     amounts = {things: number for things, number in amounts.items() if number < len(NUMBERS)}
     numbers = sorted(set(amounts.values()))
-    weights = [1 if number < 2 else 3 for number in numbers]  # every scene has a none and a one, few have a seven
+    weights = [1 if number < 2 else 3 for number in numbers]  # every scene has a zero and a one, few have a seven
     (number,) = rng.choices(numbers, weights)
     things = rng.choice([things for things, amount in amounts.items() if amount == number])
     return count_question(things), NUMBERS[number]
@@ -225,10 +234,10 @@ def _count(scene: Scene, rng: Random) -> QuestionAnswer:
 
 def _color(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "what color is the clock?" "red"."""
-    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, colored=False))]
-    if not askable:
+    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, colored=False))]
+    if not candidates:
         return None
-    sticker, name = rng.choice(askable)
+    sticker, name = rng.choice(candidates)
     return color_question(name), sticker.color
 
 
@@ -238,13 +247,13 @@ def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
     empty = [cell for cell in CELLS if cell not in scene.cells]
     if empty and rng.random() < 0.1:
         return f"what is at {rng.choice(empty)}?", EMPTY_PLAN
-    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, celled=False))]
-    if alone and (not askable or rng.random() < 0.4):
+    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, celled=False))]
+    if alone and (not candidates or rng.random() < 0.4):
         sticker = rng.choice(alone)
         return f"what is at {sticker.cell}?", f"{sticker.color} {sticker.name}"
-    if not askable:
+    if not candidates:
         return None
-    sticker, name = rng.choice(askable)
+    sticker, name = rng.choice(candidates)
     pairs = ("left", "right"), ("above", "below")
     sides = [(pair, side) for pair in pairs for side in pair if in_region(sticker, side)]
     if sides and rng.random() < 0.4:
@@ -255,10 +264,10 @@ def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
 
 def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "is the clock left of the red cat?" "yes"; "which is larger, the clock or the cat?" "clock"."""
-    askable = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng))]
-    if len(askable) < 2:
+    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng))]
+    if len(candidates) < 2:
         return None
-    (one, first), (other, second) = rng.sample(askable, 2)
+    (one, first), (other, second) = rng.sample(candidates, 2)
     ranks = [*SIZES]
     larger = ranks.index(one.size) - ranks.index(other.size)
     if larger and rng.random() < 0.3:
@@ -283,7 +292,7 @@ QUESTION_KINDS: dict[str, Callable[[Scene, Random], QuestionAnswer | None]] = {
 
 
 def _refer(scene: Scene, sticker: Sticker, rng: Random, *, colored: bool = True, celled: bool = True) -> str | None:
-    """Words that mean this sticker and no other, with its colour or cell only where that does not tell the answer."""
+    """Words that mean this sticker and no other; without its color or cell where that would give the answer away."""
     options = []
     if sum(other.name == sticker.name for other in scene.stickers) == 1:
         options.append(sticker.name)
@@ -296,3 +305,15 @@ def _refer(scene: Scene, sticker: Sticker, rng: Random, *, colored: bool = True,
 
 def _stands_alone(scene: Scene, sticker: Sticker) -> bool:
     return sum(other.cell == sticker.cell for other in scene.stickers) == 1
+
+
+def _thing(sticker: Sticker) -> str:
+    """Such as "larger red clock"."""
+    size = "" if sticker.size == "normal" else f"{sticker.size} "
+    return f"{size}{sticker.color} {sticker.name}"
+
+
+def _sticker(match: re.Match[str]) -> Sticker:
+    row, column = divmod(CELLS.index(match["cell"]), 3)
+    x, y = (column + 0.5) * CELL, (row + 0.5) * CELL
+    return Sticker(match["name"], match["color"], x, y, match["size"] or "normal")

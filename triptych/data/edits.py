@@ -1,9 +1,8 @@
-"""One change to a scene: made, undone, chosen at random, or chosen to mend what a spec finds wrong.
+"""Edits of a scene: one change, made to a scene, chosen at random, chosen to repair a flaw, or chosen to make one.
 
 An edit names its place by the cell and nothing else, as a sentence would: "remove the red clock at top left". Where two
-stickers share a cell, the one that fits the edit's words is meant, else the first in reading order.
-
-How far a scene is from a spec, check by check: what an edit has to bring down to zero.
+stickers share a cell, the one that fits the edit's words is meant, else the first in reading order. `deficits` measures
+how far a scene is from a spec, check by check; a repair brings it down to zero.
 """
 
 from __future__ import annotations
@@ -26,19 +25,18 @@ from triptych.data.layout import (
     clamp,
     middle,
     overlap,
-    reach,
 )
-from triptych.data.lexicon import number_word
-from triptych.data.scene import POSITION_BAND, Scene, Sticker, in_region, members, size_holds
+from triptych.data.scene import POSITION_BAND, Scene, Sticker, clearance, extras, in_region, members, size_holds
 from triptych.data.stickers import CLASSES, COLORS
+from triptych.seeds import sticker_rng
 from triptych.trace import Spec
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """add `name` in `color` and `size` at `cell`; or change the sticker in `cell`.
+    """One change: add `name` in `color` and `size` at `cell`, or change the sticker in `cell`.
 
-    recolor to `color`, move to the cell `to`, resize to `size`, swap for `name` in `color` (None keeps the colour) and
+    recolor to `color`, move to the cell `to`, resize to `size`, swap for `name` in `color` (None keeps the color) and
     `size` (None keeps it). In remove, recolor, move and resize `name` says what stands there, in remove `color` too.
     """
 
@@ -56,8 +54,8 @@ def apply(scene: Scene, edit: Edit, seed: int, layout: Layout = DEFAULT_LAYOUT) 
     A new place takes over the shift of the other stickers and the layout's jitter. Raises ValueError if the edit cannot
     be made: nothing in the cell, no room in the cell, or a word missing or unknown.
     """
-    _expect_words(edit)
-    rng = Random(8 * seed + 3)
+    _check_words(edit)
+    rng = sticker_rng("apply", seed)
     goal = edit.cell if edit.kind == "add" else edit.to if edit.kind == "move" else None
     if goal is not None and any(sticker.cell == goal for sticker in scene.stickers):
         raise ValueError(f"{edit.kind}: the cell {goal!r} is taken; expected a free one")
@@ -65,7 +63,7 @@ def apply(scene: Scene, edit: Edit, seed: int, layout: Layout = DEFAULT_LAYOUT) 
         size = edit.size or "normal"
         x, y = _place(scene.stickers, edit.cell, SIZES[size], rng, layout)
         return Scene((*scene.stickers, Sticker(str(edit.name), str(edit.color), x, y, size)))
-    old = _meant(scene, edit)
+    old = _target(scene, edit)
     others = tuple(sticker for sticker in scene.stickers if sticker is not old)
     if edit.kind == "remove":
         return Scene(others)
@@ -81,43 +79,43 @@ def apply(scene: Scene, edit: Edit, seed: int, layout: Layout = DEFAULT_LAYOUT) 
 
 
 def fix(scene: Scene, spec: Spec, seed: int) -> Edit | None:
-    """The edit that mends the first failed check that one edit can bring nearer, and sets no check back.
+    """The edit that repairs the first failed check that one edit can bring nearer, and sets no check back.
 
-    None if and only if all checks hold. A sticker that nobody asked for is replaced or repainted before anything is
-    added or removed, and the first cell in reading order wins. Seeds choose colours that the spec leaves open. If every
-    edit sets some check back (a crowded canvas), the one that leaves least to do is taken.
+    None if and only if all checks hold. A sticker of no item is replaced or repainted before anything is added or
+    removed, and the first cell in reading order wins. Seeds choose colors that the spec leaves open. If every edit sets
+    some check back (a crowded canvas), the one that leaves the smallest deficit is taken.
     """
     before = deficits(scene, spec)
     if not any(before):
         return None
-    related = any(item.position for item in spec.include)
-    tried: list[tuple[int, Edit]] = []
+    has_relations = any(item.position for item in spec.include)
+    candidates: list[tuple[int, Edit]] = []  # deficit that an edit leaves, the edit
     for index, deficit in enumerate(before):
-        good: list[tuple[int, Edit]] = []
-        for edit in _remedies(scene, spec, index, Random(8 * seed + 4)) if deficit else ():
+        improvements: list[tuple[int, Edit]] = []
+        for edit in _remedies(scene, spec, index, sticker_rng("fix", seed)) if deficit else ():
             after = deficits(apply(scene, edit, seed), spec)
-            tried.append((sum(after), edit))
+            candidates.append((sum(after), edit))
             if after[index] < deficit and all(new <= old for new, old in zip(after, before, strict=True)):
-                good.append(tried[-1])
-                if not related:  # without relations the order of the remedies is the order of their worth
+                improvements.append(candidates[-1])
+                if not has_relations:  # without relations the order of the remedies is the order of their worth
                     return edit
-        if good:
-            return _least(good)
-    if tried and min(tried, key=itemgetter(0))[0] < sum(before):
-        return _least(tried)
+        if improvements:
+            return min(improvements, key=itemgetter(0))[1]
+    if candidates and min(candidates, key=itemgetter(0))[0] < sum(before):
+        return min(candidates, key=itemgetter(0))[1]
     return _removal(_least_needed(scene, spec))
 
 
 def random_edit(scene: Scene, seed: int) -> Edit:
     """Any edit that can be made to the scene and changes it."""
-    rng = Random(8 * seed + 5)
+    rng = sticker_rng("random_edit", seed)
     stickers, free = scene.ordered(), _free_cells(scene)
     kinds = [*["remove", "recolor", "swap", "resize"] * bool(stickers), *["add"] * bool(free)]
     kind = rng.choice([*kinds, *["move"] * bool(free and stickers)])
     if kind == "add":
         size = None if rng.random() < 0.7 else rng.choice(("smaller", "larger"))
         return Edit("add", rng.choice(free), rng.choice(CLASSES), rng.choice(list(COLORS)), size)
-    old = rng.choice([sticker for cell, sticker in scene.cells.items()])
+    old = rng.choice(list(scene.cells.values()))
     if kind == "remove":
         return _removal(old)
     if kind == "recolor":
@@ -133,10 +131,11 @@ def random_edit(scene: Scene, seed: int) -> Edit:
 def spoil(scene: Scene, spec: Spec, seed: int, edits: int = 1) -> Scene:
     """The scene with that many plausible mistakes, each of which takes it farther from the spec: never meets the spec.
 
-    Something is missing, there twice, foreign, of the wrong class, in the wrong colour, on the wrong side, or in the
-    wrong size. Wrong classes and colours are often those of another item, as in a model's own mistakes.
+    Something is missing, there twice, foreign, of the wrong class, in the wrong color, on the wrong side, or in the
+    wrong size. Wrong classes and colors are often those of another item, as in a model's own mistakes. Raises
+    ValueError if 40 attempts break nothing of a scene that met the spec.
     """
-    rng = Random(8 * seed + 6)
+    rng = sticker_rng("spoil", seed)
     for _ in range(edits):
         before = sum(deficits(scene, spec))
         for attempt in range(40):
@@ -148,6 +147,42 @@ def spoil(scene: Scene, spec: Spec, seed: int, edits: int = 1) -> Scene:
             if attempt == 39 and before == 0:
                 raise ValueError(f"no mistake found that breaks {spec}")
     return scene
+
+
+def deficits(scene: Scene, spec: Spec) -> list[int]:
+    """How far each check of `check(scene, spec)`, in the same order, is from holding: 0 where it holds.
+
+    Counts what is missing or too much, and stickers with the wrong color, size or side (a wrong side or relation is
+    twice as far as one in between); more than 0 where there is no sticker to judge.
+    """
+    stickers = scene.ordered()
+    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
+    amounts: list[int] = []
+    for item, group in zip(spec.include, groups, strict=True):
+        absent = int(not group)
+        amounts.append(abs(len(group) - item.count))
+        if item.color is not None:
+            amounts.append(absent or sum(sticker.color != item.color for sticker in group))
+        if item.region is not None:
+            amounts.append(absent or sum(_side_deficit(sticker, item.region) for sticker in group))
+        if item.size is not None:
+            amounts.append(absent or sum(not size_holds(sticker, item.size, spec, groups) for sticker in group))
+        if item.position is not None:
+            relation, others = item.position[0], groups[item.position[1]]
+            missing = 2 * max(item.count - len(group), 0)
+            amounts.append(missing + sum(_relation_deficit(relation, sticker, others) for sticker in group))
+    amounts.append(len(extras(stickers, groups)))
+    return amounts
+
+
+def demands(spec: Spec) -> list[tuple[str, int]]:
+    """(kind, item) of each check, in the order of `check`."""
+    kinds = ("color", "region", "size", "position")
+    demands = []
+    for index, item in enumerate(spec.include):
+        demands.append(("count", index))
+        demands += [(kind, index) for kind in kinds if getattr(item, kind) is not None]
+    return [*demands, ("extra", len(spec.include))]
 
 
 def _mistake(scene: Scene, spec: Spec, rng: Random) -> Edit | None:
@@ -186,28 +221,26 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
     stickers = scene.ordered()
     groups = [members(stickers, spec, item) for item in range(len(spec.include))]
     if kind == "extra":
-        asked = {id(sticker) for group in groups for sticker in group}
-        extra = [sticker for sticker in stickers if id(sticker) not in asked]
-        yield from (_removal(sticker) for sticker in extra)
+        yield from (_removal(sticker) for sticker in extras(stickers, groups))
         return
-    item, found = spec.include[index], groups[index]
-    if kind == "count" and len(found) < item.count:
+    item, group = spec.include[index], groups[index]
+    if kind == "count" and len(group) < item.count:
         yield from _supplies(scene, spec, index, groups, rng)
     elif kind == "count":
-        spare = _spare(spec, index, found)
-        missing = [other for other, group in enumerate(groups) if len(group) < spec.include[other].count]
+        spare = _spare(spec, index, group)
+        missing = [other for other, each in enumerate(groups) if len(each) < spec.include[other].count]
         yield from (_exchange(sticker, spec, other) for other in missing for sticker in spare)
         yield from (_removal(sticker) for sticker in spare)
     elif kind == "color":
-        yield from (Edit("recolor", one.cell, one.name, item.color) for one in found if one.color != item.color)
+        yield from (Edit("recolor", one.cell, one.name, item.color) for one in group if one.color != item.color)
     elif kind == "size":
-        yield from (Edit("resize", one.cell, one.name, size=item.size) for one in found if one.size != item.size)
+        yield from (Edit("resize", one.cell, one.name, size=item.size) for one in group if one.size != item.size)
         yield from _other_sizes(spec, index, groups)
     else:
-        movable = [*found, *(groups[item.position[1]] if item.position and kind == "position" else ())]
+        movable = [*group, *(groups[item.position[1]] if item.position and kind == "position" else ())]
         goals = _free_cells(scene)
         if kind == "region":
-            movable = [one for one in found if not in_region(one, str(item.region))]
+            movable = [one for one in group if not in_region(one, str(item.region))]
             goals = sorted(goals, key=lambda cell: CELLS.index(cell) not in REGION_CELLS[str(item.region)])
         yield from (Edit("move", one.cell, one.name, to=goal) for one in movable for goal in goals)
 
@@ -215,17 +248,16 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
 def _supplies(scene: Scene, spec: Spec, index: int, groups: list[list[Sticker]], rng: Random) -> Iterator[Edit]:
     """Ways to get one more sticker of an item: repaint or replace one that is too many, else add one."""
     item = spec.include[index]
-    asked = {id(sticker) for group in groups for sticker in group}
-    spare = [sticker for sticker in scene.ordered() if id(sticker) not in asked]
+    spare = extras(scene.ordered(), groups)
     for other, group in enumerate(groups):
         if len(group) > spec.include[other].count:
             spare += _spare(spec, other, group)
     spare.sort(key=lambda sticker: item.region is not None and not in_region(sticker, item.region))  # right side first
-    alike = [one for one in spare if one.name == item.name and item.color is not None]
-    yield from (Edit("recolor", one.cell, one.name, item.color) for one in alike)
+    same_class = [one for one in spare if one.name == item.name and item.color is not None]
+    yield from (Edit("recolor", one.cell, one.name, item.color) for one in same_class)
     yield from (_exchange(sticker, spec, index) for sticker in spare)
-    rivals = {other.color for other in spec.include if other.name == item.name}
-    open_colors = [color for color in COLORS if color not in rivals]
+    rival_colors = {other.color for other in spec.include if other.name == item.name}
+    open_colors = [color for color in COLORS if color not in rival_colors]
     color = item.color or (groups[index][0].color if groups[index] else rng.choice(open_colors))
     free = _free_cells(scene)
     if item.region is not None:
@@ -234,7 +266,7 @@ def _supplies(scene: Scene, spec: Spec, index: int, groups: list[list[Sticker]],
 
 
 def _exchange(sticker: Sticker, spec: Spec, index: int) -> Edit:
-    """Replace a sticker by one of an item, in the colour and size that the item asks for."""
+    """Replace a sticker by one of an item, in the color and size that the item demands."""
     item = spec.include[index]
     color = item.color if item.color != sticker.color else None
     size = item.size or "normal"
@@ -248,7 +280,7 @@ def _other_sizes(spec: Spec, index: int, groups: list[list[Sticker]]) -> Iterato
             yield from (Edit("resize", one.cell, one.name, size=item.size) for one in group if one.size != item.size)
 
 
-def _spare(spec: Spec, index: int, found: Sequence[Sticker]) -> list[Sticker]:
+def _spare(spec: Spec, index: int, group: Sequence[Sticker]) -> list[Sticker]:
     """The stickers of an item that has too many, in the order in which they may go: wrong ones, then the last ones."""
     item = spec.include[index]
 
@@ -256,11 +288,11 @@ def _spare(spec: Spec, index: int, found: Sequence[Sticker]) -> list[Sticker]:
         misplaced = item.region is not None and not in_region(sticker, item.region)
         return misplaced or sticker.color != (item.color or sticker.color)
 
-    return sorted(reversed(found), key=wrong, reverse=True)
+    return sorted(reversed(group), key=wrong, reverse=True)
 
 
 def _least_needed(scene: Scene, spec: Spec) -> Sticker:
-    """The sticker to give up when nothing else helps: the last whose removal leaves least to do."""
+    """The sticker to remove when nothing else helps: the last whose removal leaves the smallest deficit."""
     by_loss = {
         position: sum(deficits(Scene(tuple(one for one in scene.stickers if one is not sticker)), spec))
         for position, sticker in enumerate(scene.stickers)
@@ -268,25 +300,20 @@ def _least_needed(scene: Scene, spec: Spec) -> Sticker:
     return scene.stickers[min(reversed(by_loss), key=lambda position: by_loss[position])]
 
 
-def _least(tried: list[tuple[int, Edit]]) -> Edit:
-    """The first edit among those that leave least to do."""
-    return min(tried, key=itemgetter(0))[1]
-
-
 def _removal(sticker: Sticker) -> Edit:
     return Edit("remove", sticker.cell, sticker.name, sticker.color)
 
 
 def _free_cells(scene: Scene) -> list[str]:
-    """Cells that are nobody's nearest, in reading order; those with room for a normal sticker first."""
-    taken = {sticker.place for sticker in scene.stickers}
+    """Cells that are nobody's nearest, in reading order; those with room for a small sticker first."""
+    occupied = {sticker.place for sticker in scene.stickers}
     boxes = [(sticker.x, sticker.y, sticker.side) for sticker in scene.stickers]
 
     def crowded(place: int) -> bool:
         here = (middle(place % 3), middle(place // 3), SIZES["smaller"])
         return any(overlap(here, box) for box in boxes)
 
-    free = [place for place in range(len(CELLS)) if place not in taken]
+    free = [place for place in range(len(CELLS)) if place not in occupied]
     return [CELLS[place] for place in sorted(free, key=crowded)]
 
 
@@ -294,29 +321,30 @@ def _other(words, old: str, rng: Random) -> str:
     return rng.choice([word for word in words if word != old])
 
 
-def _meant(scene: Scene, edit: Edit) -> Sticker:
+def _target(scene: Scene, edit: Edit) -> Sticker:
+    """The sticker that an edit changes. Raises ValueError if its cell is empty."""
     here = [sticker for sticker in scene.ordered() if sticker.cell == edit.cell]
     if not here:
         raise ValueError(f"{edit.kind}: there is no sticker in the cell {edit.cell!r}")
     if edit.kind == "swap":
         return here[0]
-    named = [sticker for sticker in here if sticker.name == edit.name] or here
+    matches = [sticker for sticker in here if sticker.name == edit.name] or here
     if edit.kind == "recolor":
-        return next((sticker for sticker in named if sticker.color != edit.color), named[0])
+        return next((sticker for sticker in matches if sticker.color != edit.color), matches[0])
     if edit.kind == "resize":
-        return next((sticker for sticker in named if sticker.size != edit.size), named[0])
-    return next((sticker for sticker in named if sticker.color == edit.color), named[0])
+        return next((sticker for sticker in matches if sticker.size != edit.size), matches[0])
+    return next((sticker for sticker in matches if sticker.color == edit.color), matches[0])
 
 
 def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random, layout: Layout) -> tuple[float, float]:
-    """A centre in the cell, shifted as the other stickers are and jittered; nearer the middle if that would touch."""
+    """A center in the cell, shifted as the other stickers are and jittered; nearer the middle if that would touch."""
     place = CELLS.index(cell)
     home_x, home_y = middle(place % 3), middle(place // 3)
-    most = FREE_LAYOUT.shift
+    limit = FREE_LAYOUT.shift  # of a rendered scene; a model's own picture may lie farther off
     count = max(len(others), 1)
     across = sum(one.x - middle(one.place % 3) for one in others) / count
     down = sum(one.y - middle(one.place // 3) for one in others) / count
-    across, down = min(max(across, -most), most), min(max(down, -most), most)
+    across, down = min(max(across, -limit), limit), min(max(down, -limit), limit)
     jitter_x, jitter_y = (rng.uniform(-layout.jitter, layout.jitter) for _ in "xy")
     for strength in (1.0, 0.5, 0.0):
         x = clamp(home_x + across + strength * jitter_x, side)
@@ -336,81 +364,17 @@ def _resized(sticker: Sticker, size: str) -> Sticker:
     return replace(sticker, size=size, x=clamp(sticker.x, side), y=clamp(sticker.y, side))
 
 
-def _expect_words(edit: Edit) -> None:
+def _check_words(edit: Edit) -> None:
+    """Raise ValueError for a word that is missing or unknown."""
     needed = {"add": ("name", "color"), "recolor": ("color",), "move": ("to",), "swap": ("name",), "resize": ("size",)}
     for field in needed.get(edit.kind, ()):
         if getattr(edit, field) is None:
             raise ValueError(f"{edit.kind}: expected a {field}")
-    known = (("cell", CELLS), ("to", CELLS), ("name", CLASSES), ("color", COLORS), ("size", SIZES))
-    for field, words in known:
+    vocabulary = (("cell", CELLS), ("to", CELLS), ("name", CLASSES), ("color", COLORS), ("size", SIZES))
+    for field, words in vocabulary:
         word = getattr(edit, field)
         if word is not None and word not in words:
             raise ValueError(f"{edit.kind}: {field} {word!r} is unknown; expected one of {', '.join(words)}")
-
-
-YES, NO, EXTRA = "yes", "no", "extra"
-
-
-def deficits(scene: Scene, spec: Spec) -> list[int]:
-    """How far each check of `check(scene, spec)`, in the same order, is from holding: 0 where it holds.
-
-    Counts what is missing or too much, and stickers with the wrong colour, size or side (a wrong side or
-    relation is twice as far as one in between); more than 0 where there is no sticker to judge.
-    """
-    stickers = scene.ordered()
-    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
-    left: list[int] = []
-    for item, found in zip(spec.include, groups, strict=True):
-        absent = int(not found)
-        left.append(abs(len(found) - item.count))
-        if item.color is not None:
-            left.append(absent or sum(sticker.color != item.color for sticker in found))
-        if item.region is not None:
-            left.append(absent or sum(_side_deficit(sticker, item.region) for sticker in found))
-        if item.size is not None:
-            left.append(absent or sum(not size_holds(sticker, item.size, spec, groups) for sticker in found))
-        if item.position is not None:
-            relation, others = item.position[0], groups[item.position[1]]
-            gone = 2 * max(item.count - len(found), 0)
-            left.append(gone + sum(_relation_deficit(relation, sticker, others) for sticker in found))
-    left.append(len(stickers) - len({id(sticker) for group in groups for sticker in group}))
-    return left
-
-
-def remarks(scene: Scene, spec: Spec) -> list[str]:
-    """What to say of each sticker, in reading order: its number within its item, and each fact that is asked of it.
-
-    Such as "two", "one red no left yes" (it is on the left, and not red), "four extra" where three were asked for, or
-    "extra" where no item asks for it.
-    """
-    stickers = scene.ordered()
-    groups = [members(stickers, spec, index) for index in range(len(spec.include))]
-    said = {id(sticker): EXTRA for sticker in stickers}
-    for item, found in zip(spec.include, groups, strict=True):
-        for number, sticker in enumerate(found, start=1):
-            facts: list[tuple[str, bool]] = []
-            if item.color is not None:
-                facts.append((item.color, sticker.color == item.color))
-            if item.region is not None:
-                facts.append((item.region, in_region(sticker, item.region)))
-            if item.size is not None:
-                facts.append((item.size, size_holds(sticker, item.size, spec, groups)))
-            if item.position is not None:
-                relation, other = item.position
-                facts.append((relation, not _relation_deficit(relation, sticker, groups[other])))
-            words = [f"{fact} {YES if holds else NO}" for fact, holds in facts]
-            said[id(sticker)] = " ".join([number_word(number), *words, *[EXTRA] * (number > item.count)])
-    return [said[id(sticker)] for sticker in stickers]
-
-
-def demands(spec: Spec) -> list[tuple[str, int]]:
-    """(kind, item) of each check, in the order of `check`."""
-    kinds = ("color", "region", "size", "position")
-    demands = []
-    for index, item in enumerate(spec.include):
-        demands.append(("count", index))
-        demands += [(kind, index) for kind in kinds if getattr(item, kind) is not None]
-    return [*demands, ("extra", len(spec.include))]
 
 
 def _side_deficit(sticker: Sticker, region: str) -> int:
@@ -423,5 +387,5 @@ def _side_deficit(sticker: Sticker, region: str) -> int:
 def _relation_deficit(relation: str, sticker: Sticker, others: Sequence[Sticker]) -> int:
     if not others:
         return 2
-    beyond = reach(relation, [(sticker.x, sticker.y)], [(other.x, other.y) for other in others])
-    return 0 if beyond > POSITION_BAND else 1 if beyond > -POSITION_BAND else 2
+    distance = clearance(relation, sticker, others)
+    return 0 if distance > POSITION_BAND else 1 if distance > -POSITION_BAND else 2

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from triptych.data.layout import CELLS, SIZES
 from triptych.data.stickers import CLASSES, COLORS
 
+YES, NO, EXTRA = "yes", "no", "extra"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "airplane": ("plane", "aeroplane", "aircraft", "jet"),
