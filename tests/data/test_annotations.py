@@ -159,7 +159,8 @@ def test_a_reflection_is_split_into_what_is_listed_and_what_that_is_worth():
         ("extra", True),
         (". three clocks: found one.", True),
     ]
-    assert split_remarks(f"{EMPTY_PLAN}. one clock: found zero.") == [(EMPTY_PLAN, False), (". one clock: found zero.", True)]
+    empty = split_remarks(f"{EMPTY_PLAN}. one clock: found zero.")
+    assert empty == [(EMPTY_PLAN, False), (". one clock: found zero.", True)]
 
 
 def test_reading_and_following_an_instruction_mends_the_picture():

@@ -220,7 +220,7 @@ LEFT_RIGHT = Spec("free", (Item("cat", 2, region="left"), Item("dog", 1, region=
         (
             LEFT_RIGHT,
             scene_of(top_left="red cat", right="blue dog"),
-            Edit("add", "left", "cat", "red"),  # the colour of the other cat
+            Edit("add", "left", "cat", "red"),  # the color of the other cat
         ),
     ],
 )

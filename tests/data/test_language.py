@@ -162,7 +162,7 @@ def test_every_name_and_plural_is_read(noun: str):
 REFUSALS = {
     "": "the prompt is empty; expected",
     " \n ... ": "the prompt is empty; expected",
-    "a grey cat": r"unknown words: grey\. SKETCH knows 80 things .* 10 colours \(red, .* one to nine, sides .* sizes",
+    "a grey cat": r"unknown words: grey\. SKETCH knows 80 things .* 10 colors \(red, .* one to nine, sides .* sizes",
     "an elefant and a dragon": r"unknown words: elefant \(close: elephant\), dragon\. SKETCH knows",
     "a cat in the middle of 猫": r"unknown words: middle, 猫\.",
     "q w e r t y": r"unknown words: q, w, e, r, t and 1 more\.",

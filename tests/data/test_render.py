@@ -1,4 +1,4 @@
-"""Pixels: right colour, right place, the same every time."""
+"""Pixels: right color, right place, the same every time."""
 
 import numpy as np
 import pytest

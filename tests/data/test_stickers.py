@@ -1,4 +1,4 @@
-"""Eighty shapes that can be told apart, ten colours that can be told apart."""
+"""Eighty shapes that can be told apart, ten colors that can be told apart."""
 
 import json
 from itertools import combinations

@@ -14,7 +14,7 @@ from triptych.data.layout import Layout
 from triptych.data.lexicon import build_tokenizer
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker
-from triptych.data.sft_samples import DataMix, scrambled, sft_sample
+from triptych.data.sft_samples import DataMix, sft_sample, shuffled_scene
 from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError
@@ -23,7 +23,7 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH
 from triptych.model.packing import Latent, Text, View, grid_ids
 from triptych.model.templates import wrap_answer, wrap_reflection
-from triptych.model.transformer import draws
+from triptych.model.transformer import is_generation
 from triptych.model.vae import patchify
 from triptych.sft import checkpoint
 from triptych.sft import curriculum as rl_lessons
@@ -78,7 +78,7 @@ def test_the_drawing_stage_teaches_to_draw_and_leaves_every_word_as_it_is(tmp_pa
     list(run_sft(ONE, tmp_path / "with"))
     one, two = (load_file(tmp_path / name / "model" / "ema.safetensors") for name in ("without", "with"))
     moved = {name for name in one if not torch.equal(one[name], two[name])}
-    assert moved and all(draws(name) for name in moved)
+    assert moved and all(is_generation(name) for name in moved)
     assert {"llm2vae.weight", "vae2llm.weight", "language_model.model.layers.0.mlp_moe_gen.up_proj.weight"} <= moved
 
 
@@ -158,7 +158,7 @@ def test_a_half_written_checkpoint_is_never_the_newest(tmp_path):
 def test_lessons_tell_the_truth(seed):
     plan, edit, reflection = (sft_sample(kind, seed) for kind in ("plan", "edit", "reflect"))
     assert plan.thought is not None and plan.after is not None
-    change = parse_instruction(edit.asked)
+    change = parse_instruction(edit.prompt)
     after = apply(edit.before, change, seed)
     assert [(s.name, s.color, s.cell, s.size) for s in after.stickers] == [
         (s.name, s.color, s.cell, s.size) for s in edit.after.stickers
@@ -170,7 +170,7 @@ def test_lessons_tell_the_truth(seed):
 def test_sheets_are_a_function_of_seed_and_step():
     config = JointConfig(pictures=4, edits=2, words=6)
     same, again, other = sft_batch(config, 3, 5), sft_batch(config, 3, 5), sft_batch(config, 3, 6)
-    told_apart = [[one.asked for group in page.groups for one in group] for page in (same, again, other)]
+    told_apart = [[one.prompt for group in page.groups for one in group] for page in (same, again, other)]
     assert told_apart[0] == told_apart[1] != told_apart[2]
 
 
@@ -187,7 +187,7 @@ def test_noise_and_velocity_belong_together():
 
 
 def test_eyes_are_told_where_each_sticker_stands():
-    scene = sft_sample("depict", 3).after
+    scene = sft_sample("draw", 3).after
     found = targets([scene, strewn(scene, 1), Scene(())], 16)
     assert (found[0, 0] > 0).sum() == len(scene.stickers)
     assert (found[0, 2] == 0).all() and (found[1, 2] == -1).all()
@@ -199,7 +199,7 @@ def test_reflections_on_right_and_wrong_pictures_are_both_common():
     assert 60 < stops < 130
     assert 35 < sum(one.before is None for one in lessons) < 75
     flawed = [
-        sft_sample("reflect", seed, DataMix(right=0.0, scrambled=share, unseen=1.0))
+        sft_sample("reflect", seed, DataMix(correct_pictures=0.0, shuffled_scenes=share, text_only_reflections=1.0))
         for seed in range(20)
         for share in (0, 1)
     ]
@@ -272,23 +272,23 @@ def test_the_eyes_stay_as_they_learnt_to_see(tmp_path):
 
 def test_a_picture_is_asked_about_several_times_and_every_answer_is_taught():
     bagel = Bagel(SKETCH, build_tokenizer())
-    several = [one for one in (sft_sample("answer", seed) for seed in range(60)) if one.more][:8]
+    several = [one for one in (sft_sample("answer", seed) for seed in range(60)) if one.follow_ups][:8]
     rows, _ = told(bagel, JointConfig(), several, torch.Generator().manual_seed(0))
     for one, row in zip(several, rows, strict=True):
-        asked = [one.asked, *(question for question, _ in one.more)]
+        asked = [one.prompt, *(question for question, _ in one.follow_ups)]
         assert len(set(asked)) == len(asked)
         spoken = [bagel.tokenizer.decode(block.ids).strip() for block in row if isinstance(block, Text) and block.loss]
-        assert spoken == [wrap_answer(one.thought, one.reply), *(reply for _, reply in one.more)]
+        assert spoken == [wrap_answer(one.thought, one.reply), *(reply for _, reply in one.follow_ups)]
 
 
 def test_pictures_at_once_are_laid_out_as_usual_and_others_freely():
     rows, columns = Layout(canonical=1.0, usual=1.0), Layout(canonical=1.0, usual=0.0)
-    mix = DataMix(layout=columns, at_once=rows)
+    mix = DataMix(layout=columns, one_shot_layout=rows)
     for seed in range(20):
         spec = random_spec(seed)
-        assert sft_sample("depict", seed, mix).after == Scene.sample(spec, seed, rows)
+        assert sft_sample("draw", seed, mix).after == Scene.sample(spec, seed, rows)
         assert sft_sample("plan", seed, mix).after == Scene.sample(spec, seed, columns)
-    right = DataMix(right=1.0, layout=columns)
+    right = DataMix(correct_pictures=1.0, layout=columns)
     assert sft_sample("reflect", 3, right).before == Scene.sample(random_spec(3), 3, columns)
 
 
@@ -314,13 +314,13 @@ def test_a_picture_that_is_not_seen_is_given_in_words():
 def test_questions_are_answered_behind_what_is_seen():
     """The first answer lists the picture; with its list given, only what follows from it is learnt."""
     bagel = Bagel(SKETCH, build_tokenizer())
-    mix = DataMix(fits=1.0, describes=0.3, listing=True)
+    mix = DataMix(fit_questions=1.0, descriptions=0.3, list_first=True)
     several = [sft_sample("answer", seed, mix) for seed in range(120)]
     for one in several:
         if one.thought is None:
-            assert one.asked == describe_question() and one.before is not None
+            assert one.prompt == describe_question() and one.before is not None
         elif ". " in one.thought:
-            assert one.asked.startswith("does the picture show")
+            assert one.prompt.startswith("does the picture show")
             assert (one.reply == "yes") == one.thought.endswith(f"{ALL_HELD}.")
         elif one.before is not None:
             assert one.thought == plan_text(one.before)
@@ -337,8 +337,8 @@ def test_questions_are_answered_behind_what_is_seen():
 
 
 def test_only_whether_a_picture_fits_is_thought_about_unless_lists_are_asked_for():
-    several = [sft_sample("answer", seed, DataMix(fits=0.5)) for seed in range(80)]
-    fitting = [one.asked.startswith("does the picture show") for one in several]
+    several = [sft_sample("answer", seed, DataMix(fit_questions=0.5)) for seed in range(80)]
+    fitting = [one.prompt.startswith("does the picture show") for one in several]
     assert [one.thought is not None for one in several] == fitting and 5 < sum(fitting) < 40
     assert all(one.before is not None for one in several)
 
@@ -347,7 +347,7 @@ def test_scrambled_pictures_hold_the_words_of_the_prompt_and_are_mostly_wrong():
     wrong = total = 0
     for seed in range(100):
         spec = random_spec(seed)
-        scene = scrambled(spec, Random(seed), Layout())
+        scene = shuffled_scene(spec, Random(seed), Layout())
         named = {item.name for item in spec.include}
         assert 1 <= len(scene.stickers) <= 9 and len({one.name for one in scene.stickers} - named) <= 1
         said = remarks(scene, spec)

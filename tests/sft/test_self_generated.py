@@ -30,16 +30,16 @@ def test_stops_on_own_pictures_are_as_frequent_as_in_other_lessons():
     config = JointConfig(pictures=0, edits=0, words=400, answers=0.0, own=1.0)
     (said,) = [group for group in sft_batch(config, 0, 0, own).groups if group]
     share = sum(one.reply is None for one in said) / len(said)
-    assert abs(share - config.mix.right) < 0.1  # four deviations of 400 draws
+    assert abs(share - config.mix.correct_pictures) < 0.1  # four deviations of 400 draws
 
 
 def test_own_pictures_are_asked_about_and_whether_they_fit():
     spec = Spec("free", (Item("cat", 2),))
     scenes = [Scene.sample(spec, 0), Scene.sample(Spec("free", (Item("cat", 1),)), 1)]
-    own = self_generated_samples([spec, spec], render(scenes).numpy(), lambda _: scenes, 0, DataMix(listing=True))
+    own = self_generated_samples([spec, spec], render(scenes).numpy(), lambda _: scenes, 0, DataMix(list_first=True))
     one, other = [lesson for lesson in own if lesson.kind == "answer"]
     assert one.thought == plan_text(scenes[0]) and one.picture is not None
-    assert other.asked.startswith("does the picture show") and other.reply == "no" and "two cats" in other.thought
+    assert other.prompt.startswith("does the picture show") and other.reply == "no" and "two cats" in other.thought
     config = JointConfig(pictures=0, edits=0, words=40, answers=1.0, own=1.0)
     (asked,) = [group for group in sft_batch(config, 0, 0, own).groups if group]
     assert {id(lesson) for lesson in asked} == {id(one), id(other)}
@@ -56,6 +56,6 @@ def test_a_picture_of_more_stickers_than_anyone_can_count_makes_lessons_in_known
     specs = [Spec("counting", (Item("clock", 1, "red"),))] * len(scenes)
     pictures = np.zeros((len(scenes), 96, 96, 3), np.uint8)
     lessons = self_generated_samples(specs, pictures, lambda images: scenes, 0, DataMix())
-    said = [text for lesson in lessons for text in (lesson.asked, lesson.thought, lesson.reply) if text]
+    said = [text for lesson in lessons for text in (lesson.prompt, lesson.thought, lesson.reply) if text]
     assert any("red clock more red yes extra" in text for text in said)
     assert not any(UNKNOWN in known.encode(text).tokens for text in said)

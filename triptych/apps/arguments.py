@@ -1,31 +1,32 @@
-"""What a person hands in, checked before any work is done: prompts, questions, and the settings of a run."""
+"""Checks of what a user passes in, before any work is done: prompts, questions, devices, folders, shards.
+
+Plain ranges stand beside the options (options.py, commands.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.apps.output import free, slug
+from triptych.apps.commands import EvalOptions
+from triptych.apps.options import MAX_TRACES, ModelChoice, OpenModel, SamplingChoice
+from triptych.apps.output import slug
 from triptych.errors import ConfigError, PromptError
 from triptych.eval.run_folder import WHOLE, Shard
+from triptych.files import unused_name
 from triptych.model.config import BagelConfig, Sampling
 from triptych.trace import Prompt
 
 if TYPE_CHECKING:
     import torch
 
-    from triptych.apps.commands import Evaluate
+    from triptych.model.bagel import Bagel
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
 MAX_CHARACTERS = 10_000
-MAX_PROMPTS = 100_000  # lines of one file, and traces of one prompt
-MAX_STEPS = 10_000  # flow steps of a picture
-MAX_GUIDANCE = 1000  # no model draws at a tenth of it
-MAX_TEMPERATURE = 1000  # all words are as likely long before
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -74,14 +75,14 @@ def prompts_of(text: str, file: Path | None) -> list[tuple[str, Prompt]]:
         return [("", Prompt(check_text(text)))]
     if text:
         raise ConfigError("both a prompt and --prompts were given; expected one of them")
-    from triptych.data.prompts import placed_prompts
+    from triptych.data.prompts import located_prompts
 
     prompts = []
-    for where, prompt in placed_prompts(file):
+    for where, prompt in located_prompts(file):
         with placed(where):
             prompts.append((where, replace(prompt, text=check_text(prompt.text))))
-    if len(prompts) > MAX_PROMPTS:
-        raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_PROMPTS:,}: split it")
+    if len(prompts) > MAX_TRACES:
+        raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_TRACES:,}: split it")
     return prompts
 
 
@@ -105,27 +106,21 @@ def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
     return replace(prompt, text=prompt_text(prompt.spec))
 
 
-def check_at_least(name: str, value: float, least: int, most: float = inf) -> None:
-    """ConfigError unless `value` is `least` or more, and at most `most`."""
-    if not least <= value <= most:  # NaN is neither
-        raise ConfigError(f"--{name} {value}: expected {least} " + (f"to {most:,}" if most < inf else "or more"))
-
-
-def sampling_of(
-    config: BagelConfig, steps: int | None, guidance: float | None = None, temperature: float | None = None
-) -> Sampling:
-    """The model's own settings, with other flow steps, another guidance or temperature where one is asked for."""
+def sampling_of(config: BagelConfig, choice: SamplingChoice) -> Sampling:
+    """The model's own sampling settings, with those that were chosen in their place."""
     sampling = config.sampling
-    if steps is not None:
-        check_at_least("steps", steps, 1, MAX_STEPS)
-        sampling = replace(sampling, draw_points=steps + 1, edit_points=steps + 1)
-    if guidance is not None:
-        check_at_least("guidance", guidance, 1, MAX_GUIDANCE)
-        sampling = replace(sampling, text_guidance=guidance)
-    if temperature is not None:
-        check_at_least("temperature", temperature, 0, MAX_TEMPERATURE)
-        sampling = replace(sampling, temperature=temperature, plan_temperature=None)
+    if choice.steps is not None:
+        sampling = replace(sampling, draw_points=choice.steps + 1, edit_points=choice.steps + 1)
+    if choice.guidance is not None:
+        sampling = replace(sampling, text_guidance=choice.guidance)
+    if choice.temperature is not None:
+        sampling = replace(sampling, temperature=choice.temperature, plan_temperature=None)
     return sampling
+
+
+def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:
+    """The chosen model, in memory. Raises ConfigError for a device that is absent, ModelError for a bad checkpoint."""
+    return open_model(choice.model, device_of(choice.device), dtype_of(choice.dtype))
 
 
 def device_of(name: str) -> str:
@@ -149,13 +144,7 @@ def dtype_of(name: str) -> torch.dtype | None:
     return None if name == "auto" else getattr(torch, name)
 
 
-def seeds_of(first: int, count: int) -> Sequence[int]:
-    """`count` seeds from `first` on. Any prompt drawn alone under one of them gives the same trace."""
-    check_at_least("seed", first, 0)
-    return range(first, first + count)
-
-
-def folder_of(choice: Evaluate) -> Path:
+def folder_of(choice: EvalOptions) -> Path:
     """The folder of the run; a resumed one has to be named."""
     if choice.out is not None:
         return choice.out
@@ -163,7 +152,7 @@ def folder_of(choice: Evaluate) -> Path:
         raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
     if choice.shard is not None:
         raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
-    return free(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    return unused_name(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
 
 
 def shard_of(text: str | None) -> Shard:

@@ -56,7 +56,7 @@ def plan_text(scene: Scene) -> str:
 
 
 def parse_plan(text: str) -> Scene | None:
-    """The scene that a plan lists, each sticker in the centre of its cell; None if the text is not such a list."""
+    """The scene that a plan lists, each sticker in the center of its cell; None if the text is not such a list."""
     text = text.strip().lower()
     if text == EMPTY_PLAN:
         return Scene(())

@@ -1,9 +1,9 @@
-"""Specs to prompts and back: GenEval's and GenEval++'s wording, to the letter.
+"""Specs to prompts in GenEval's and GenEval++'s wording, to the letter, and prompts back to specs.
 
-The sentence follows from a spec's tag and items. The article is "an" before a vowel letter; a plural is the name + "es"
-after an "s" and + "s" otherwise ("skises", "couchs"); a count with a colour or a region takes the plural even for one
-("one cats on the right"); colour with region has no article; GenEval++ opens with a capital. `parse_prompt` reads these
-sentences back, and freer ones, with the words of `lexicon.py`.
+A sentence follows from a spec's tag and items. The article is "an" before a vowel letter; a plural is the name + "es"
+after an "s" and + "s" otherwise ("skises", "couchs"); a count with a color or a region takes the plural even for one
+("one cats on the right"); color with region has no article; GenEval++ opens with a capital. `parse_prompt` reads these
+sentences and freer ones, with the words of `lexicon.py`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from triptych.trace import Item, Spec
 
 Wording = Literal["geneval", "genevalpp"]
 
-FREE_TAG = "free"  # the tag of a spec that neither benchmark asks for
-GENEVAL_TAGS = ("single_object", "two_object", "position", "colors")  # colours and counts are in both benchmarks
+FREE_TAG = "free"  # the tag of a spec that is in neither benchmark's grammar
+GENEVAL_TAGS = ("single_object", "two_object", "position", "colors")  # color_attr and counting are in both benchmarks
 COUNTED_TAGS = ("counting", "spatial_count_attr", "color_count_attr", "multi_object_count_attr")  # "one", never "a"
 
-
-MAX_STICKERS = len(CELLS)  # stickers in a picture
-MAX_PROMPT_WORDS, MAX_PROMPT_CHARACTERS = 120, 2000  # nine things with all that can be asked of them are 110 words
+MAX_STICKERS = len(CELLS)  # of a picture
+MAX_PROMPT_WORDS, MAX_PROMPT_CHARACTERS = 120, 2000  # nine things with every attribute there is are 110 words
 WORLD_SUMMARY = (
-    f"SKETCH knows {len(CLASSES)} things ({', '.join(CLASSES[:3])}, ..., {CLASSES[-1]}), {len(COLORS)} colours "
+    f"SKETCH knows {len(CLASSES)} things ({', '.join(CLASSES[:3])}, ..., {CLASSES[-1]}), {len(COLORS)} colors "
     f"({', '.join(COLORS)}), counts one to nine, sides (left, right, above, below) and sizes (larger, smaller)"
 )
 
@@ -46,7 +45,7 @@ def listing(phrases: Sequence[str]) -> str:
 
 
 def wording_of(spec: Spec) -> Wording:
-    """The benchmark that a spec would be from: GenEval counts to four and colours at most two things."""
+    """The benchmark that a spec would be from: GenEval counts to four and has colors of at most two things."""
     if spec.tag == "counting":
         return "geneval" if spec.include[0].count <= 4 else "genevalpp"
     if spec.tag == "color_attr":
@@ -57,7 +56,7 @@ def wording_of(spec: Spec) -> Wording:
 def prompt_text(spec: Spec, wording: Wording | None = None) -> str:
     """The sentence of a spec, to the letter of its benchmark; without `wording`, of the one that `wording_of` names."""
     clauses: list[str] = []
-    head = -1  # the item that the last clause begins with
+    head = -1  # index of the item that the last clause begins with
     for index, item in enumerate(spec.include):
         phrase = item_text(item, spec.tag)
         if item.position is None:
@@ -85,16 +84,16 @@ def item_text(item: Item, tag: str) -> str:
 
 
 def mention(item: Item) -> str:
-    """An item that was named before, as it is named again: "red cat"."""
+    """An item as a later clause refers to it: "red cat"."""
     return f"{item.color} {item.name}" if item.color else item.name
 
 
 def parse_prompt(text: str) -> Spec:
     """The spec of a sentence about the sticker world: a benchmark's own, or a free one ("draw 3 dogs left of a sofa").
 
-    The tag is that of the benchmark's grammar which the demands fit, or `FREE_TAG`. Raises PromptError for a sentence that
-    is empty or too long, names something outside the world (with what the world has, and close words), cannot be read,
-    asks for more than nine stickers, or contradicts itself.
+    The tag is that of the benchmark's grammar which the demands fit, or `FREE_TAG`. Raises PromptError for a sentence
+    that is empty or too long, names something outside the world (with what the world has, and close words), cannot be
+    read, demands more than nine stickers, or contradicts itself.
     """
     sentence = _plain(text)
     words = dict.fromkeys(sentence.replace(",", " ").split())
@@ -112,7 +111,7 @@ def parse_prompt(text: str) -> Spec:
 
 
 def check_drawable(spec: Spec) -> None:
-    """PromptError, saying what is in the way, unless the sticker world has a picture that meets the spec."""
+    """Raise PromptError, with the reason, unless the sticker world has a picture that meets the spec."""
     items = spec.include
     unknown = [item.name for item in items if item.name not in CLASSES]
     unknown += [item.color for item in items if item.color not in (None, *COLORS)]
@@ -125,7 +124,7 @@ def check_drawable(spec: Spec) -> None:
             raise PromptError(_miscounted(str(item.count), item.name))
     total = sum(item.count for item in items)
     if not 1 <= total <= MAX_STICKERS:
-        raise PromptError(f"the prompt asks for {total} stickers; a picture holds {MAX_STICKERS} at most, and one at least")
+        raise PromptError(f"the prompt asks for {total} stickers; a picture holds 1 to {MAX_STICKERS}")
     try:
         Scene.sample(spec, seed=0)
     except ConfigError as error:
@@ -161,43 +160,43 @@ class _Reader:
     """Reads a plain sentence from left to right: clauses of things, each perhaps on a side, in a chain of relations."""
 
     text: str
-    at: int = 0
+    at: int = 0  # index of the next character
     items: list[Item] = field(default_factory=list)
-    counted: bool = False  # whether a number was said
+    counted: bool = False  # whether the sentence has a number
 
     def read(self) -> None:
-        """Fill `items`. Raises PromptError where the sentence cannot be read on."""
+        """Fill `items`. Raises PromptError at the first word that does not fit."""
         self.text = lexicon.CLOSING.sub("", self.text)
         self.take(lexicon.OPENING)
         self.clause()
         while self.at < len(self.text):
             if not self.take(lexicon.SEPARATOR):
-                raise self.lost("a comma, a side or a relation")
+                raise self.unexpected("a comma, a side or a relation")
             self.clause()
 
     def clause(self) -> None:
         """Add "X", or the things of "X left of Y above Z": each reference before what is placed by it."""
-        chain, relations, place = [self.thing()], [], None
-        while place is None and (found := self.take(lexicon.RELATION)):
-            relations.append(lexicon.RELATION_WORDS[found[1] or found[2]])
-            place = self.mentioned()
-            if place is None:
+        chain, relations, target = [self.thing()], [], None
+        while target is None and (match := self.take(lexicon.RELATION)):
+            relations.append(lexicon.RELATION_WORDS[match[1] or match[2]])
+            target = self.reference()
+            if target is None:
                 chain.append(self.thing())
-        if place is None:
-            place = self.add(chain.pop())
+        if target is None:
+            target = self.add(chain.pop())
         for relation in reversed(relations):
-            place = self.add(replace(chain.pop(), position=(relation, place)))
+            target = self.add(replace(chain.pop(), position=(relation, target)))
 
     def thing(self) -> Item:
-        """A thing with its count, size, colour and side."""
+        """A thing with its count, size, color and side."""
         amount = self.take(lexicon.AMOUNT)  # before the article, for "a pair of"
         if amount is None and self.take(lexicon.ARTICLE):
             amount = self.take(lexicon.AMOUNT)
         size, color = self.take(lexicon.SIZE), self.take(lexicon.COLOR)
-        size = size or self.take(lexicon.SIZE)
+        size = size or self.take(lexicon.SIZE)  # "red small cat", too
         noun = self.take(lexicon.NOUN)
         if noun is None:
-            raise self.lost("a thing")
+            raise self.unexpected("a thing")
         name = lexicon.NOUNS[noun[1]]
         if not amount and noun[1] not in lexicon.SINGULARS:
             raise PromptError(f"how many {noun[1]}? Say a number from one to nine, as in 'three {noun[1]}'")
@@ -211,31 +210,31 @@ class _Reader:
             size=size and lexicon.SIZE_WORDS[size[1]],
         )
 
-    def mentioned(self) -> int | None:
+    def reference(self) -> int | None:
         """The index of "the X" where an X was named before; else None, and nothing is read."""
         start = self.at
         article, color, noun = self.take(lexicon.ARTICLE), self.take(lexicon.COLOR), self.take(lexicon.NOUN)
         if article and article[1] and noun:
-            name, said = lexicon.NOUNS[noun[1]], color and color[1]
-            named = [index for index, item in enumerate(self.items) if item.name == name and said in (None, item.color)]
-            named.sort(key=lambda index: self.items[index].color == said)
-            if named:
-                return named[-1]
+            name, word = lexicon.NOUNS[noun[1]], color and color[1]
+            matches = [at for at, item in enumerate(self.items) if item.name == name and word in (None, item.color)]
+            matches.sort(key=lambda index: self.items[index].color == word)  # the latest with exactly this color
+            if matches:
+                return matches[-1]
         self.at = start
         return None
 
     def add(self, item: Item) -> int:
-        """Note an item; its index."""
+        """Append an item; its index."""
         self.items.append(item)
         return len(self.items) - 1
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Read on over the pattern, if it comes next."""
-        found = pattern.match(self.text, self.at)
-        self.at = found.end() if found else self.at
-        return found
+        """Read over the pattern, if it comes next."""
+        match = pattern.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match
 
-    def lost(self, expected: str) -> PromptError:
+    def unexpected(self, expected: str) -> PromptError:
         """The error of a sentence that does not go on as expected."""
         rest, before = self.text[self.at :].strip(), self.text[: self.at].strip()
         where = f"{_shortened(rest)!r}" if rest else "nothing more"
@@ -249,7 +248,7 @@ def _plain(text: str) -> str:
             f"the prompt has {len(text.split()):,} words and {len(text):,} letters; "
             f"expected at most {MAX_PROMPT_WORDS} words and {MAX_PROMPT_CHARACTERS:,} letters: ask for less"
         )
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", text).lower()  # full-width letters and ligatures become plain ones
     text = re.sub(r"[-_/()*\"\u201c\u201d\u2018\u2019]", " ", text).replace("&", " and ")
     clauses = (" ".join(clause.split()) for clause in re.split(r"[,.;:!?\n]", text))
     sentence = " , ".join(clause for clause in clauses if clause)
@@ -272,13 +271,13 @@ def _miscounted(amount: str, noun: str) -> str:
 
 
 def _outside(unknown: Sequence[str]) -> str:
-    """What to say of words that the world does not have."""
-    told = []
+    """The message about words that the world does not have."""
+    words = []
     for word in unknown[:5]:
         close = difflib.get_close_matches(word[:40], lexicon.SUGGESTIONS, n=2, cutoff=0.75)
-        told.append(_shortened(word) + (f" (close: {', '.join(close)})" if close else ""))
+        words.append(_shortened(word) + (f" (close: {', '.join(close)})" if close else ""))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return f"unknown words: {', '.join(told)}{more}. {WORLD_SUMMARY}"
+    return f"unknown words: {', '.join(words)}{more}. {WORLD_SUMMARY}"
 
 
 def _shortened(text: str) -> str:

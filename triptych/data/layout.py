@@ -1,4 +1,4 @@
-"""Where stickers go: nine cells of 32 px on a canvas of 96 px, filled by a few templates, with optional shift and jitter.
+"""Where stickers go: nine cells of 32 px on a canvas of 96 px, filled by a few templates; shift and jitter on request.
 
 x runs right and y runs down, in pixels from the top left corner. Cells are numbered in reading order. Layouts have low
 entropy on purpose: free placement takes a small model far longer to learn than a few templates filled in reading order.

@@ -1,13 +1,10 @@
-"""Words for the world's things, numbers, sizes and sides: as the benchmarks write them, and as people say them.
+"""The words of the sticker world: nouns and numbers, patterns to parse prompts with, and SKETCH's tokenizer.
 
-`article` and `plural` are the benchmarks' own; synonyms, proper plurals and the patterns at the end are what
-`language.parse_prompt` reads with.
-
-The closed vocabulary of the sticker world, and the tokenizer that SKETCH reads and speaks with.
-
-A token carries its leading space (" clock"), a class or a cell is one token even where it is two words (" hot dog",
-" top left"), and a plural is the class followed by "s" or "es". Ids never move: specials first, then marks, plurals and
-`VOCABULARY` in the order written here; a new word goes to the end of `GRAMMAR`.
+`article` and `plural` are the benchmarks' own; synonyms, proper plurals and the patterns are for people's sentences,
+which `language.parse_prompt` reads. The tokenizer's vocabulary is closed: a token carries its leading space (" clock"),
+a class or a cell is one token even where it is two words (" hot dog", " top left"), and a plural is the class followed
+by "s" or "es". Ids never move: specials first, then punctuation, plurals and `VOCABULARY` in the order written here; a
+new word goes to the end of `GRAMMAR`.
 """
 
 from __future__ import annotations
@@ -70,9 +67,10 @@ IRREGULAR_PLURALS = {
     "sheep": "sheep",
     "skis": "skis",
 }
+# Amounts above nine are read, so that the error can say that they are too many.
 NUMBER_WORDS = {"a pair of": 2, "a couple of": 2, "a dozen": 12} | {word: number for number, word in enumerate(NUMBERS)}
 NUMBER_WORDS |= {"ten": 10, "eleven": 11, "twelve": 12, "twenty": 20, "thirty": 30, "fifty": 50, "hundred": 100}
-PAIR_NOUNS = ("scissors", "skis")  # one of these is a pair
+PAIR_NOUNS = ("scissors", "skis")  # "a pair of" these is one
 SIZE_WORDS = {
     **dict.fromkeys(("larger", "large", "bigger", "big", "huge"), "larger"),
     **dict.fromkeys(("smaller", "small", "little", "tiny"), "smaller"),
@@ -111,8 +109,8 @@ def any_of(words: Iterable[str]) -> str:
     return f"(?:{'|'.join(sorted(words, key=len, reverse=True))})"
 
 
-SINGULARS = {called: name for name in CLASSES for called in (name, *SYNONYMS.get(name, ()))}
-PLURALS = {form(called): name for called, name in SINGULARS.items() for form in (plural, proper_plural)}
+SINGULARS = {noun: name for name in CLASSES for noun in (name, *SYNONYMS.get(name, ()))}  # noun to class
+PLURALS = {form(noun): name for noun, name in SINGULARS.items() for form in (plural, proper_plural)}
 NOUNS = SINGULARS | PLURALS
 
 # Sentences are plain: lower case, a space after every word and every comma. So each pattern ends with a space.
@@ -140,7 +138,8 @@ REGION = re.compile(
 )
 
 _PATTERNS = (OPENING, CLOSING, SEPARATOR, AMOUNT, ARTICLE, SIZE, COLOR, NOUN, RELATION, REGION)
-READABLE_WORDS = frozenset(word for each in _PATTERNS for word in re.findall("[a-z]+", each.pattern)) | {"colored", "coloured"}
+READABLE_WORDS = frozenset(word for each in _PATTERNS for word in re.findall("[a-z]+", each.pattern))
+READABLE_WORDS |= {"colored", "coloured"}  # "colou?red" in a pattern is no word
 SUGGESTIONS = (*SINGULARS, *COLORS, *NUMBERS[1:], *SIZE_WORDS, *REGION_WORDS)
 
 PAD, UNKNOWN = "<|endoftext|>", "<unk>"
@@ -180,8 +179,9 @@ def build_tokenizer() -> Tokenizer:
     )
     longest_first = "|".join(re.escape(word) for word in sorted(VOCABULARY, key=len, reverse=True))
     word = rf" (?:{longest_first})(?=(?:es|s)?(?![^\s{PUNCTUATION}]))"
-    plural = rf"(?<=[a-z])(?:es|s)(?![^\s{PUNCTUATION}])"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{word}|{plural}|[{PUNCTUATION}]| [^\s{PUNCTUATION}]+"), "isolated")
+    ending = rf"(?<=[a-z])(?:es|s)(?![^\s{PUNCTUATION}])"
+    token = Regex(rf"{word}|{ending}|[{PUNCTUATION}]| [^\s{PUNCTUATION}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(token, "isolated")
     # A segment after a special token gets its leading space back, so the text after one is written without it.
     after_special = Regex(r"(?<=\|>|<think>|</think>) ")
     tokenizer.decoder = decoders.Sequence(

@@ -1,6 +1,6 @@
-"""From a Scene to pixels: flat colours on a flat canvas, antialiased, the same on every run.
+"""Scenes to pixels: flat colors on a flat canvas, antialiased, the same on every run.
 
-Pixel i covers [i, i + 1), so a sticker of side s at centre x covers [x - s / 2, x + s / 2]. A silhouette lands between
+Pixel i covers [i, i + 1), so a sticker of side s at center x covers [x - s / 2, x + s / 2]. A silhouette lands between
 pixels by linear interpolation, which keeps its centroid exact. Later stickers cover earlier ones; what lies outside the
 canvas is cut off.
 """
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from triptych.data.scene import BACKGROUND, CANVAS, SIZES, Scene
 from triptych.data.stickers import CLASSES, COLORS, silhouettes
 
-OVERHANG = max(SIZES.values()) + 2  # px around the canvas, cut off at the end: room for stickers that hang over the edge
+OVERHANG = max(SIZES.values()) + 2  # px around the canvas for stickers that hang over its edge; cut off at the end
 PADDED = CANVAS + 2 * OVERHANG
 
-CLASS_INDEX = {name: index for index, name in enumerate(CLASSES)}
+_CLASS_INDEX = {name: index for index, name in enumerate(CLASSES)}
 _COLOR_INDEX = {name: index for index, name in enumerate(COLORS)}
 
 
@@ -45,7 +45,7 @@ def render_array(scene: Scene) -> np.ndarray:
 def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int, size: str, side: int) -> None:
     """Paint into `canvas` the sticker number `layer` of every scene that has it in this size."""
     rows = [
-        (index, CLASS_INDEX[sticker.name], _COLOR_INDEX[sticker.color], sticker.x, sticker.y)
+        (index, _CLASS_INDEX[sticker.name], _COLOR_INDEX[sticker.color], sticker.x, sticker.y)
         for index, scene in enumerate(scenes)
         if layer < len(scene.stickers) and (sticker := scene.stickers[layer]).size == size
     ]
@@ -53,11 +53,11 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
         return
     table = torch.tensor(rows, dtype=torch.float64)
     where, name, color = table[:, :3].long().unbind(1)
-    corner = (table[:, 3:] - side / 2).clamp(-OVERHANG + 1, CANVAS) + OVERHANG  # centres far outside stay outside
+    corner = (table[:, 3:] - side / 2).clamp(-OVERHANG + 1, CANVAS) + OVERHANG  # centers far outside stay outside
     whole = corner.floor()
     right, down = (corner - whole).to(canvas.dtype).to(canvas.device).unbind(1)
     start = ((where * PADDED + whole[:, 1].long()) * PADDED + whole[:, 0].long()).to(canvas.device)
-    alpha = _between(_padded_masks(side, canvas.device)[name.to(canvas.device)], right, down)
+    alpha = _shifted(_padded_masks(side, canvas.device)[name.to(canvas.device)], right, down)
     span = torch.arange(side + 1, device=canvas.device)
     pixels = (start[:, None, None] + span[:, None] * PADDED + span).flatten()
     alpha = alpha.reshape(-1, 1)
@@ -65,7 +65,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
     canvas[pixels] = torch.lerp(canvas[pixels], ink, alpha)
 
 
-def _between(
+def _shifted(
     masks: Float[Tensor, "sticker side2 side2"], right: Float[Tensor, " sticker"], down: Float[Tensor, " sticker"]
 ) -> Float[Tensor, "sticker side1 side1"]:
     """Shift masks that are padded by a pixel all round by a fraction of a pixel to the right and down."""

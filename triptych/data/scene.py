@@ -196,7 +196,7 @@ def size_holds(sticker: Sticker, size: str, spec: Spec, groups: Sequence[Sequenc
 
 
 def clearance(relation: str, sticker: Sticker, others: Sequence[Sticker]) -> float:
-    """How far a sticker lies beyond the farthest of one or more others, in px; the relation holds above POSITION_BAND."""
+    """How far a sticker lies beyond the farthest of some others, in px; above POSITION_BAND the relation holds."""
     return reach(relation, [(sticker.x, sticker.y)], [(other.x, other.y) for other in others])
 
 

@@ -1,11 +1,8 @@
-"""What each of the 80 classes looks like: a glyph of the icon font, or a few bold strokes.
+"""The 80 sticker classes and 10 colors, and the silhouette of each class as an alpha mask of any size.
 
-Most are glyphs of the Material Design Icons font (see NOTICE). Where no glyph shows the thing clearly, or two glyphs
-are too alike at 24 px, the silhouette is composed in the font's own units: a square of 24 x 24, x to the right, y down.
-
-Eighty silhouettes and ten colours: all that the small world is made of.
-
-`shapes.py` says what each class looks like; here the shapes become alpha masks of any size.
+Most silhouettes are glyphs of the Material Design Icons font (see NOTICE). Where no glyph shows the thing clearly, or
+two glyphs are too alike at 24 px, the silhouette is composed of a few bold shapes in the font's own units: a square of
+24 x 24, x to the right, y down. Classes and colors are those of GenEval and GenEval++.
 """
 
 from __future__ import annotations
@@ -21,11 +18,25 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-GRID = 24  # units of a drawing's side, as in the font
+GRID = 24  # units of a silhouette's side, as in the font
+DETAIL = 16  # pixels per unit before a silhouette is scaled down: enough for smooth edges at any sticker size
 
-# A stroke is (kind, numbers...): disc cx cy rx ry; box x0 y0 x1 y1 radius; poly x y x y ...; line width x y x y ...
-# with round ends. A kind ending in "-" cuts the same shape out. ("glyph", name) stamps a glyph of the font.
-Stroke = tuple[str | float, ...]
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 26, 34),
+    "orange": (250, 128, 14),
+    "yellow": (252, 220, 28),
+    "green": (30, 146, 56),
+    "blue": (26, 84, 214),
+    "purple": (122, 36, 166),
+    "pink": (250, 132, 190),
+    "brown": (122, 68, 24),
+    "black": (16, 16, 18),
+    "white": (255, 255, 255),
+}
+
+# A shape is (kind, numbers...): disc cx cy rx ry; box x0 y0 x1 y1 radius; poly x y x y ...; line width x y x y ... with
+# round ends. A kind ending in "-" cuts the same shape out. ("glyph", name) stamps a glyph of the font.
+Shape = tuple[str | float, ...]
 
 GLYPHS: dict[str, str] = {
     "airplane": "airplane",
@@ -77,7 +88,7 @@ GLYPHS: dict[str, str] = {
     "wine glass": "glass_wine",
 }
 
-COMPOSED: dict[str, tuple[Stroke, ...]] = {
+COMPOSED: dict[str, tuple[Shape, ...]] = {
     "banana": (("disc", 11, 8, 11, 12), ("disc-", 8, 4, 11.5, 11), ("line", 2.6, 20.5, 2.2, 20.3, 6)),
     "bear": (
         ("disc", 10, 11, 9, 5.6),
@@ -330,48 +341,33 @@ COMPOSED: dict[str, tuple[Stroke, ...]] = {
     ),
 }
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 26, 34),
-    "orange": (250, 128, 14),
-    "yellow": (252, 220, 28),
-    "green": (30, 146, 56),
-    "blue": (26, 84, 214),
-    "purple": (122, 36, 166),
-    "pink": (250, 132, 190),
-    "brown": (122, 68, 24),
-    "black": (16, 16, 18),
-    "white": (255, 255, 255),
-}
-
-DETAIL = 16  # pixels per unit before a silhouette is scaled down: enough for smooth edges at any sticker size
-
 CLASSES: tuple[str, ...] = tuple(sorted(GLYPHS.keys() | COMPOSED.keys()))
 
 
 @lru_cache(maxsize=8)
 def silhouettes(side: int) -> Float[Tensor, "80 side side"]:
-    """Alpha masks in [0, 1] in the order of `CLASSES`; each fills the box with its longer side and is centred.
+    """Alpha masks in [0, 1] in the order of `CLASSES`; each fills the box with its longer side and is centered.
 
     The tensor is cached and shared: do not write into it.
     """
-    return torch.from_numpy(np.stack([_scaled(_ink(name), side) for name in CLASSES]))
+    return torch.from_numpy(np.stack([_scaled(_silhouette(name), side) for name in CLASSES]))
 
 
-def _scaled(ink: Image.Image, side: int) -> np.ndarray:
-    width, height = ink.size
+def _scaled(image: Image.Image, side: int) -> np.ndarray:
+    width, height = image.size
     longer = max(width, height)
     square = Image.new("L", (longer, longer))
-    square.paste(ink, ((longer - width) // 2, (longer - height) // 2))
+    square.paste(image, ((longer - width) // 2, (longer - height) // 2))
     return np.asarray(square.resize((side, side), Image.Resampling.BOX), np.float32) / 255
 
 
 @lru_cache(maxsize=len(CLASSES))
-def _ink(name: str) -> Image.Image:
+def _silhouette(name: str) -> Image.Image:
     """The silhouette in full detail, cropped to its ink."""
-    strokes = COMPOSED.get(name) or (("glyph", GLYPHS[name]),)
+    shapes = COMPOSED.get(name) or (("glyph", GLYPHS[name]),)
     image = Image.new("L", (GRID * DETAIL, GRID * DETAIL))
     pen = ImageDraw.Draw(image)
-    for kind, *numbers in strokes:
+    for kind, *numbers in shapes:
         _draw(pen, str(kind), numbers)
     return image.crop(image.getbbox())
 
@@ -397,7 +393,7 @@ def _draw(pen: ImageDraw.ImageDraw, kind: str, numbers: list) -> None:
             for x, y in zip(path[::2], path[1::2], strict=True):
                 pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=fill)
         case _:
-            raise ValueError(f"stroke {kind!r}: expected glyph, disc, box, poly or line")
+            raise ValueError(f"shape {kind!r}: expected glyph, disc, box, poly or line")
 
 
 @lru_cache(maxsize=1)
