@@ -8,7 +8,7 @@ a picture. Pixels are uint8 RGB, height by width by 3.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What the model said. `tokens [time] int64` from the first sampled token to the end token included;
+    """A text that was sampled. `tokens [time] int64` from the first sampled token to the end token included;
     `logprobs [time] float32` under the distribution that each token was really drawn from."""
 
     text: str
@@ -107,10 +107,10 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class SDESteps:
-    """The stochastic steps of one drawing, as FlowGRPO re-scores them: float32, never rounded.
+    """The SDE steps of one drawing, as FlowGRPO re-scores them: float32, never rounded.
 
-    `before`, `after` `[stroke patch latent]`; `time`, `dt`, `logprob` `[stroke]`; `index [stroke]` is the step number.
-    `mean [stroke patch latent]` is that of the Gaussian from which `after` was drawn.
+    `before`, `after` `[step patch latent]`; `time`, `dt`, `logprob` `[step]`; `index [step]` is the number of the flow
+    step. `mean [step patch latent]` is that of the Gaussian from which `after` was drawn.
     """
 
     before: np.ndarray
@@ -124,10 +124,10 @@ class SDESteps:
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A picture `[height width 3] uint8`, and its stochastic steps where `Sampling` asked to keep them."""
+    """An image `[height width 3] uint8`, and its SDE steps where `Sampling.sde_indices` has any."""
 
     image: np.ndarray
-    strokes: SDESteps | None = None
+    sde_steps: SDESteps | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +147,13 @@ class Verdict:
     score: float
     passed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+
+    def to_record(self) -> dict[str, Any]:
+        return {"score": self.score, "passed": list(self.passed), "failed": list(self.failed)}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Verdict:
+        return Verdict(record["score"], tuple(record["passed"]), tuple(record["failed"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +199,8 @@ class Trace:
         OutputError if the folder exists or cannot be written.
         """
         with new_folder(folder) as part:
-            if self.prompt.image is not None:
-                Image.fromarray(self.prompt.image).save(part / "input.png")
-            for index, turn in enumerate(self.turns):
-                if turn.drew is not None:
-                    Image.fromarray(turn.drew.image).save(part / f"turn-{index}.png")
+            for name, image in self.named_images().items():
+                Image.fromarray(image).save(part / name)
             if self.image is not None:
                 Image.fromarray(self.image).save(part / "final.png")
             write_json(part / "trace.json", {**self.to_record(), **(extra or {})})
@@ -217,20 +221,30 @@ class Trace:
             "turns": [_turn_record(index, turn) for index, turn in enumerate(self.turns)],
         }
 
+    def named_images(self) -> dict[str, np.ndarray]:
+        """The pictures by the names that `to_record` refers to: "input.png", "turn-0.png", ..."""
+        drawn = [(f"turn-{index}.png", turn.drew) for index, turn in enumerate(self.turns)]
+        given = {} if self.prompt.image is None else {"input.png": self.prompt.image}
+        return given | {name: drew.image for name, drew in drawn if drew is not None}
+
     @staticmethod
-    def load(folder: Path) -> Trace:
-        """Read a trace folder. Strokes are training data and are not kept in it."""
-        folder = Path(folder)
-        record = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
+    def from_record(record: Mapping[str, Any], read_image: Callable[[str], np.ndarray]) -> Trace:
+        """Undo `to_record`; `read_image` returns the pixels of a name of `named_images`. SDE steps are not kept."""
         spec = record["spec"]
         prompt = Prompt(
             text=record["prompt"],
             spec=None if spec is None else Spec.from_metadata(spec),
-            image=None if record["input"] is None else _pixels(folder / record["input"]),
+            image=None if record["input"] is None else read_image(record["input"]),
             source=record["source"],
         )
-        turns = tuple(_turn_from_record(turn, folder) for turn in record["turns"])
+        turns = tuple(_turn_from_record(turn, read_image) for turn in record["turns"])
         return Trace(prompt=prompt, turns=turns, seed=record["seed"])
+
+    @staticmethod
+    def load(folder: Path) -> Trace:
+        """Read a trace folder."""
+        record = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))
+        return Trace.from_record(record, lambda name: _pixels(Path(folder) / name))
 
 
 def _turn_record(index: int, turn: Turn) -> dict[str, Any]:
@@ -245,12 +259,12 @@ def _turn_record(index: int, turn: Turn) -> dict[str, Any]:
     }
 
 
-def _turn_from_record(record: Mapping[str, Any], folder: Path) -> Turn:
+def _turn_from_record(record: Mapping[str, Any], read_image: Callable[[str], np.ndarray]) -> Turn:
     said = None
     if record["said"] is not None:
         tokens, logprobs = np.asarray(record["tokens"], np.int64), np.asarray(record["logprobs"], np.float32)
         said = Completion(record["said"], tokens, logprobs)
-    drew = None if record["drew"] is None else Drawing(_pixels(folder / record["drew"]))
+    drew = None if record["drew"] is None else Drawing(read_image(record["drew"]))
     return Turn(said=said, drew=drew, instruction=record["instruction"], seconds=record["seconds"])
 
 

@@ -87,4 +87,4 @@ def test_what_is_measured_is_sound(config):
     narrowed = bench_training.narrow(config, 2, 1, 2)
     narrowed.check()
     stages = (narrowed.reason, narrowed.refine)
-    assert all(part.rate == 0 for stage in stages for part in (stage.text, stage.picture))
+    assert all(part.lr == 0 for stage in stages for part in (stage.text, stage.picture))

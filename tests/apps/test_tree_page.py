@@ -24,8 +24,8 @@ PROMPTS = StickerPrompts(0)
 def tree() -> list[Step]:
     """Two prompts of three siblings with a mistake each, and what becomes of the first of each."""
     policy, judge = ScriptedPolicy(mistakes=1), WorldJudge()
-    first = StageRollout(DEBUG.reason, DEBUG.reason.sampling, DEBUG.reward)
-    later = StageRollout(DEBUG.refine, DEBUG.refine.sampling, DEBUG.reward)
+    first = StageRollout(DEBUG.reason, DEBUG.reason.sampling.resolve(), DEBUG.reward)
+    later = StageRollout(DEBUG.refine, DEBUG.refine.sampling.resolve(), DEBUG.reward)
     groups = tuple(expand(policy, judge, [root(PROMPTS(0)), root(PROMPTS(1))], first, 0))
     picked = tuple(group.siblings[0] for group in groups)
     again = tuple(expand(policy, judge, picked, later, 1))
@@ -52,7 +52,7 @@ def test_siblings_that_said_the_same_are_one_branch():
     for bough in grown(STEPS, DEBUG):
         said = {node.trace.turns[-1].said.text for node in STEPS[0].groups[bough.number].siblings}
         assert len(bough.branches) == len(said)
-        assert sum(len(branch.leaves) for branch in bough.branches) == DEBUG.reason.width
+        assert sum(len(branch.leaves) for branch in bough.branches) == DEBUG.reason.group_size
 
 
 def test_a_page_holds_all_and_asks_for_nothing():

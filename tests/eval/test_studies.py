@@ -12,7 +12,7 @@ from triptych.errors import ConfigError, OutputError
 from triptych.eval import studies
 from triptych.eval.benchmark import run
 from triptych.eval.studies import TrainingRun, curve, grouped, name_of, smooth
-from triptych.eval.suites import rehearsal
+from triptych.eval.suites import dev_set
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.rl.config import TreeConfig
 from triptych.rl.recipes import RECIPES, SKETCH_RL
@@ -65,13 +65,13 @@ def test_steps_that_begin_at_a_prompt_make_the_curve(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_known_by_its_settings_alone(recipe):
-    config = replace(RECIPES[recipe][0], seed=7, steps=3, samples=99, every=1)
+    config = replace(RECIPES[recipe][0], seed=7, steps=3, samples=99, save_every=1)
     assert name_of(json.loads(json.dumps(asdict(config)))) == studies.TITLES.get(recipe, recipe)
 
 
 def test_settings_of_no_recipe_are_named_by_their_kind():
     named = [
-        name_of(asdict(replace(SKETCH_RL, norm=0.5, tree=tree)))
+        name_of(asdict(replace(SKETCH_RL, max_grad_norm=0.5, tree=tree)))
         for tree in (TreeConfig(), TreeConfig(depth=0), TreeConfig(kind="trajectory"))
     ]
     assert named == ["Tree-RL, own settings", "Reason only, own settings", "full trajectory, own settings"]
@@ -79,9 +79,9 @@ def test_settings_of_no_recipe_are_named_by_their_kind():
 
 def test_runs_are_one_curve_only_if_nothing_but_the_seed_differs(tmp_path):
     seeds = [folder(tmp_path / str(seed), replace(SKETCH_RL, seed=seed)) for seed in (0, 1)]
-    other = folder(tmp_path / "other", replace(SKETCH_RL, norm=0.5))
+    other = folder(tmp_path / "other", replace(SKETCH_RL, max_grad_norm=0.5))
     assert {name: len(runs) for name, runs in grouped(map(TrainingRun.read, seeds)).items()} == {"Tree-RL": 2}
-    with pytest.raises(ConfigError, match="norm"):
+    with pytest.raises(ConfigError, match="max_grad_norm"):
         grouped([TrainingRun.read(seeds[0], "mine"), TrainingRun.read(other, "mine")])
     with pytest.raises(ConfigError, match="seed 0"):
         grouped([TrainingRun.read(seeds[0]), TrainingRun.read(seeds[0])])
@@ -100,7 +100,7 @@ def test_what_was_not_measured_is_said(tmp_path):
 
 
 def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
-    benchmark, judge = rehearsal().thinned(3), WorldJudge()
+    benchmark, judge = dev_set().thinned(3), WorldJudge()
     list(run(benchmark, ScriptedPolicy(mistakes=1), judge, 1, out=tmp_path / "plan"))
     list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
     (lines,) = studies.paper_table([("lessons", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
@@ -112,7 +112,7 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
     }
     assert [line.title for line in lines] == [slot[0] for slot in studies.SLOTS]
     assert "R3, planned, <= 4 turns: not measured" in studies.missing(lines)
-    assert "| R3, at once, <= 4 turns | - |" in studies.markdown("rehearsal", lines)
+    assert "| R3, at once, <= 4 turns | - |" in studies.markdown("dev-set", lines)
     (lines,) = studies.paper_table([("mine", tmp_path / "plan")]).values()
     assert [line.title for line in lines] == ["mine, <= 0 turns", "mine, <= 1 turns"]
     with pytest.raises(ConfigError, match="both"):
@@ -120,7 +120,7 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
 
 
 def test_runs_that_cannot_be_compared_are_in_no_table(tmp_path):
-    benchmark, judge = rehearsal().thinned(2), WorldJudge()
+    benchmark, judge = dev_set().thinned(2), WorldJudge()
     for seed in (0, 1):
         list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, (seed,), out=tmp_path / str(seed)))
     with pytest.raises(ConfigError, match="seeds"):

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.model.config import SKETCH_SAMPLING
 from triptych.rewards.rewards import Reward
 from triptych.rl.advantages import balanced, group_advantages, image_sample, loss_rows, text_sample
 from triptych.rl.config import PictureConfig, StageConfig, TextConfig
 from triptych.rl.tree import Group, Node
 from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Turn, Verdict
 
-STAGE = StageConfig(sampling=SKETCH_SAMPLING, text=TextConfig(kl=0.0), picture=PictureConfig(kl=0.0))
+STAGE = StageConfig(text=TextConfig(kl_coef=0.0), picture=PictureConfig(kl_coef=0.0))
 PARENT = Trace(Prompt("a cat")) + Turn(None, Drawing(np.zeros((2, 2, 3), np.uint8)))
 
 
@@ -46,15 +45,15 @@ def test_rows_that_teach_nothing_are_counted_and_not_scored():
     made = loss_rows(groups, [group_advantages(one, STAGE) for one in groups], STAGE)
     assert made.utterances == () and made.tokens == 11
     assert len(made.paintings) == 2 and made.strokes == 4
-    with_kl = replace(STAGE, text=TextConfig(kl=0.1))
+    with_kl = replace(STAGE, text=TextConfig(kl_coef=0.1))
     assert len(loss_rows(groups, [group_advantages(one, with_kl) for one in groups], with_kl).utterances) == 3
 
 
 def test_parts_that_do_not_learn_bring_nothing():
     groups = [group(node(1, 0.5), node(0, 0.1))]
     for stage, texts, pictures in (
-        (replace(STAGE, text=replace(STAGE.text, on=False)), 0, 2),
-        (replace(STAGE, picture=replace(STAGE.picture, on=False)), 2, 0),
+        (replace(STAGE, text=replace(STAGE.text, train=False)), 0, 2),
+        (replace(STAGE, picture=replace(STAGE.picture, train=False)), 2, 0),
     ):
         found = [group_advantages(one, stage) for one in groups]
         made = loss_rows(groups, found, stage)
@@ -64,7 +63,7 @@ def test_parts_that_do_not_learn_bring_nothing():
 
 
 def test_pictures_can_be_compared_among_those_that_were_told_the_same():
-    told = replace(STAGE, picture=replace(STAGE.picture, baseline="told"))
+    told = replace(STAGE, picture=replace(STAGE.picture, baseline="same-text"))
     rows = group(node(0, 1.0, "add"), node(0, 0.0, "add"), node(0, 9.0, "remove"), node(0, 5.0, None))
     assert group_advantages(rows, told).picture.tolist() == pytest.approx([0.5, -0.5, 0, 0])
     assert float(group_advantages(rows, STAGE).picture[2]) > 5

@@ -72,28 +72,28 @@ def test_a13_a_large_kl_of_words_is_kept(gap):
 @pytest.mark.parametrize("kind", ["text", "picture"])
 def test_a13_an_update_pays_for_its_kl_whatever_its_size(kind):
     """Without rewards the loss is the weight of the KL times the KL, above 10 too."""
-    parts = {"text": TextConfig(kl=0.5), "picture": PictureConfig(kl=0.5)}
-    stage = replace(DEBUG.reason, updates=1, **parts)
-    learner = Learner(tiny(), replace(DEBUG, reason=stage, reference="frozen", average=0.0))
+    parts = {"text": TextConfig(kl_coef=0.5), "picture": PictureConfig(kl_coef=0.5)}
+    stage = replace(DEBUG.reason, inner_epochs=1, **parts)
+    learner = Learner(tiny(), replace(DEBUG, reason=stage, reference="frozen", ema_decay=0.0))
     assert learner.first is not None
     for name, far in (("language_model.lm_head.weight", 20.0), ("llm2vae.weight", 400.0)):
         learner.first[name] = learner.first[name] * far  # a reference that has nothing in common with the policy
-    sampling, bagel = stage.sampled(stage.sampling.draw_points, 0), learner.bagel
+    sampling, bagel = stage.sampling.resolve(stage.sample_sde_indices(0)), learner.bagel
     with learner.precision():
         said = bagel.plan(ASKED, sampling, [1, 2])
         drawn = bagel.draw(ASKED, [None, None], sampling, [3, 4], [5, 6])
     told = tuple(TextSample(text, None, one) for text, one in zip(ASKED, said, strict=True))
     painted = tuple(
-        ImageSample(text, None, None, one.strokes) for text, one in zip(ASKED, drawn, strict=True) if one.strokes
+        ImageSample(text, None, None, one.sde_steps) for text, one in zip(ASKED, drawn, strict=True) if one.sde_steps
     )
     told, painted = (told, ()) if kind == "text" else ((), painted)
-    sizes = sum(len(one.said.tokens) for one in told), sum(len(one.strokes.time) for one in painted)
+    sizes = sum(len(one.completion.tokens) for one in told), sum(len(one.sde_steps.time) for one in painted)
     batch = LossRows(told, torch.zeros(len(told)), painted, torch.zeros(len(painted)), *sizes)
     metrics, finite = learner.update([StageBatch("reason", stage, sampling, batch)], 0, Timer())
-    divergence = metrics["text_kl" if kind == "text" else "stroke_kl"]
-    assert finite and divergence > 10 and metrics["norm"] > 0
+    divergence = metrics["text_kl" if kind == "text" else "sde_kl"]
+    assert finite and divergence > 10 and metrics["grad_norm"] > 0
     part = stage.text if kind == "text" else stage.picture
-    assert metrics["loss"] == pytest.approx(part.weight * part.kl * divergence, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(part.kl_coef * divergence, rel=1e-4)
 
 
 def forbidden() -> dict[int, list[str]]:

@@ -24,11 +24,11 @@ PROMPTS = [Prompt("a photo of three clocks"), Prompt("a photo of a red cat and a
 
 def short(stage: StageConfig) -> StageConfig:
     """A stage of the 7B recipe for a tiny model: its steps, guidance, filter and noise, in fewer steps and tokens."""
-    picture = replace(stage.picture, window=2)
-    return replace(stage, picture=picture, sampling=replace(stage.sampling, max_plan=5, max_reflection=5))
+    picture = replace(stage.picture, sde_window=2)
+    return replace(stage, picture=picture, sampling=replace(stage.sampling, max_tokens=5))
 
 
-RELEASE = replace(RELEASE_7B, micro=16, reason=short(RELEASE_7B.reason), refine=short(RELEASE_7B.refine))
+RELEASE = replace(RELEASE_7B, micro_batch_size=16, reason=short(RELEASE_7B.reason), refine=short(RELEASE_7B.refine))
 # Pictures of 64 pixels, 1,024 numbers: rounding averages out over them, as it does over the 65,536 of BAGEL.
 SIDE = {"image_size": (64, 64), "vae_resize": Resize(64, 64, 16), "vit_resize": Resize(64, 64, 16)}
 
@@ -49,12 +49,12 @@ class Policy(Bagel):
     def other(self, sampling):
         return replace(sampling, **self.changes)
 
-    def score_text(self, told, sampling):
-        return super().score_text(told, self.other(sampling))
+    def text_logprobs(self, told, sampling):
+        return super().text_logprobs(told, self.other(sampling))
 
-    def score_strokes(self, painted, sampling):
+    def sde_logprobs(self, painted, sampling):
         honest = self.step_number is not None and self.step_number not in sampling.sde_indices
-        return super().score_strokes(painted, sampling if honest else self.other(sampling))
+        return super().sde_logprobs(painted, sampling if honest else self.other(sampling))
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -71,10 +71,10 @@ class RoundedRecord(Policy):
         return [self.cast(one) for one in super().edit(*arguments, **named)]
 
     def cast(self, one):
-        if one.strokes is None:
+        if one.sde_steps is None:
             return one
-        states = {"before": rounded(one.strokes.before), "after": rounded(one.strokes.after)}
-        return replace(one, strokes=replace(one.strokes, **states))
+        states = {"before": rounded(one.sde_steps.before), "after": rounded(one.sde_steps.after)}
+        return replace(one, strokes=replace(one.sde_steps, **states))
 
 
 class RoundedScore(Policy):
@@ -82,12 +82,12 @@ class RoundedScore(Policy):
 
     part = "before"
 
-    def score_strokes(self, painted, sampling):
+    def sde_logprobs(self, painted, sampling):
         rows = [
-            replace(one, strokes=replace(one.strokes, **{self.part: rounded(getattr(one.strokes, self.part))}))
+            replace(one, strokes=replace(one.sde_steps, **{self.part: rounded(getattr(one.sde_steps, self.part))}))
             for one in painted
         ]
-        return super().score_strokes(rows, sampling)
+        return super().sde_logprobs(rows, sampling)
 
 
 class RoundedEnd(RoundedScore):
@@ -113,7 +113,7 @@ FLOAT32 = replace(RELEASE, compute="float32", limits=Limits())
 
 
 def quick(stage: StageConfig) -> StageConfig:
-    return replace(stage, sampling=replace(stage.sampling, draw_points=4, edit_points=4))
+    return replace(stage, sampling=replace(stage.sampling, points=4))
 
 
 QUICK = replace(FLOAT32, reason=quick(FLOAT32.reason), refine=quick(FLOAT32.refine))
@@ -168,15 +168,15 @@ def test_other_settings_are_caught_where_they_act(policy, stages, kind):
 
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_every_step_that_the_recipe_can_choose_is_checked(step):
-    config = replace(QUICK, reason=replace(QUICK.reason, picture=replace(QUICK.reason.picture, window=0)))
+    config = replace(QUICK, reason=replace(QUICK.reason, picture=replace(QUICK.reason.picture, sde_window=0)))
     stages = {stage for stage, _ in found(Policy(step, eta_draw=0.8, eta_edit=0.8), config)}
     assert stages == ({"reason"} if step == 2 else {"reason", "refine"})
 
 
 @pytest.mark.parametrize(("window", "strokes", "points"), [(0, 1, 16), (4, 1, 13), (4, 3, 13), (4, 2, 3), (5, 9, 21)])
 def test_index_sets_hold_all_that_is_ever_sampled(window, strokes, points):
-    stage = replace(DEBUG.reason, picture=replace(DEBUG.reason.picture, window=window, strokes=strokes))
-    sets, drawn = stage.index_sets(points), [stage.sampled(points, seed).sde_indices for seed in range(200)]
+    stage = replace(DEBUG.reason, picture=replace(DEBUG.reason.picture, sde_window=window, num_sde_steps=strokes))
+    sets, drawn = stage.sde_index_sets(), [stage.sample_sde_indices(seed) for seed in range(200)]
     assert {index for one in sets for index in one} == {index for one in drawn for index in one}
     assert {len(one) for one in sets} == {len(one) for one in drawn}
     assert max(max(one) for one in sets) == min(window or points - 1, points - 1) - 1
@@ -217,7 +217,7 @@ def test_several_prompts_are_checked_and_copies_are_interleaved():
 def test_rollouts_with_and_without_a_plan_are_checked_where_there_may_be_either():
     for plans, drawn, planned in ((0.0, 2, []), (1.0, 2, [0, 1]), (0.5, 4, [2, 3])):
         policy = Listening()
-        config = replace(QUICK, reason=replace(QUICK.reason, plans=plans), tree=TreeConfig(depth=0))
+        config = replace(QUICK, reason=replace(QUICK.reason, plan_share=plans), tree=TreeConfig(depth=0))
         logprob_check.mismatches(policy, PROMPTS, config, seed=1)
         assert (len(policy.drawn), policy.planned) == (drawn, planned)
 
@@ -246,14 +246,14 @@ def test_only_what_will_be_trained_is_looked_at():
 class Numb(Policy):
     """The SDE steps of one prompt score nothing that is a number."""
 
-    def score_strokes(self, painted, sampling):
-        pairs = zip(painted, super().score_strokes(painted, sampling), strict=True)
+    def sde_logprobs(self, painted, sampling):
+        pairs = zip(painted, super().sde_logprobs(painted, sampling), strict=True)
         return [replace(s, logprob=s.logprob * float("nan")) if p.text == PROMPTS[0].text else s for p, s in pairs]
 
 
 @pytest.mark.parametrize("micro", [1, 3, 32])
 def test_rows_are_compared_in_parts_and_none_is_lost(micro):
-    config = replace(QUICK, micro=micro, tree=TreeConfig(depth=0))
+    config = replace(QUICK, micro_batch_size=micro, tree=TreeConfig(depth=0))
     whole, parts = (
         logprob_check.mismatches(Policy(temperature=0.8), PROMPTS, one, 1)["reason"] for one in (QUICK, config)
     )

@@ -26,8 +26,8 @@ from triptych.sft import checkpoint
 peft = pytest.importorskip("peft")
 PROMPTS = StickerPrompts(0)
 SMALL = LoraConfig(rank=2, alpha=4)
-LORA = replace(DEBUG, lora=SMALL, reference="adapter", average=0.0)
-SAMPLING = DEBUG.reason.sampled(DEBUG.reason.sampling.draw_points, 0)
+LORA = replace(DEBUG, lora=SMALL, reference="adapter", ema_decay=0.0)
+SAMPLING = DEBUG.reason.sampling.resolve(DEBUG.reason.sample_sde_indices(0))
 
 
 def adapted(lora: LoraConfig = SMALL, size: float = 0.3) -> Bagel:
@@ -51,7 +51,9 @@ def sampled(bagel: Bagel) -> tuple[list[TextSample], list[ImageSample]]:
     plans = bagel.plan(texts, SAMPLING, [0, 1, 2])
     drawn = bagel.draw(texts, plans, SAMPLING, [5, 6, 7], [0, 1, 2])
     told = [TextSample(text, None, plan) for text, plan in zip(texts, plans, strict=True)]
-    painted = [ImageSample(text, plan, None, one.strokes) for text, plan, one in zip(texts, plans, drawn, strict=True)]
+    painted = [
+        ImageSample(text, plan, None, one.sde_steps) for text, plan, one in zip(texts, plans, drawn, strict=True)
+    ]
     return told, painted
 
 
@@ -59,8 +61,8 @@ def sampled(bagel: Bagel) -> tuple[list[TextSample], list[ImageSample]]:
 def scores(bagel: Bagel) -> torch.Tensor:
     """What a model thinks of the same texts and strokes, as one row of numbers."""
     told, painted = sampled(tiny())
-    strokes = torch.cat([one.mean.flatten() for one in bagel.score_strokes(painted, SAMPLING)])
-    return torch.cat([bagel.score_text(told, SAMPLING).logprob.flatten(), strokes])
+    strokes = torch.cat([one.mean.flatten() for one in bagel.sde_logprobs(painted, SAMPLING)])
+    return torch.cat([bagel.text_logprobs(told, SAMPLING).logprob.flatten(), strokes])
 
 
 def run(config: TrainConfig, out=None) -> tuple[Bagel, list[Step]]:
@@ -71,7 +73,7 @@ def run(config: TrainConfig, out=None) -> tuple[Bagel, list[Step]]:
 def rated(config: TrainConfig, rate: float) -> TrainConfig:
     """The same with this learning rate everywhere."""
     stages = {
-        name: replace(stage, text=replace(stage.text, rate=rate), picture=replace(stage.picture, rate=rate))
+        name: replace(stage, text=replace(stage.text, lr=rate), picture=replace(stage.picture, lr=rate))
         for name, stage in (("reason", config.reason), ("refine", config.refine))
     }
     return replace(config, **stages)
@@ -159,7 +161,7 @@ def test_weights_in_half_precision_wear_adapters_in_full():
     assert bagel.language_model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
     learner.graduate()
     assert all(torch.equal(tensor, first[name]) for name, tensor in bagel.state_dict().items())
-    half = replace(LORA, compute="bfloat16", limits=BFLOAT16_LIMITS)
+    half = replace(LORA, dtype="bfloat16", limits=BFLOAT16_LIMITS)
     steps = list(train(bagel, PROMPTS, BrightnessJudge(), rated(half, 0.1)))
     assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
     moved = {name for name, tensor in bagel.state_dict().items() if not torch.equal(tensor, first[name])}
@@ -173,8 +175,8 @@ def test_training_moves_the_chosen_adapters_and_nothing_else(experts, tmp_path):
     stages = {
         name: replace(
             stage,
-            text=replace(stage.text, on=experts != "gen"),
-            picture=replace(stage.picture, on=experts != "und"),
+            text=replace(stage.text, train=experts != "gen"),
+            picture=replace(stage.picture, train=experts != "und"),
         )
         for name, stage in (("reason", DEBUG.reason), ("refine", DEBUG.refine))
     }
@@ -200,11 +202,11 @@ def test_a_model_with_adapters_is_no_start():
 @pytest.mark.parametrize(
     "config",
     [
-        replace(DEBUG, average=0.0),
-        replace(DEBUG, reference="average", average=0.9),
+        replace(DEBUG, ema_decay=0.0),
+        replace(DEBUG, reference="ema", ema_decay=0.9),
         LORA,
         replace(LORA, reference="frozen"),
-        replace(LORA, reference="average", average=0.9),
+        replace(LORA, reference="ema", ema_decay=0.9),
     ],
     ids=["frozen", "average", "adapter", "adapters, frozen", "adapters, average"],
 )
@@ -228,14 +230,14 @@ def test_adapters_that_are_their_own_reference_need_no_copy():
 
 
 def test_kl_is_nothing_at_first_and_the_same_from_either_reference():
-    once = replace(LORA.reason, updates=1, text=replace(LORA.reason.text, rate=1e-2))
-    config = replace(LORA, reason=once, refine=replace(LORA.refine, updates=1), steps=3, warmup=1)
+    once = replace(LORA.reason, inner_epochs=1, text=replace(LORA.reason.text, lr=1e-2))
+    config = replace(LORA, reason=once, refine=replace(LORA.refine, inner_epochs=1), steps=3, warmup_steps=1)
     (_, mine), (_, theirs) = run(config), run(replace(config, reference="frozen"))
-    for name in ("text_kl", "stroke_kl"):
+    for name in ("text_kl", "sde_kl"):
         assert mine[0].metrics[name] == pytest.approx(0, abs=1e-9)
         assert mine[2].metrics[name] > 1e-9
     for one, two in zip(mine, theirs, strict=True):
-        for name in ("text_kl", "stroke_kl"):
+        for name in ("text_kl", "sde_kl"):
             assert one.metrics[name] == pytest.approx(two.metrics[name], rel=1e-4, abs=1e-9)
 
 
@@ -243,12 +245,12 @@ def test_kl_is_nothing_at_first_and_the_same_from_either_reference():
     ("config", "message"),
     [
         (replace(DEBUG, reference="adapter"), "--lora.rank"),
-        (replace(DEBUG, lora=LoraConfig(rank=-1)), "rank=-1"),
+        (replace(DEBUG, lora=LoraConfig(rank=-1)), "--lora.rank -1"),
         (replace(DEBUG, lora=LoraConfig(rank=2, projections=())), "projections"),
         (replace(LORA, lora=LoraConfig(rank=2, experts="und")), "reason.picture"),
         (replace(LORA, lora=LoraConfig(rank=2, experts="gen")), "reason.text"),
-        (replace(LORA, vision=True), "--no-vision"),
-        (replace(DEBUG, keep=0), "keep=0"),
+        (replace(LORA, train_vision=True), "--no-train-vision"),
+        (replace(DEBUG, keep=0), "--keep 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(config, message):
@@ -257,11 +259,11 @@ def test_settings_that_cannot_work_are_refused(config, message):
 
 
 def test_replayed_words_need_adapters_that_speak():
-    silent = replace(DEBUG.reason, text=replace(DEBUG.reason.text, on=False))
+    silent = replace(DEBUG.reason, text=replace(DEBUG.reason.text, train=False))
     config = replace(
-        DEBUG, reason=silent, refine=silent, lora=LoraConfig(rank=2, experts="gen"), replay=SFTMix(rate=1e-4)
+        DEBUG, reason=silent, refine=silent, lora=LoraConfig(rank=2, experts="gen"), sft_mix=SFTMix(lr=1e-4)
     )
-    with pytest.raises(ConfigError, match="lessons"):
+    with pytest.raises(ConfigError, match="SFT mix"):
         config.check()
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.rl.losses import advantages, clipped, flow_grpo, grpo, has_spread, token_kl
+from triptych.rl.losses import advantages, clipped, flow_grpo, grpo, has_variance, token_kl
 
 rewards_of = st.lists(st.integers(-8, 8).map(lambda eighths: eighths / 8), min_size=2, max_size=12)
 
@@ -20,9 +20,9 @@ def test_every_advantage_case_of_the_kit(shared):
     ours = {
         "training_call_one_round": [advantages(one)],
         "training_call_all_equal": [advantages(torch.tensor(facts["rewards_all_equal"])[:, 0])],
-        "divide_std_one_round": [advantages(one, divide=True)],
+        "divide_std_one_round": [advantages(one, normalize=True)],
         "default_two_rounds": [first, advantages(two[:, 1] - two[:, 0])],
-        "mean_then_std_two_rounds": [first, advantages(two[:, 1], divide=True)],
+        "mean_then_std_two_rounds": [first, advantages(two[:, 1], normalize=True)],
         "no_later_ops_two_rounds": [first, two[:, 1]],
         "scalers_two_rounds": [0.5 * first, advantages(two[:, 1])],
     }
@@ -32,28 +32,28 @@ def test_every_advantage_case_of_the_kit(shared):
 
 
 @given(rewards_of, st.randoms(use_true_random=False), st.booleans())
-def test_a_groups_advantages_add_up_to_nothing(rewards, chance, divide):
+def test_a_groups_advantages_add_up_to_nothing(rewards, chance, normalize):
     """Also where some rows have no picture: they are left out before the mean, and stay at 0.
 
     Forbids c.A14 of the parity kit: rows that are set to 0 after the mean was taken.
     """
     mask = torch.tensor([chance.random() < 0.6 for _ in rewards])
-    found = advantages(torch.tensor(rewards), mask, divide)
+    found = advantages(torch.tensor(rewards), mask, normalize)
     assert float(found.sum()) == pytest.approx(0, abs=1e-4)
     assert (found[~mask] == 0).all()
-    assert bool((found != 0).any()) == has_spread(torch.tensor(rewards), mask)
+    assert bool((found != 0).any()) == has_variance(torch.tensor(rewards), mask)
 
 
 @given(st.floats(-3, 3), st.integers(2, 40), st.booleans())
-def test_rewards_that_are_all_the_same_teach_exactly_nothing(reward, count, divide):
-    assert not advantages(torch.full((count,), reward), divide=divide).any()
+def test_rewards_that_are_all_the_same_teach_exactly_nothing(reward, count, normalize):
+    assert not advantages(torch.full((count,), reward), normalize=normalize).any()
 
 
 @given(rewards_of, st.floats(0.1, 10), st.floats(-5, 5))
 def test_divided_advantages_know_no_unit(rewards, scale, shift):
     rewards = torch.tensor(rewards, dtype=torch.float64)
-    if has_spread(rewards):
-        one, two = advantages(rewards, divide=True), advantages(rewards * scale + shift, divide=True)
+    if has_variance(rewards):
+        one, two = advantages(rewards, normalize=True), advantages(rewards * scale + shift, normalize=True)
         assert torch.allclose(one, two, atol=1e-3)
 
 

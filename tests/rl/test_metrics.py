@@ -9,7 +9,7 @@ import torch
 
 from triptych.rewards.rewards import RewardRule, shape
 from triptych.rl.advantages import GroupAdvantages
-from triptych.rl.metrics import colour_entropy, describe, edge_density
+from triptych.rl.metrics import color_entropy, describe, edge_density
 from triptych.rl.train import Step
 from triptych.rl.train_log import StepLog, step_line
 from triptych.rl.tree import Group, Node
@@ -20,10 +20,10 @@ BOARD = np.where(np.indices((8, 8)).sum(0)[..., None] % 2, 255, 0).repeat(3, axi
 
 
 def test_alarms_know_flat_from_busy():
-    assert edge_density(FLAT) == 0 and colour_entropy(FLAT) == 0
-    assert edge_density(BOARD) == 1 and colour_entropy(BOARD) == pytest.approx(1)
+    assert edge_density(FLAT) == 0 and color_entropy(FLAT) == 0
+    assert edge_density(BOARD) == 1 and color_entropy(BOARD) == pytest.approx(1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    assert 5.9 < colour_entropy(noise) <= 6
+    assert 5.9 < color_entropy(noise) <= 6
 
 
 def refined(before: float, *after: float | None) -> Group:
@@ -45,7 +45,7 @@ def test_refinement_and_stopping_are_told_apart():
     assert found["improved"] == pytest.approx(1 / 4) and found["worsened"] == pytest.approx(2 / 4)
     assert found["stop_precision"] == pytest.approx(2 / 3) and found["stop_recall"] == pytest.approx(2 / 3)
     assert found["stopped"] == pytest.approx(3 / 7) and found["parents_right"] == pytest.approx(3 / 7)
-    assert (found["zero_spread_text"], found["zero_spread_picture"], found["missing"]) == (0, 1, 2)
+    assert (found["zero_std_text"], found["zero_std_picture"], found["missing"]) == (0, 1, 2)
     assert found["edges"] == 1 and found["length"] == found["longest"] == 4 and found["formed"] == 1
 
 

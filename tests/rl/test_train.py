@@ -34,10 +34,11 @@ from triptych.rl.config import (
     TrainConfig,
     TreeConfig,
 )
-from triptych.rl.recipes import DEBUG, RECIPES, lessons_only, picture_only, rewards_alone, text_only, tiny
-from triptych.rl.train import Rollout, Step, _growths, _teachings, train
+from triptych.rl.recipes import DEBUG, RECIPES, picture_only, rewards_only, sft_only, text_only, tiny
+from triptych.rl.train import Rollout, Step, _batches, _stages, train
 from triptych.rl.train_state import TrainState
-from triptych.rl.tree import Group, Node, seed_of
+from triptych.rl.tree import Group, Node
+from triptych.seeds import derive
 from triptych.sft import checkpoint
 from triptych.sft.joint import JointConfig
 from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Turn, Verdict
@@ -71,7 +72,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     "config",
     [
         DEBUG,
-        replace(DEBUG, tree=TreeConfig(depth=2, resample=1), reference="average", seed=3),
+        replace(DEBUG, tree=TreeConfig(depth=2, resample=1), reference="ema", seed=3),
         replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1)),
         replace(DEBUG, lora=LoraConfig(rank=2), reference="adapter"),
     ],
@@ -122,7 +123,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path):
 
 def test_recipes_can_be_compared_on_one_budget_of_samples(tmp_path):
     """A run stops once its samples are used up, and a larger budget goes on from there."""
-    steps = run(replace(DEBUG, steps=9, samples=25, every=9), tmp_path / "run")
+    steps = run(replace(DEBUG, steps=9, samples=25, save_every=9), tmp_path / "run")
     assert steps[-2].metrics["samples"] < 25 <= steps[-1].metrics["samples"]
     more = replace(DEBUG, steps=9, samples=int(steps[-1].metrics["samples"]) + 1)
     assert [step.index for step in run(more, tmp_path / "run", again=True)] == [len(steps)]
@@ -132,28 +133,28 @@ def test_a_run_is_not_mixed_with_another(tmp_path):
     run(replace(DEBUG, steps=1), tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
         run(DEBUG, tmp_path / "run")
-    with pytest.raises(ConfigError, match="norm"):
-        run(replace(DEBUG, norm=0.5), tmp_path / "run", again=True)
+    with pytest.raises(ConfigError, match="max_grad_norm"):
+        run(replace(DEBUG, max_grad_norm=0.5), tmp_path / "run", again=True)
     with pytest.raises(ConfigError, match="start"):
         list(train(tiny(seed=1), PROMPTS, BrightnessJudge(), DEBUG, tmp_path / "run", True))
-    run(replace(DEBUG, steps=2, every=9, micro=2), tmp_path / "run", again=True)
+    run(replace(DEBUG, steps=2, save_every=9, micro_batch_size=2), tmp_path / "run", again=True)
 
 
 def test_micro_batches_and_layers_computed_anew_change_nothing_but_memory():
     def weights(**changes) -> torch.Tensor:
         bagel = tiny()
-        list(train(bagel, PROMPTS, BrightnessJudge(), replace(DEBUG, average=0.0, eps=1e-3, **changes)))
+        list(train(bagel, PROMPTS, BrightnessJudge(), replace(DEBUG, ema_decay=0.0, eps=1e-3, **changes)))
         return torch.cat([p.detach().flatten() for p in bagel.parameters()])
 
-    at_once = weights(micro=32)
-    assert torch.allclose(weights(micro=1), at_once, atol=2e-5)
-    assert torch.allclose(weights(micro=32, recompute=True), at_once, atol=2e-5)
+    at_once = weights(micro_batch_size=32)
+    assert torch.allclose(weights(micro_batch_size=1), at_once, atol=2e-5)
+    assert torch.allclose(weights(micro_batch_size=32, gradient_checkpointing=True), at_once, atol=2e-5)
 
 
 def test_drawing_learns_to_please():
     """FlowGRPO on the brightness of a picture makes it brighter, and moves nothing but the gen experts."""
-    stage = replace(DEBUG.reason, parents=2, width=6, plans=0.0)
-    picture = replace(stage.picture, rate=3e-3, kl=0.0, divide=True, window=2)
+    stage = replace(DEBUG.reason, parents=2, group_size=6, plan_share=0.0)
+    picture = replace(stage.picture, lr=3e-3, kl_coef=0.0, normalize_advantages=True, sde_window=2)
     sampling = replace(stage.sampling, text_guidance=1.0)
     config = replace(
         DEBUG, reason=replace(stage, picture=picture, sampling=sampling), tree=TreeConfig(depth=0), steps=30
@@ -166,20 +167,20 @@ def test_drawing_learns_to_please():
         return np.array([one.image.mean() for one in drawn])
 
     untrained = brightness()
-    list(train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0)))
+    list(train(bagel, PROMPTS, BrightnessJudge(), replace(config, ema_decay=0.0)))
     assert (brightness() - untrained).mean() > 0.1  # levels, for the same prompts and noise, none of them trained on
     moved = {name for name, p in bagel.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("_moe_gen" in name or name.startswith(("llm2vae", "vae2llm", "time_")) for name in moved)
 
 
 def test_a_share_of_the_rollouts_draws_without_a_plan():
-    config = replace(DEBUG, reason=replace(DEBUG.reason, plans=0.5), tree=TreeConfig(depth=0), steps=12)
+    config = replace(DEBUG, reason=replace(DEBUG.reason, plan_share=0.5), tree=TreeConfig(depth=0), steps=12)
     planned = [step.metrics["planned"] for step in run(config)]
     assert set(planned) == {0.0, 1.0}
-    often = [config.reason.decided(seed_of(config.seed, step, 4)).plans for step in range(400)]
+    often = [config.reason.sample_variant(derive(config.seed, step, 4)).plan_share for step in range(400)]
     assert 150 < sum(often) < 250
-    with pytest.raises(ConfigError, match=r"--reason\.plans"):
-        replace(DEBUG, reason=replace(DEBUG.reason, plans=1.5)).check()
+    with pytest.raises(ConfigError, match=r"--reason.plan-share"):
+        replace(DEBUG, reason=replace(DEBUG.reason, plan_share=1.5)).check()
 
 
 class Wordy:
@@ -192,9 +193,9 @@ class Wordy:
 
 
 def test_speaking_learns_to_please():
-    text = replace(DEBUG.reason.text, rate=3e-3, kl=0.0)
-    stage = replace(DEBUG.reason, text=text, parents=2, width=8, updates=1)
-    config = text_only(replace(DEBUG, reason=stage, tree=TreeConfig(depth=0), steps=30, average=0.0))
+    text = replace(DEBUG.reason.text, lr=3e-3, kl_coef=0.0)
+    stage = replace(DEBUG.reason, text=text, parents=2, group_size=8, inner_epochs=1)
+    config = text_only(replace(DEBUG, reason=stage, tree=TreeConfig(depth=0), steps=30, ema_decay=0.0))
     scores = [step.metrics["v"] for step in run(config, judge=Wordy())]
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.15
 
@@ -287,7 +288,7 @@ def test_a_score_that_is_no_share_is_a_missing_verdict():
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
-    text = replace(DEBUG.reason.text, kl=float("inf"))
+    text = replace(DEBUG.reason.text, kl_coef=1e300)
     config = replace(DEBUG, steps=9, limits=Limits(bad_steps=2), reason=replace(DEBUG.reason, text=text))
     bagel, seen = tiny(), []
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
@@ -302,11 +303,11 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_stop_the_run():
 
 
 def test_a_chain_whose_edits_are_not_finite_moves_nothing():
-    text = replace(DEBUG.refine.text, kl=float("inf"))
+    text = replace(DEBUG.refine.text, kl_coef=1e300)
     config = replace(DEBUG, steps=1, refine=replace(DEBUG.refine, text=text), tree=TreeConfig(kind="trajectory"))
     bagel = tiny()
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
-    (step,) = train(bagel, PROMPTS, BrightnessJudge(), replace(config, average=0.0))
+    (step,) = train(bagel, PROMPTS, BrightnessJudge(), replace(config, ema_decay=0.0))
     assert step.metrics["skipped"] == 1 and not np.isfinite(step.metrics["loss"])
     assert all(torch.equal(p, before[name]) for name, p in bagel.named_parameters())
 
@@ -321,7 +322,7 @@ class Bored(BrightnessJudge):
 @pytest.mark.parametrize(("resample", "groups"), [(0, 2), (2, 6)])
 def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups):
     step = next(iter(train(tiny(), PROMPTS, Bored(), replace(DEBUG, tree=TreeConfig(resample=resample)))))
-    assert step.metrics["zero_spread_text"] == step.metrics["zero_spread_picture"] == 1
+    assert step.metrics["zero_std_text"] == step.metrics["zero_std_picture"] == 1
     assert len(step.groups) == groups and step.metrics["resampled"] == groups - 2
     assert len({group.parent.trace.prompt.text for group in step.groups}) == groups
 
@@ -332,11 +333,11 @@ def test_groups_without_spread_are_counted_and_can_be_resampled(resample, groups
         (replace(DEBUG, tree=TreeConfig(kind="trajectory")), ["trajectory"] * 3),
         (replace(DEBUG, tree=TreeConfig(depth=0)), ["reason"] * 3),
         (replace(DEBUG, tree=TreeConfig(depth=2)), ["reason", "refine", "refine"]),
-        (replace(DEBUG, tree=TreeConfig(parents="uniform")), ["reason", "refine", "reason"]),
+        (replace(DEBUG, tree=TreeConfig(selection="uniform")), ["reason", "refine", "reason"]),
         (text_only(DEBUG), ["reason", "refine", "reason"]),
         (picture_only(DEBUG), ["reason", "refine", "reason"]),
-        (rewards_alone(DEBUG, 0.0), ["reason", "refine", "reason"]),
-        (replace(DEBUG, compute="bfloat16", limits=BFLOAT16_LIMITS), ["reason", "refine", "reason"]),
+        (rewards_only(DEBUG, 0.0), ["reason", "refine", "reason"]),
+        (replace(DEBUG, dtype="bfloat16", limits=BFLOAT16_LIMITS), ["reason", "refine", "reason"]),
     ],
     ids=["trajectory", "reason-only", "deeper", "uniform", "text-only", "image-only", "no-kl", "bfloat16"],
 )
@@ -345,9 +346,9 @@ def test_every_baseline_is_one_switch(config, stages):
     assert [step.stage for step in steps] == stages
     assert all(np.isfinite(list(step.metrics.values())).all() for step in steps)
     for step in steps:
-        assert ("stroke_ratio" in step.metrics) is config.reason.picture.on
-        assert ("text_ratio" in step.metrics) is config.reason.text.on
-        assert ("text_kl" in step.metrics) is bool(config.reason.text.kl and config.reason.text.on)
+        assert ("sde_ratio" in step.metrics) is config.reason.picture.train
+        assert ("text_ratio" in step.metrics) is config.reason.text.train
+        assert ("text_kl" in step.metrics) is bool(config.reason.text.kl_coef and config.reason.text.train)
     assert steps[-1].metrics["samples"] > steps[0].metrics["samples"]
 
 
@@ -366,15 +367,15 @@ def said(**sampling):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (replace(DEBUG, reason=replace(DEBUG.reason, width=1)), "width=1"),
-        (replace(DEBUG, refine=replace(DEBUG.refine, per_text=2)), "refine.per-text"),
+        (replace(DEBUG, reason=replace(DEBUG.reason, group_size=1)), "group_size=1"),
+        (replace(DEBUG, refine=replace(DEBUG.refine, images_per_text=2)), "refine.per-text"),
         (replace(DEBUG, reason=replace(DEBUG.reason, parents=0)), "parents=0"),
         (replace(DEBUG, reason=StageConfig(text=TextConfig(experts="gen"))), "und"),
-        (replace(DEBUG, tree=TreeConfig(right=2.0)), "right=2.0"),
-        (replace(DEBUG, reference="average", average=0.0), "--average"),
+        (replace(DEBUG, tree=TreeConfig(right_share=2.0)), "right=2.0"),
+        (replace(DEBUG, reference="ema", ema_decay=0.0), "--average"),
         (replace(DEBUG, steps=0), "steps=0"),
-        (replace(DEBUG, replay=SFTMix(rate=-1.0)), "replay.rate=-1.0"),
-        (replace(DEBUG, halved=-3), "halved=-3"),
+        (replace(DEBUG, sft_mix=SFTMix(lr=-1.0)), "replay.lr=-1.0"),
+        (replace(DEBUG, lr_decay_steps=-3), "lr_decay_steps=-3"),
         (said(plan_temperature=0.0), "--reason.sampling.plan-temperature"),
         (said(temperature=0.0), "--reason.sampling.temperature"),
     ],
@@ -388,7 +389,7 @@ def test_greedy_text_beside_plans_that_are_not_is_learnt_from():
     said(temperature=0.0, plan_temperature=1.0).check()
 
 
-def finds(pictures):
+def detects(pictures):
     return [Scene.sample(PROMPTS(0).spec, seed) for seed, _ in enumerate(pictures)]
 
 
@@ -399,32 +400,32 @@ def taught(config: TrainConfig, out: Path, again: bool = False):
     """A run whose pictures are large enough for lessons."""
     bagel, side = tiny(), Resize(96, 96, 16)
     bagel.config = replace(bagel.config, image_size=(96, 96), vae_resize=side, vit_resize=side)
-    return train(bagel, PROMPTS, BrightnessJudge(), config, out, again, find=finds)
+    return train(bagel, PROMPTS, BrightnessJudge(), config, out, again, detect=detects)
 
 
 def test_lessons_beside_rewards_are_exact_too(tmp_path):
     """They hold a share of own pictures, and a run with them resumes as exactly as one without."""
-    config = replace(lessons_only(DEBUG), replay=SFTMix(1e-4, 4, SMALL), steps=2)
+    config = replace(sft_only(DEBUG), sft_mix=SFTMix(1e-4, 4, SMALL), steps=2)
     whole = list(taught(config, tmp_path / "whole"))
-    assert all(step.metrics["replay_loss"] > 0 and "text_ratio" not in step.metrics for step in whole)
+    assert all(step.metrics["sft_loss"] > 0 and "text_ratio" not in step.metrics for step in whole)
     steps = taught(config, tmp_path / "cut")
     next(steps)
     next(steps)  # the first one is saved when the second is asked for
     steps.close()
     list(taught(config, tmp_path / "cut", again=True))
     assert same(newest(tmp_path / "whole"), newest(tmp_path / "cut"))
-    page = sft_mix.sft_rows(config.replay, whole[0].groups, 0, 0, finds)
+    page = sft_mix.sft_rows(config.sft_mix, whole[0].groups, 0, 0, detects)
     assert [one.picture is not None for one in page.groups[1]] == [True, True]
-    assert sft_mix.sft_rows(SFTMix(), whole[0].groups, 0, 0, finds) is None
+    assert sft_mix.sft_rows(SFTMix(), whole[0].groups, 0, 0, detects) is None
 
 
 def test_lessons_do_not_drown_rewards(tmp_path):
     """Their gradients are far longer: in one sum with those of rewards, AdamW would divide by what is not a reward."""
-    once = replace(DEBUG, steps=1, reason=replace(DEBUG.reason, updates=1))
+    once = replace(DEBUG, steps=1, reason=replace(DEBUG.reason, inner_epochs=1))
     alone, beside = tmp_path / "alone", tmp_path / "beside"
     (without,) = taught(once, alone)
-    (step,) = taught(replace(once, replay=SFTMix(1e-4, 4, SMALL)), beside)
-    assert step.metrics["replay_norm"] > step.metrics["norm"] == without.metrics["norm"] > 0
+    (step,) = taught(replace(once, sft_mix=SFTMix(1e-4, 4, SMALL)), beside)
+    assert step.metrics["sft_grad_norm"] > step.metrics["grad_norm"] == without.metrics["grad_norm"] > 0
     with_none, with_both = newest(alone), newest(beside)
     moments = [name for name in with_none if name.startswith("adamw_reason/")]
     assert moments and all(torch.equal(with_none[name], with_both[name]) for name in moments)
@@ -463,9 +464,9 @@ def test_what_a_recipe_samples_is_compared(name):
         group = {"reason": first, "refine": later, "trajectory": whole}[label]
         found = tuple(group_advantages(group, growth.stage) for _, growth, _ in growths)
         for taught in _teachings(Rollout([(group, found)], [group], [], (), 0), growths):
-            says = taught.source == "refine" and taught.stage.text.on
+            says = taught.source == "refine" and taught.stage.text.train
             assert bool(taught.batch.text_gain.any()) is says, (label, taught.source)
-            assert bool(taught.batch.picture_gain.any()) is taught.stage.picture.on, (label, taught.source)
+            assert bool(taught.batch.picture_gain.any()) is taught.stage.picture.train, (label, taught.source)
 
 
 def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):
@@ -477,12 +478,12 @@ def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):
         return plain(self)
 
     def paced(stage: StageConfig, text: float, picture: float) -> StageConfig:
-        parts = {"text": replace(stage.text, rate=text), "picture": replace(stage.picture, rate=picture)}
-        return replace(stage, updates=1, **parts)
+        parts = {"text": replace(stage.text, lr=text), "picture": replace(stage.picture, lr=picture)}
+        return replace(stage, inner_epochs=1, **parts)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     stages = {"reason": paced(DEBUG.reason, 1e-3, 2e-3), "refine": paced(DEBUG.refine, 3e-3, 4e-3)}
-    run(replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1), steps=1, warmup=0, **stages))
+    run(replace(DEBUG, tree=TreeConfig(kind="trajectory", depth=1), steps=1, warmup_steps=0, **stages))
     assert len({optimizer for optimizer, _ in stepped}) == len(stepped) == 2
     assert [found for _, found in stepped] == [pytest.approx([1e-3, 2e-3]), pytest.approx([3e-3, 4e-3])]
 
@@ -498,18 +499,18 @@ def test_every_recipe_of_sketch_starts_from_the_packaged_lessons():
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {"sft-only"}))
 def test_no_stage_of_a_recipe_grows_what_teaches_nothing(name):
     config, _ = RECIPES[name]
-    assert config.reason.speaks or config.reason.picture.on
-    assert config.tree.depth == 0 or config.refine.text.on or config.refine.picture.on
+    assert config.reason.trains_text or config.reason.picture.train
+    assert config.tree.depth == 0 or config.refine.text.train or config.refine.picture.train
 
 
 def test_rates_rise_and_then_fall_as_one_over_time(tmp_path):
-    config = replace(DEBUG, warmup=4, halved=20)
-    assert [config.share(step) for step in (0, 1, 20, 40, 60)] == pytest.approx([0.25, 0.5 / 1.05, 1 / 2, 1 / 3, 1 / 4])
-    assert [replace(config, halved=0).share(step) for step in (0, 3, 4, 1000)] == [0.25, 1, 1, 1]
+    config = replace(DEBUG, warmup_steps=4, lr_decay_steps=20)
+    assert [config.lr_scale(step) for step in (0, 1, 20, 40, 60)] == pytest.approx([0.25, 0.5 / 1.05, 1 / 2, 1 / 3, 1 / 4])
+    assert [replace(config, lr_decay_steps=0.lr_scale(step) for step in (0, 3, 4, 1000)] == [0.25, 1, 1, 1]
     for steps, alike in ((1, True), (2, False)):  # at step 0 nothing has fallen yet
         ends = []
         for halved in (0, 1):
-            run(replace(DEBUG, steps=steps, halved=halved), tmp_path / f"{steps}-{halved}")
+            run(replace(DEBUG, steps=steps, lr_decay_steps=halved), tmp_path / f"{steps}-{halved}")
             ends.append(newest(tmp_path / f"{steps}-{halved}"))
         assert same(*ends) == alike
 
@@ -527,7 +528,7 @@ def test_stages_do_not_drown_one_another(tmp_path):
 
 def test_the_published_average_keeps_little_of_the_first_weights(tmp_path):
     """However long an average is, a short run publishes what it has learnt and not where it began."""
-    run(replace(DEBUG, average=0.999, steps=4, every=4), tmp_path / "run")
+    run(replace(DEBUG, ema_decay=0.999, steps=4, save_every=4), tmp_path / "run")
     tensors, first = newest(tmp_path / "run"), dict(tiny().named_parameters())
     learnt = {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
 

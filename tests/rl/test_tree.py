@@ -15,18 +15,17 @@ from scripted import ScriptedPolicy
 from triptych.data.annotations import plan_text
 from triptych.data.language import parse_prompt
 from triptych.errors import JudgeError
-from triptych.model.config import SKETCH_SAMPLING
 from triptych.rewards.rewards import Reward, RewardRule, is_right
 from triptych.rewards.sticker_judge import judge_with
 from triptych.rl.config import StageConfig, TreeConfig
-from triptych.rl.metrics import Timed, Timer
+from triptych.rl.metrics import TimedJudge, Timer
 from triptych.rl.tree import Group, Node, StageRollout, expand, expand_trajectories, judged, pick, root
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
 TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus")
-STAGE = StageConfig(sampling=SKETCH_SAMPLING, width=4)
-GROWTH = StageRollout(STAGE, STAGE.sampling, RewardRule())
+STAGE = StageConfig(group_size=4)
+GROWTH = StageRollout(STAGE, STAGE.sampling.resolve(), RewardRule())
 
 
 class Exact:
@@ -48,18 +47,18 @@ class Exact:
 class Uneven(ScriptedPolicy):
     """Makes up to three mistakes, by how long its plan is; and at times it edits what is right."""
 
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None):
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None):
         drawings = []
         for row, plan in enumerate(plans):
             self.mistakes = len(plan.text) % 4
             drawings += super().draw([prompts[row]], [plan], sampling, [seeds[row]])
         return drawings
 
-    def reflect(self, prompts, images, sampling, seeds, tell=None):
+    def reflect(self, prompts, images, sampling, seeds, on_text=None):
         said = []
         for row, seed in enumerate(seeds):
             self.blind = seed % 4 == 0
-            said += super().reflect([prompts[row]], [images[row]], sampling, [seed], tell)
+            said += super().reflect([prompts[row]], [images[row]], sampling, [seed], on_text)
         return said
 
 
@@ -114,19 +113,19 @@ def test_the_golden_tree_is_worth_comparing():
 class Noting(ScriptedPolicy):
     """Notes the seeds that it is given."""
 
-    def plan(self, prompts, sampling, seeds, tell=None):
+    def plan(self, prompts, sampling, seeds, on_text=None):
         self.texts = list(seeds)
-        return super().plan(prompts, sampling, seeds, tell)
+        return super().plan(prompts, sampling, seeds, on_text)
 
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None):
-        self.noises, self.strokes = list(seeds), list(stroke_seeds)
-        return super().draw(prompts, plans, sampling, seeds, stroke_seeds, tick)
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None):
+        self.noises, self.strokes = list(seeds), list(sde_seeds)
+        return super().draw(prompts, plans, sampling, seeds, sde_seeds, on_step)
 
 
-@pytest.mark.parametrize(("per_text", "texts"), [(1, 4), (2, 2), (4, 1)])
-def test_siblings_share_the_first_noise_and_nothing_else(per_text, texts):
+@pytest.mark.parametrize(("images_per_text", "texts"), [(1, 4), (2, 2), (4, 1)])
+def test_siblings_share_the_first_noise_and_nothing_else(images_per_text, texts):
     policy = Noting()
-    growth = replace(GROWTH, stage=replace(STAGE, per_text=per_text))
+    growth = replace(GROWTH, stage=replace(STAGE, images_per_text=images_per_text))
     expand(policy, Exact(policy), roots(*TEXTS), growth, seed=3)
     for group in (slice(0, 4), slice(4, 8)):
         assert len(set(policy.noises[group])) == 1
@@ -190,7 +189,7 @@ def handed(scores: list[list[float]]) -> list[Group]:
 @pytest.mark.parametrize("kind", ["importance", "pools"])
 def test_the_share_of_right_parents_is_kept(kind):
     groups = handed([[1.0, 0.5] * 20] * 4)
-    picked = [pick(groups, 10, TreeConfig(parents=kind, right=0.15), seed) for seed in range(60)]
+    picked = [pick(groups, 10, TreeConfig(selection=kind, right_share=0.15), seed) for seed in range(60)]
     right = np.mean([sum(is_right(node.verdict) for node in nodes) for nodes in picked])
     assert 1.2 < right < 1.8  # 15 % of 10
     assert all(len({id(node) for node in nodes}) == 10 for nodes in picked)
@@ -198,7 +197,7 @@ def test_the_share_of_right_parents_is_kept(kind):
 
 def test_one_pool_fills_in_for_the_other():
     assert len(pick(handed([[1.0] * 5]), 4, TreeConfig(), 0)) == 4
-    assert len(pick(handed([[0.5] * 5]), 4, TreeConfig(right=1.0), 0)) == 4
+    assert len(pick(handed([[0.5] * 5]), 4, TreeConfig(right_share=1.0), 0)) == 4
     assert len(pick(handed([[0.5] * 3]), 9, TreeConfig(), 0)) == 3
     assert pick([Group(root(Prompt("a cat")), ())], 4, TreeConfig(), 0) == []
 
@@ -207,7 +206,7 @@ def test_importance_prefers_groups_whose_rewards_differ():
     groups = handed([[0.2, 0.8] * 10, [0.5] * 20])
 
     def share(kind: str) -> float:
-        nodes = [node for seed in range(50) for node in pick(groups, 4, TreeConfig(parents=kind), seed)]
+        nodes = [node for seed in range(50) for node in pick(groups, 4, TreeConfig(selection=kind), seed)]
         return float(np.mean([node.verdict.score != 0.5 for node in nodes]))
 
     assert share("importance") > 0.75
@@ -217,7 +216,7 @@ def test_importance_prefers_groups_whose_rewards_differ():
 def test_uniform_knows_no_pools():
     groups = handed([[1.0] * 18 + [0.0] * 2])
     right = [
-        is_right(node.verdict) for seed in range(50) for node in pick(groups, 4, TreeConfig(parents="uniform"), seed)
+        is_right(node.verdict) for seed in range(50) for node in pick(groups, 4, TreeConfig(selection="uniform"), seed)
     ]
     assert np.mean(right) > 0.8
 
@@ -247,7 +246,7 @@ def test_a_missing_verdict_costs_the_others_nothing():
 
     judge, traces = Patchy(), [Trace(Prompt(text)) for text in "abc"]
     clock = Timer()
-    missing, *others = judged(Timed(judge, clock), traces, [None] * 3)
+    missing, *others = judged(TimedJudge(judge, clock), traces, [None] * 3)
     assert isinstance(missing, JudgeError) and others == [Verdict(1.0)] * 2
     assert judge.asked == 3 and "judge" in clock.seconds
 

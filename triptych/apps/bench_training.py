@@ -26,17 +26,19 @@ PARTS = ("rollout", "judge", "score", "update")  # update: backward and the opti
 def course(model: Bagel, steps: int) -> TrainConfig:
     """The recipe that is measured, with few siblings: all weights of a small model, the adapters of a large one."""
     if model.config.world == "stickers":
-        return narrow(SKETCH_RL, steps, parents=2, width=8)
-    return narrow(LORA_7B, steps, parents=1, width=2)
+        return narrow(SKETCH_RL, steps, parents=2, group_size=8)
+    return narrow(LORA_7B, steps, parents=1, group_size=2)
 
 
-def narrow(config: TrainConfig, steps: int, parents: int, width: int) -> TrainConfig:
+def narrow(config: TrainConfig, steps: int, parents: int, group_size: int) -> TrainConfig:
     """Steps of a recipe with so many siblings, at rates of 0: they cost the same, and the model stays as it is."""
 
     def still(stage: StageConfig) -> StageConfig:
-        text, picture = replace(stage.text, rate=0.0), replace(stage.picture, rate=0.0)
-        per_text = min(stage.per_text, width)
-        return replace(stage, text=text, picture=picture, parents=parents, width=width, per_text=per_text)
+        text, picture = replace(stage.text, lr=0.0), replace(stage.picture, lr=0.0)
+        images_per_text = min(stage.images_per_text, group_size)
+        return replace(
+            stage, text=text, picture=picture, parents=parents, group_size=group_size, images_per_text=images_per_text
+        )
 
     return replace(config, steps=steps, reason=still(config.reason), refine=still(config.refine))
 
@@ -60,7 +62,7 @@ def measure(model: Bagel, judge: Judge, config: TrainConfig, side: int = 0) -> d
     peaks = {part: max((clock.peaks.get(part, 0) for clock in counted), default=0) or None for part in PARTS}
     return {
         "parents": config.reason.parents,
-        "width": config.reason.width,
+        "group_size": config.reason.group_size,
         "lora_rank": config.lora.rank,
         "stages": [step.stage for step in steps],
         "samples": samples,
@@ -81,11 +83,11 @@ def clocked(
     """Steps of training, and the clock of each."""
     clocks: list[Timer] = []
 
-    def watch() -> Timer:
+    def make_timer() -> Timer:
         clocks.append(make())
         return clocks[-1]
 
-    return clocks, list(train(model, StickerPrompts(config.seed), judge, config, watch=watch))
+    return clocks, list(train(model, StickerPrompts(config.seed), judge, config, make_timer=make_timer))
 
 
 def by_part(clocks: Sequence[Timer]) -> dict[str, float]:
@@ -151,7 +153,7 @@ def settled() -> float:
 def rows(learnt: dict[str, Any]) -> list[tuple[str, str]]:
     """The result of `measure` for a person: title and what is told."""
     seconds, shares = learnt["seconds_per_step"], learnt["share_of_matmul"]
-    title = f"a training step of {learnt['parents']} x {learnt['width']} siblings"
+    title = f"a training step of {learnt['parents']} x {learnt['group_size']} siblings"
     found = [(title, f"{seconds['total']:.2f} s, {learnt['samples_per_second']:.2f} samples/s")]
     for part in (*PARTS, "total"):
         peak, share = learnt["peak_bytes"].get(part), shares[part]

@@ -162,7 +162,7 @@ def page(steps: Sequence[Step], config: TrainConfig, name: str = "") -> str:
         picks=any(step.picked for step in steps),
         waits=bool(steps[-1].picked),
         form=_form(config.reward),
-        balanced=refined and config.refine.text.balance,
+        balanced=refined and config.tree.balance,
         pixelated=_small(steps),
     )
 
@@ -259,8 +259,8 @@ def _gains(group: Group, stage: StageConfig) -> list[tuple[float | None, float |
     if len(group.siblings) < 2:
         return [(None, None)] * len(group.siblings)
     found = group_advantages(group, stage)
-    text = found.text.tolist() if stage.speaks else [None] * len(group.siblings)
-    picture = found.picture.tolist() if stage.picture.on else [None] * len(group.siblings)
+    text = found.text.tolist() if stage.trains_text else [None] * len(group.siblings)
+    picture = found.picture.tolist() if stage.picture.train else [None] * len(group.siblings)
     return list(zip(text, picture, strict=True))
 
 
@@ -295,7 +295,7 @@ def _divided(config: TrainConfig, refined: bool) -> list[str]:
     """The parts whose advantages are divided by their spread, in words."""
     stages = {"Reason": config.reason} | ({"Refine": config.refine} if refined else {})
     parts = {f"{name}'s {kind}": getattr(stage, kind) for name, stage in stages.items() for kind in ("text", "picture")}
-    return [name for name, part in parts.items() if part.divide]
+    return [name for name, part in parts.items() if part.normalize_advantages]
 
 
 def _form(rule: RewardRule) -> str:

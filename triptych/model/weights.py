@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from triptych.bounds import violations
 from triptych.errors import ModelError, OutputError
-from triptych.files import new_folder, write_json
+from triptych.files import new_folder, replaced_folder, write_json
 from triptych.model import templates
 from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_7B, OLD_NAMES, BagelConfig, current_names
@@ -93,18 +93,23 @@ def outline(
 
 
 def save(
-    bagel: Bagel, folder: str | Path, dtype: torch.dtype | None = None, state: Mapping[str, Tensor] | None = None
+    bagel: Bagel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Write a checkpoint to a new `folder`, whole or not at all; `load` of it gives the same model.
 
     `dtype` is that of the stored model (as it is by default); `state` stands in for `bagel.state_dict()` where the
-    parameters are spread over machines. Raises OutputError if the folder exists or cannot be written.
+    parameters are spread over machines; with `replace` an older `folder` is replaced in one step. Raises OutputError if
+    the folder exists without it, or cannot be written.
     """
     tensors = bagel.state_dict() if state is None else state
     autoencoder = {key: tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
     model = {key: _stored(tensor, dtype) for key, tensor in tensors.items() if key not in autoencoder}
     folder = Path(folder)
-    with new_folder(folder) as part:
+    with (replaced_folder if replace else new_folder)(folder) as part:
         try:
             _write_config(bagel, part)
             save_file(model, part / "ema.safetensors", metadata={"format": "pt"})

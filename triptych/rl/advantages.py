@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.model.logprobs import ImageSample, TextSample
 from triptych.rewards.rewards import is_right
 from triptych.rl.config import PictureConfig, StageConfig
-from triptych.rl.losses import advantages, has_spread
+from triptych.rl.losses import advantages, has_variance
 from triptych.rl.tree import Group, Node
 from triptych.trace import Trace
 
@@ -62,12 +62,12 @@ def text_sample(trace: Trace, turn: int) -> TextSample | None:
 def image_sample(trace: Trace, turn: int) -> ImageSample | None:
     """The strokes of a turn, with what they were told; None where nothing was drawn, or nothing stochastic."""
     taken = trace.turns[turn]
-    if taken.drew is None or taken.drew.strokes is None:
+    if taken.drew is None or taken.drew.sde_steps is None:
         return None
     image = _seen(trace, turn)
     if image is None:
-        return ImageSample(trace.prompt.text, taken.said, None, taken.drew.strokes)
-    return ImageSample(taken.instruction or "", None, image, taken.drew.strokes)
+        return ImageSample(trace.prompt.text, taken.said, None, taken.drew.sde_steps)
+    return ImageSample(taken.instruction or "", None, image, taken.drew.sde_steps)
 
 
 def group_advantages(group: Group, stage: StageConfig) -> GroupAdvantages:
@@ -78,32 +78,36 @@ def group_advantages(group: Group, stage: StageConfig) -> GroupAdvantages:
     drawn = torch.tensor([reward.drawn for reward in rewards], dtype=torch.bool)
     nothing = torch.zeros_like(text)
     return GroupAdvantages(
-        advantages(text, divide=stage.text.divide) if stage.speaks else nothing,
-        _picture_gains(group, picture, drawn, stage.picture) if stage.picture.on else nothing,
-        has_spread(text),
-        has_spread(picture, drawn),
+        advantages(text, normalize=stage.text.normalize_advantages) if stage.trains_text else nothing,
+        _picture_gains(group, picture, drawn, stage.picture) if stage.picture.train else nothing,
+        has_variance(text),
+        has_variance(picture, drawn),
     )
 
 
 def loss_rows(
-    groups: Sequence[Group], found: Sequence[GroupAdvantages], stage: StageConfig, turns: slice | None = None
+    groups: Sequence[Group],
+    found: Sequence[GroupAdvantages],
+    stage: StageConfig,
+    turns: slice | None = None,
+    balance: bool = False,
 ) -> LossRows:
     """What `groups` with these gains teach a stage: of their newest turn, or of the given `turns` of whole chains."""
-    shares = balanced(groups, found) if stage.text.balance else [1.0] * len(groups)
+    shares = balanced(groups, found) if balance else [1.0] * len(groups)
     texts: list[tuple[TextSample, float]] = []
     pictures: list[tuple[ImageSample, float]] = []
     for group, gain, share in zip(groups, found, shares, strict=True):
         for node, for_text, for_picture in zip(group.siblings, gain.text.tolist(), gain.picture.tolist(), strict=True):
             for turn in _turns(node, turns):
                 said, drew = text_sample(node.trace, turn), image_sample(node.trace, turn)
-                if said is not None and stage.speaks:
+                if said is not None and stage.trains_text:
                     texts.append((said, for_text * share))
-                if drew is not None and stage.picture.on:
+                if drew is not None and stage.picture.train:
                     pictures.append((drew, for_picture))
-    tokens = sum(len(said.said.tokens) for said, _ in texts)
-    strokes = sum(len(drew.strokes.time) for drew, _ in pictures)
-    texts = [row for row in texts if row[1] or stage.text.kl]
-    pictures = [row for row in pictures if row[1] or stage.picture.kl]
+    tokens = sum(len(said.completion.tokens) for said, _ in texts)
+    strokes = sum(len(drew.sde_steps.time) for drew, _ in pictures)
+    texts = [row for row in texts if row[1] or stage.text.kl_coef]
+    pictures = [row for row in pictures if row[1] or stage.picture.kl_coef]
     return LossRows(
         tuple(said for said, _ in texts),
         torch.tensor([gain for _, gain in texts]),
@@ -131,14 +135,14 @@ def balanced(groups: Sequence[Group], found: Sequence[GroupAdvantages]) -> list[
 
 
 def _picture_gains(group: Group, rewards: Tensor, drawn: Tensor, part: PictureConfig) -> Tensor:
-    """Advantages of pictures; with the baseline "told", among those that were told the same."""
+    """Advantages of pictures; with the baseline "same-text", among those drawn from the same text."""
     if part.baseline == "group":
-        return advantages(rewards, drawn, part.divide)
+        return advantages(rewards, drawn, part.normalize_advantages)
     told = [_told(node) for node in group.siblings]
     found = torch.zeros_like(rewards)
     for key in set(told):
         alike = torch.tensor([other == key for other in told]) & drawn
-        found += advantages(rewards, alike, part.divide)
+        found += advantages(rewards, alike, part.normalize_advantages)
     return found
 
 

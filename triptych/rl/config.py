@@ -15,10 +15,10 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, check_bounds
 from triptych.data.sft_samples import DataMix
 from triptych.errors import ConfigError
-from triptych.model.config import Renorm, Sampling
+from triptych.model.config import EtaMode, Guidance, Points, Renorm, Sampling, Temperature
 from triptych.model.transformer import Experts
 from triptych.rewards.rewards import Grain, RewardRule
-from triptych.sft.joint import JointConfig
+from triptych.sft.joint import JointData
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -60,19 +60,19 @@ class PictureConfig(PartConfig):
 class StageSampling:
     """How one beat samples during training."""
 
-    temperature: NonNegativeFloat = 1.0  # of its text
+    temperature: Temperature = 1.0  # of its text
     top_k: NonNegativeInt = 0  # 0 is off
     top_p: Annotated[float, Gt(0), Interval(le=1)] = 1.0
     max_tokens: PositiveInt = 128  # of its text, the end token included
-    points: Annotated[int, Ge(2)] = 13  # of the flow's schedule: N points are N - 1 steps
+    points: Points = 13  # of the flow's schedule: N points are N - 1 steps
     time_shift: PositiveFloat = 6.0
-    text_guidance: Annotated[float, Ge(1)] = 1.0  # 1 is off
-    interval: tuple[Share, Share] = (0.0, 1.0)  # guidance acts where low < t <= high
+    text_guidance: Guidance = 1.0  # 1 is off
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)  # guidance acts where low < t <= high
     renorm: Renorm = "channel"
     eta: NonNegativeFloat = 1.0  # noise of the SDE steps
-    eta_mode: Literal["constant", "monotonic"] = "monotonic"
+    eta_mode: EtaMode = "monotonic"
 
-    def resolve(self, sde_steps: tuple[int, ...] = ()) -> Sampling:
+    def resolve(self, sde_indices: tuple[int, ...] = ()) -> Sampling:
         """The model's settings with these SDE steps. It has separate ones for drawing and editing; a beat does one."""
         return Sampling(
             temperature=self.temperature,
@@ -84,10 +84,10 @@ class StageSampling:
             edit_points=self.points,
             time_shift=self.time_shift,
             text_guidance=self.text_guidance,
-            interval=self.interval,
+            guidance_interval=self.guidance_interval,
             draw_renorm=self.renorm,
             edit_renorm=self.renorm,
-            stochastic=sde_steps,
+            sde_indices=sde_indices,
             eta_draw=self.eta,
             eta_edit=self.eta,
             eta_mode=self.eta_mode,
@@ -98,11 +98,11 @@ class StageSampling:
 class RefineSampling(StageSampling):
     """How reflections and edits sample: edits have a guidance by the picture too."""
 
-    image_guidance: Annotated[float, Ge(1)] = 1.0  # 1 is off
+    image_guidance: Guidance = 1.0  # 1 is off
     renorm: Renorm = "text_channel"
 
-    def resolve(self, sde_steps: tuple[int, ...] = ()) -> Sampling:
-        return replace(super().resolve(sde_steps), image_guidance=self.image_guidance)
+    def resolve(self, sde_indices: tuple[int, ...] = ()) -> Sampling:
+        return replace(super().resolve(sde_indices), image_guidance=self.image_guidance)
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,15 @@ class StageConfig:
         """The stage of every kind of rollout that it can draw."""
         return [self]
 
-    def sample_sde_steps(self, seed: int) -> tuple[int, ...]:
+    def sample_sde_indices(self, seed: int) -> tuple[int, ...]:
         """The indices of the SDE steps of one training step; none where pictures do not learn."""
         if not self.picture.train:
             return ()
         window, count = self._window()
         return tuple(sorted(np.random.default_rng(seed).choice(window, count, replace=False).tolist()))
 
-    def sde_step_sets(self) -> list[tuple[int, ...]]:
-        """Sets as large as those of `sample_sde_steps` that together hold every index it can choose."""
+    def sde_index_sets(self) -> list[tuple[int, ...]]:
+        """Sets as large as those of `sample_sde_indices` that together hold every index it can choose."""
         if not self.picture.train:
             return [()]
         window, count = self._window()
@@ -207,16 +207,16 @@ class SFTMix:
     max_self_generated: NonNegativeInt = 32  # pictures of a rollout that are read by the detector for this
 
     @property
-    def joint(self) -> JointConfig:
-        """The batch as SFT's joint stage knows it."""
-        return JointConfig(
+    def data(self) -> JointData:
+        """The contents of a batch, as SFT's joint stage makes it."""
+        return JointData(
             pictures=self.pictures,
             edits=self.edits,
             words=self.words,
-            plans=self.plan_share,
-            answers=self.answer_share,
-            own=self.self_generated_share,
-            mix=DataMix(right=self.right_share),
+            plan_share=self.plan_share,
+            answer_share=self.answer_share,
+            self_generated_share=self.self_generated_share,
+            mix=DataMix(correct_pictures=self.right_share),
         )
 
 
@@ -245,7 +245,7 @@ class Limits:
     """
 
     text_ratio: NonNegativeFloat = 1e-3  # largest |ratio - 1| of a token
-    text_mean: NonNegativeFloat = 1e-4  # |mean log-ratio| of all tokens, beyond chance; a filter that was dropped moves it
+    text_mean: NonNegativeFloat = 1e-4  # |mean log-ratio| of all tokens, beyond chance: a dropped filter moves it
     sde_mean: NonNegativeFloat = 1e-4  # root mean square of |mean - mean'| / std in an SDE step
     sde_step: NonNegativeFloat = 1e-4  # the same error as a share of the step, |mean - mean'| / |mean - before|
     sde_logprob: NonNegativeFloat = 1e-5  # difference of log-probability (a mean over a picture) of an SDE step

@@ -27,18 +27,19 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
 from triptych.model.flow import gaussian_kl
 from triptych.model.logprobs import ImageSample, TextSample
-from triptych.model.transformer import Experts, draws
+from triptych.model.transformer import Experts, is_generation
 from triptych.rl import lora
 from triptych.rl.advantages import LossRows
 from triptych.rl.config import PartConfig, StageConfig, TrainConfig
 from triptych.rl.logprob_check import Comparison, problems
 from triptych.rl.losses import flow_grpo, grpo, token_kl
 from triptych.rl.metrics import Timer
-from triptych.rl.tree import seed_of
-from triptych.sft.joint import SFTBatch, train_joint
-from triptych.sft.optim import keep_at
+from triptych.seeds import derive
+from triptych.sft.joint import SFTBatch, accumulate_joint
+from triptych.sft.optim import copies, update_ema
 
 HOMES = ("und", "gen")
+BETAS, EPS = (0.9, 0.95), 1e-8  # of AdamW
 LESSONS = "lessons"
 SOURCES = ("reason", "refine", LESSONS)  # of gradients, each with moments of its own
 FRESH = 4  # the seed of new adapters among those of a run
@@ -84,38 +85,38 @@ class Learner:
 
     def __init__(self, bagel: Bagel, config: TrainConfig):
         self.bagel, self.config = bagel, config
-        bagel.language_model.model.recompute = config.recompute
+        bagel.language_model.model.gradient_checkpointing = config.gradient_checkpointing
         if config.lora.rank:
-            lora.inject(bagel, config.lora, seed_of(config.seed, FRESH))
+            lora.inject(bagel, config.lora, derive(config.seed, FRESH))
         else:
             bagel.requires_grad_(True)
         bagel.autoencoder.requires_grad_(False)
-        bagel.vit_model.requires_grad_(config.vision)
+        bagel.vit_model.requires_grad_(config.train_vision)
         self.learning = {name: p for name, p in bagel.named_parameters() if p.requires_grad}
         self.homes: dict[str, list[nn.Parameter]] = {home: [] for home in HOMES}
         for name, parameter in self.learning.items():
-            self.homes["gen" if draws(name) else "und"].append(parameter)
+            self.homes["gen" if is_generation(name) else "und"].append(parameter)
         shared = config.moments == "shared"
         self.optimizers = {
-            name: self._adamw(0.0 if name == LESSONS else config.decay)
+            name: self._adamw(0.0 if name == LESSONS else config.weight_decay)
             for name in SOURCES
             if not (shared and name == "refine")
         }
         parts = [part for stage in (config.reason, config.refine) for part in (stage.text, stage.picture)]
-        with_kl = any(part.kl for part in parts if part.on)
-        self.average = _copies(self.learning) if config.average else None
-        self.first = _copies(self.learning) if with_kl and config.reference == "frozen" else None
+        with_kl = any(part.kl_coef for part in parts if part.train)
+        self.average = copies(self.learning) if config.ema_decay else None
+        self.first = copies(self.learning) if with_kl and config.reference == "frozen" else None
 
     def _adamw(self, decay: float) -> torch.optim.AdamW:
         """An optimiser of both homes, in the order of HOMES; it takes memory for what gradients reach alone."""
-        config, groups = self.config, [{"params": self.homes[home]} for home in HOMES]
-        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=decay)
+        groups = [{"params": self.homes[home]} for home in HOMES]
+        return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=decay)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Compute as configured; sampling and scoring both happen inside."""
         with torch.autocast(
-            self.bagel.device.type, torch.bfloat16, enabled=self.config.compute == "bfloat16", cache_enabled=False
+            self.bagel.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16", cache_enabled=False
         ):
             yield
 
@@ -128,16 +129,16 @@ class Learner:
         log-probabilities are compared with the sampler's record. Returns metrics, and whether all was finite and
         within the limits; nothing is learnt in an epoch that was not.
         """
-        tally, known, share = UpdateMetrics(clock), {}, self.config.share(step)
+        tally, known, share = UpdateMetrics(clock), {}, self.config.lr_scale(step)
         if page is None and all(teaching.batch.empty for teaching in teachings):
             return {}, True
-        for turn in range(max(teaching.stage.updates for teaching in teachings)):
-            now = [(n, one) for n, one in enumerate(teachings) if turn < one.stage.updates and not one.batch.empty]
+        for turn in range(max(teaching.stage.inner_epochs for teaching in teachings)):
+            now = [(n, one) for n, one in enumerate(teachings) if turn < one.stage.inner_epochs and not one.batch.empty]
             if not self._learn(now, share, tally, known, first=turn == 0):
                 return tally.read(), False
             if page is not None:
-                self._set_rates(self.optimizers[LESSONS], [self.config.replay.rate] * len(HOMES), share)
-                taught = self._take(self._replay(page, tally), "replay_", tally)
+                self._set_rates(self.optimizers[LESSONS], [self.config.sft_mix.lr] * len(HOMES), share)
+                taught = self._take(self._replay(page, tally), "sft_", tally)
                 if taught is None:
                     return tally.read(), False
                 self._move(self.optimizers[LESSONS], taught)
@@ -169,9 +170,9 @@ class Learner:
 
     def _take(self, loss: float, name: str, tally: UpdateMetrics) -> Gradients | None:
         """Take gradients off the parameters, at most as long as allowed; None where they or the loss are not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.max_grad_norm))
         tally.add(f"{name}loss", torch.tensor(loss))
-        tally.add(f"{name}norm", torch.tensor(norm))
+        tally.add(f"{name}grad_norm", torch.tensor(norm))
         gradients = {weight: parameter.grad for weight, parameter in self.learning.items()}
         self.bagel.zero_grad(set_to_none=True)
         return gradients if math.isfinite(loss) and math.isfinite(norm) else None
@@ -199,8 +200,8 @@ class Learner:
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """The policy, for a while and without gradients, as what the KL is measured from."""
-        copies = self.first if self.config.reference == "frozen" else self.average
-        wearing = lora.switched_off(self.bagel) if copies is None else _wearing(self.learning, copies)
+        weights = self.first if self.config.reference == "frozen" else self.average
+        wearing = lora.switched_off(self.bagel) if weights is None else _wearing(self.learning, weights)
         with torch.no_grad(), self.precision(), wearing:
             yield
 
@@ -210,13 +211,13 @@ class Learner:
 
     def _backward(self, number: int, teaching: StageBatch, tally: UpdateMetrics, known: dict) -> float:
         """Add the gradients of one stage's batch; returns its loss."""
-        batch, stage, size, loss = teaching.batch, teaching.stage, self.config.micro, 0.0
+        batch, stage, size, loss = teaching.batch, teaching.stage, self.config.micro_batch_size, 0.0
         for start in range(0, len(batch.utterances), size):
             rows, gains = batch.utterances[start : start + size], batch.text_gain[start : start + size]
             key = (number, "text", start)
             with self._reaching(stage.text.experts):
                 with tally.clock.part("score"):
-                    part = stage.text.weight * self._text_loss(rows, gains, teaching, tally, known, key)
+                    part = self._text_loss(rows, gains, teaching, tally, known, key)
                 part.backward()
             loss += float(part.detach())
         for start in range(0, len(batch.paintings), size):
@@ -224,18 +225,18 @@ class Learner:
             key = (number, "picture", start)
             with self._reaching(stage.picture.experts):
                 with tally.clock.part("score"):
-                    part = stage.picture.weight * self._picture_loss(rows, gains, teaching, tally, known, key)
+                    part = stage.picture.loss_weight * self._picture_loss(rows, gains, teaching, tally, known, key)
                 part.backward()
             loss += float(part.detach())
         return loss
 
     def _replay(self, page: SFTBatch, tally: UpdateMetrics) -> float:
         """Put the gradients of lessons on the parameters; returns their loss."""
-        with tally.clock.part("replay"):
-            metrics = train_joint(self.bagel, self.config.replay.lessons, page, self.bagel.device)
+        with tally.clock.part("sft"):
+            metrics = accumulate_joint(self.bagel, self.config.sft_mix.data, page)
         for name, value in metrics.items():
             if name != "loss":
-                tally.add(f"replay_{name}", torch.tensor(value))
+                tally.add(f"sft_{name}", torch.tensor(value))
         return metrics["loss"]
 
     def _text_loss(
@@ -248,22 +249,22 @@ class Learner:
         key: tuple,
     ) -> Tensor:
         part, count = teaching.stage.text, teaching.batch.tokens
-        score = partial(self.bagel.score_text, rows, teaching.sampling)
-        reference = self._known(known, key, score) if part.kl else None
+        score = partial(self.bagel.text_logprobs, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl_coef else None
         with self.precision():
             scores = score()
         old = torch.zeros_like(scores.logprob)
         for row, one in enumerate(rows):
-            old[row, : len(one.said.logprobs)] = torch.from_numpy(one.said.logprobs)
+            old[row, : len(one.completion.logprobs)] = torch.from_numpy(one.completion.logprobs)
         if tally.comparison is not None:
             tally.comparison.add_text(scores, rows)
-        loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip, count)
+        loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip_range, count)
         _observe(tally, "text", (scores.logprob.detach() - old)[scores.mask], part)
         tally.add("text_entropy", scores.entropy[scores.mask])
         if reference is not None:
             divergence = token_kl(scores.logprob, reference.logprob, scores.mask, count)
             tally.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
-            loss = loss + part.kl * divergence
+            loss = loss + part.kl_coef * divergence
         return loss
 
     def _picture_loss(
@@ -276,23 +277,23 @@ class Learner:
         key: tuple,
     ) -> Tensor:
         part, count = teaching.stage.picture, teaching.batch.strokes
-        score = partial(self.bagel.score_strokes, rows, teaching.sampling)
-        reference = self._known(known, key, score) if part.kl else None
+        score = partial(self.bagel.sde_logprobs, rows, teaching.sampling)
+        reference = self._known(known, key, score) if part.kl_coef else None
         with self.precision():
             scores = score()
         if tally.comparison is not None:
             tally.comparison.add_images(scores, rows)
         new = torch.cat([one.logprob for one in scores])
-        old = torch.cat([torch.from_numpy(one.strokes.logprob) for one in rows]).to(new.device)
-        spread = torch.repeat_interleave(gains, torch.tensor([len(one.strokes.time) for one in rows])).to(new.device)
-        loss = flow_grpo(new, old, spread, part.clip, count)
-        _observe(tally, "stroke", new.detach() - old, part)
+        old = torch.cat([torch.from_numpy(one.sde_steps.logprob) for one in rows]).to(new.device)
+        spread = torch.repeat_interleave(gains, torch.tensor([len(one.sde_steps.time) for one in rows])).to(new.device)
+        loss = flow_grpo(new, old, spread, part.clip_range, count)
+        _observe(tally, "sde", new.detach() - old, part)
         if reference is not None:
             divergences = torch.cat(
                 [gaussian_kl(a.mean, b.mean, a.std) for a, b in zip(scores, reference, strict=True)]
             )
-            tally.add("stroke_kl", divergences.detach())
-            loss = loss + part.kl * divergences.sum() / count
+            tally.add("sde_kl", divergences.detach())
+            loss = loss + part.kl_coef * divergences.sum() / count
         return loss
 
     def _known(self, known: dict, key: tuple, score: Callable[[], Any]) -> Any:
@@ -318,12 +319,7 @@ class Learner:
     def _blend(self, step: int) -> None:
         """Move the average towards the policy, further in early steps, so that little of the first weights stays."""
         if self.average is not None:
-            for name, parameter in self.learning.items():
-                self.average[name].lerp_(parameter, 1 - keep_at(step, self.config.average))
-
-
-def _copies(learning: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in learning.items()}
+            update_ema(self.average, self.learning, step, self.config.ema_decay)
 
 
 @contextmanager
@@ -344,12 +340,12 @@ def _observe(tally: UpdateMetrics, name: str, gap: Tensor, part: PartConfig) -> 
     ratio = gap.exp()
     tally.add(f"{name}_ratio", ratio)
     tally.top(f"{name}_ratio_off", (ratio - 1).abs())
-    tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip).float())
+    tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip_range).float())
 
 
 def _rates(stage: StageConfig) -> list[float]:
     """The rate of each home: that of the part that moves it, else that of the other one."""
     rates = []
     for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
-        rates.append((own if own.on and own.experts in (home, "both") else other).rate)
+        rates.append((own if own.train and own.experts in (home, "both") else other).lr)
     return rates

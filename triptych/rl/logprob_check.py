@@ -25,7 +25,8 @@ from triptych.model.templates import is_stop, parse_edit, parse_thought, wrap_re
 from triptych.rewards.rewards import RewardRule
 from triptych.rl.advantages import LossRows, group_advantages, loss_rows
 from triptych.rl.config import Limits, StageConfig, TrainConfig
-from triptych.rl.tree import Group, Node, StageRollout, expand, expand_trajectories, root, seed_of
+from triptych.rl.tree import Group, Node, StageRollout, expand, expand_trajectories, root
+from triptych.seeds import derive
 from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Verdict
 
 Row = TypeVar("Row")
@@ -54,12 +55,12 @@ class Comparison:
 
     def add_text(self, scores: TextLogprobs, rows: Sequence[TextSample]) -> None:
         """Take texts in."""
-        old = torch.from_numpy(np.concatenate([row.said.logprobs for row in rows]))
+        old = torch.from_numpy(np.concatenate([row.completion.logprobs for row in rows]))
         self.log_ratios.append(scores.logprob[scores.mask].detach().cpu() - old)
 
     def add_images(self, scores: Sequence[SDELogprobs], rows: Sequence[ImageSample]) -> None:
         """Take the SDE steps of pictures in."""
-        self.steps += [step_errors(one, row.strokes) for one, row in zip(scores, rows, strict=True)]
+        self.steps += [step_errors(one, row.sde_steps) for one, row in zip(scores, rows, strict=True)]
 
     def read(self) -> Mismatch:
         """The largest error of each kind; NaN if one is no number."""
@@ -119,7 +120,7 @@ def check(found: Mapping[str, Mismatch], limits: Limits) -> None:
     if wrong:
         raise TrainingError(
             f"training would not learn from what was sampled: {'; '.join(wrong)}. Sampling and scoring must use the "
-            "same settings and precision: set --compute float32, or allow more"
+            "same settings and precision: set --dtype float32, or allow more"
         )
 
 
@@ -129,14 +130,14 @@ def mismatches(bagel: Bagel, prompts: Sequence[Prompt], config: TrainConfig, see
     Rows are made by the code that training uses, `tree` and `advantages`; gradients are on, since some kernels differ
     with and without.
     """
-    if not any(stage.speaks or stage.picture.on for stage in (config.reason, config.refine)):
+    if not any(stage.trains_text or stage.picture.train for stage in (config.reason, config.refine)):
         return {}
     found = {"reason": Comparison()} | ({"refine": Comparison()} if config.tree.depth else {})
     for groups, taught in _rollouts(ProbePolicy(bagel), [root(prompt) for prompt in prompts], config, seed):
         for name, rollout, turns in taught:
             advantages = [group_advantages(group, rollout.stage) for group in groups]
             rows = loss_rows(groups, advantages, rollout.stage, turns)
-            _compare(bagel, rows, rollout.sampling, config.micro, found[name])
+            _compare(bagel, rows, rollout.sampling, config.micro_batch_size, found[name])
     return {name: comparison.read() for name, comparison in found.items()}
 
 
@@ -149,18 +150,20 @@ class ProbePolicy:
     def __init__(self, bagel: Bagel):
         self.bagel, self.config = bagel, bagel.config
 
-    def plan(self, prompts, sampling, seeds, tell=None) -> list[Completion]:
-        return _interleaved(self.bagel.plan(prompts, sampling, seeds, tell), prompts)
+    def plan(self, prompts, sampling, seeds, on_text=None) -> list[Completion]:
+        return _interleaved(self.bagel.plan(prompts, sampling, seeds, on_text), prompts)
 
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]:
-        return self.bagel.draw(prompts, plans, sampling, seeds, stroke_seeds, tick)
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]:
+        return self.bagel.draw(prompts, plans, sampling, seeds, sde_seeds, on_step)
 
-    def reflect(self, prompts, images, sampling, seeds, tell=None) -> list[Completion]:
-        said = _interleaved(self.bagel.reflect(prompts, images, sampling, seeds, tell), [id(image) for image in images])
+    def reflect(self, prompts, images, sampling, seeds, on_text=None) -> list[Completion]:
+        said = _interleaved(
+            self.bagel.reflect(prompts, images, sampling, seeds, on_text), [id(image) for image in images]
+        )
         return [_going_on(completion, INSTRUCTIONS[row % 2]) for row, completion in enumerate(said)]
 
-    def edit(self, images, instructions, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]:
-        return self.bagel.edit(images, instructions, sampling, seeds, stroke_seeds, tick)
+    def edit(self, images, instructions, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]:
+        return self.bagel.edit(images, instructions, sampling, seeds, sde_seeds, on_step)
 
 
 @dataclass(frozen=True)
@@ -182,46 +185,42 @@ def _rollouts(
 ) -> Iterator[tuple[list[Group], Taught]]:
     """Groups grown with each SDE step that the recipe can choose, with a plan and without where it may do either."""
     judge, depth = EvenJudge(), config.tree.depth
-    first = _variants(config.reason, config.reason.sampling.draw_points, config.reward)
-    later = _variants(config.refine, config.refine.sampling.edit_points, config.reward)
+    first = _variants(config.reason, config.reward)
+    later = _variants(config.refine, config.reward)
     if config.tree.kind == "trajectory":
         for number in range(max(len(first), len(later))):
             reason, refine = first[number % len(first)], later[number % len(later)]
-            groups = expand_trajectories(policy, judge, parents, reason, refine, depth, seed_of(seed, 0, number))
+            groups = expand_trajectories(policy, judge, parents, reason, refine, depth, derive(seed, 0, number))
             yield groups, [("reason", reason, slice(0, 1))] + [("refine", refine, slice(1, None))] * (depth > 0)
         return
     groups: list[Group] = []
     for number, rollout in enumerate(first):
-        groups = expand(policy, judge, parents, rollout, seed_of(seed, 0, number))
+        groups = expand(policy, judge, parents, rollout, derive(seed, 0, number))
         yield groups, [("reason", rollout, None)]
     for number, rollout in enumerate(later if depth else ()):
         if number == 0 or depth > 1:  # deeper trees also edit what was edited
             parents = [group.siblings[0] for group in groups]
-        groups = expand(policy, judge, parents, rollout, seed_of(seed, 1, number))
+        groups = expand(policy, judge, parents, rollout, derive(seed, 1, number))
         yield groups, [("refine", rollout, None)]
 
 
-def _variants(stage: StageConfig, points: int, rule: RewardRule) -> list[StageRollout]:
+def _variants(stage: StageConfig, rule: RewardRule) -> list[StageRollout]:
     """The stage with every SDE step and every kind of rollout, for small groups of which no row is left out."""
     # `loss_rows` leaves out what has neither advantage nor KL; an even judge gives no advantage.
-    parts = {"text": replace(stage.text, kl=1.0), "picture": replace(stage.picture, kl=1.0)}
-    stages = [
-        replace(stage, **parts, width=SIBLINGS, per_text=PER_TEXT, plans=plans)
-        for plans in (0.0, 1.0)
-        if 0 < stage.plans < 1 or plans == stage.plans
-    ]
+    parts = {"text": replace(stage.text, kl_coef=1.0), "picture": replace(stage.picture, kl_coef=1.0)}
+    small = replace(stage, **parts, group_size=SIBLINGS, images_per_text=PER_TEXT)
     return [
-        StageRollout(one, replace(stage.sampling, stochastic=indices), rule)
-        for one in stages
-        for indices in stage.index_sets(points)
+        StageRollout(one, one.sampling.resolve(indices), rule)
+        for one in small.variants()
+        for indices in one.sde_index_sets()
     ]
 
 
 def _compare(bagel: Bagel, rows: LossRows, sampling: Sampling, micro: int, into: Comparison) -> None:
     for texts in _parts(rows.utterances, micro):
-        into.add_text(bagel.score_text(texts, sampling), texts)
+        into.add_text(bagel.text_logprobs(texts, sampling), texts)
     for images in _parts(rows.paintings, micro):
-        into.add_images(bagel.score_strokes(images, sampling), images)
+        into.add_images(bagel.sde_logprobs(images, sampling), images)
 
 
 def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): a projection W becomes W + alpha/rank * B A, and only A and B learn.
 
-peft puts them into the very model that is trained, so Bagel stays one class and every verb and score goes through them.
-B begins at 0: a fresh adapter changes nothing. There is no dropout, since a score must repeat what the sampler did.
+peft puts them into the very model that is trained, so Bagel stays one class, and every verb and log-probability goes
+through them. B begins at 0: a fresh adapter changes nothing. There is no dropout, since a log-probability must repeat
+what the sampler did.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from triptych.errors import ConfigError, OutputError
+from triptych.errors import ConfigError
+from triptych.files import naming_errors, replaced_folder
 from triptych.model.bagel import Bagel
 from triptych.rl.config import LoraConfig
-from triptych.sft.checkpoint import anew
 
 NAME = "default"  # peft's name of the only adapter
 
@@ -67,16 +68,16 @@ def layers(bagel: Bagel) -> dict[str, Any]:
 @contextmanager
 def switched_off(bagel: Bagel) -> Iterator[None]:
     """The model as it was before its adapters, without a second copy of it."""
-    found = list(layers(bagel).values())
-    learning = [(parameter, parameter.requires_grad) for layer in found for parameter in _parameters(layer)]
+    adapters = list(layers(bagel).values())
+    flags = [(parameter, parameter.requires_grad) for layer in adapters for parameter in _parameters(layer)]
     try:
-        for layer in found:
+        for layer in adapters:
             layer.enable_adapters(False)
         yield
     finally:
-        for layer in found:
+        for layer in adapters:
             layer.enable_adapters(True)
-        for parameter, flag in learning:  # enabling makes all of them learn
+        for parameter, flag in flags:  # peft makes all of them learn when it enables them
             parameter.requires_grad_(flag)
 
 
@@ -118,13 +119,9 @@ def save(bagel: Bagel, folder: Path) -> None:
         if ".lora_A." in name or ".lora_B." in name
     }
     configs: Any = bagel.peft_config
-    try:
-        with anew(folder) as aside:
-            aside.mkdir(parents=True)
-            configs[NAME].save_pretrained(str(aside))
-            save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+    with naming_errors(folder), replaced_folder(folder) as part:
+        configs[NAME].save_pretrained(str(part))
+        save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _sum(layer: Any) -> Tensor:

@@ -1,14 +1,13 @@
-"""What a step shows: rewards and V, what a refinement gained, whether stopping is right, and alarms of hacking.
+"""The metrics of a step: rewards and V, what Refine gained, whether stopping is right, and signs of reward hacking.
 
-A reward that rises while edges vanish or colours collapse is being hacked: both are measured on what was drawn.
-
-Where the time of a step goes: rollout, judge, score, update. What grows otherwise, such as FLOPs, is told alike.
+A reward that rises while edges vanish or colors collapse is being hacked: both are measured on the pictures.
+`Timer` measures where the time of a step goes, or anything else that grows, such as FLOPs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,80 +21,77 @@ from triptych.rl.advantages import GroupAdvantages
 from triptych.rl.tree import Group, Node
 from triptych.trace import Trace, Verdict
 
-EDGE = 24  # levels between neighbours that make an edge
-LEVELS = 4  # per colour: 64 colours in all
+EDGE = 24  # of 255: a difference between neighboring pixels that makes an edge
+LEVELS = 4  # of each channel: 64 colors in all
 
 
 def edge_density(image: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Share of pixels that differ from their right or lower neighbour by an edge."""
-    grey = image.astype(np.int16).mean(axis=2)
-    across, down = np.abs(np.diff(grey, axis=1))[:-1], np.abs(np.diff(grey, axis=0))[:, :-1]
+    """Share of pixels that differ from their right or lower neighbor by an edge."""
+    gray = image.astype(np.int16).mean(axis=2)
+    across, down = np.abs(np.diff(gray, axis=1))[:-1], np.abs(np.diff(gray, axis=0))[:, :-1]
     return float((np.maximum(across, down) > EDGE).mean())
 
 
-def colour_entropy(image: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Bits per pixel of a picture's colours, each channel in four levels: 0 for one colour, at most 6."""
+def color_entropy(image: UInt8[np.ndarray, "height width 3"]) -> float:
+    """Bits per pixel of a picture's colors, each channel in four levels: 0 for one color, at most 6."""
     levels = (image // (256 // LEVELS)).astype(np.int64).reshape(-1, 3)
     counts = np.bincount(levels @ np.array([LEVELS**2, LEVELS, 1]), minlength=LEVELS**3)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum() + 0.0)
 
 
-def describe(groups: Sequence[Group], gains: Sequence[GroupAdvantages]) -> dict[str, float]:
-    """Metrics of what was grown; a mean of nothing is left out, and in each mean whatever has no verdict.
+def describe(groups: Sequence[Group], advantages: Sequence[GroupAdvantages]) -> dict[str, float]:
+    """Metrics of the groups of a step. Each mean leaves out what has no verdict; a mean of nothing is no key.
 
-    `gains` belong to the groups that are compared.
+    `advantages` are those of the groups that are compared.
     """
     nodes = [node for group in groups for node in group.siblings]
     verdicts = [node.verdict for node in nodes if node.verdict is not None]
     rewards = [node.reward for node in nodes if node.reward is not None]
-    found = {
+    metrics = {
         "v": _mean(verdict.score for verdict in verdicts),
         "right": _mean(is_right(verdict) for verdict in verdicts),
         "reward_text": _mean(reward.text for reward in rewards),
         "reward_picture": _mean(reward.picture for reward in rewards if reward.drawn),
         "formed": _mean(reward.formed for reward in rewards),
-        "zero_spread_text": _mean(not gain.text_spread for gain in gains),
-        "zero_spread_picture": _mean(not gain.picture_spread for gain in gains),
+        "zero_std_text": _mean(not one.text_spread for one in advantages),
+        "zero_std_picture": _mean(not one.picture_spread for one in advantages),
         "missing": float(sum(group.missing for group in groups)),
     }
-    return {
-        name: value
-        for name, value in (found | _texts(nodes) | _pictures(nodes) | _turns(groups)).items()
-        if value is not None
-    }
+    metrics |= _text_metrics(nodes) | _picture_metrics(nodes) | _refine_metrics(groups)
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
-def _texts(nodes: Sequence[Node]) -> dict[str, float | None]:
+def _text_metrics(nodes: Sequence[Node]) -> dict[str, float | None]:
     said = [turn.said for node in nodes if (turn := node.trace.turns[-1]).said is not None]
     return {
         "planned": _mean(node.trace.turns[0].said is not None for node in nodes),
-        "length": _mean(len(one.tokens) for one in said if one is not None),
-        "longest": max((float(len(one.tokens)) for one in said if one is not None), default=None),
-        "distinct": _mean([len({one.text for one in said if one is not None}) / len(said)] if said else []),
+        "length": _mean(len(one.tokens) for one in said),
+        "longest": max((float(len(one.tokens)) for one in said), default=None),
+        "distinct": len({one.text for one in said}) / len(said) if said else None,
     }
 
 
-def _pictures(nodes: Sequence[Node]) -> dict[str, float | None]:
+def _picture_metrics(nodes: Sequence[Node]) -> dict[str, float | None]:
     images = [drew.image for node in nodes if (drew := node.trace.turns[-1].drew) is not None]
     return {
         "edges": _mean(edge_density(image) for image in images),
-        "colours": _mean(colour_entropy(image) for image in images),
+        "colors": _mean(color_entropy(image) for image in images),
     }
 
 
-def _turns(groups: Sequence[Group]) -> dict[str, float | None]:
-    """Of Refine: what became of pictures, and stopping as a detector of right ones."""
+def _refine_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
+    """What became of the parents, and stopping as a detector of right pictures."""
     pairs = [(before, node) for group in groups if (before := group.parent.verdict) for node in group.siblings]
-    edited = [
+    changes = [
         after.score - before.score
         for before, node in pairs
         if not node.trace.finished and (after := node.verdict) is not None
     ]
     stops = [(node.trace.finished, is_right(before)) for before, node in pairs]
     return {
-        "improved": _mean(gain > 0 for gain in edited),
-        "worsened": _mean(gain < 0 for gain in edited),
+        "improved": _mean(change > 0 for change in changes),
+        "worsened": _mean(change < 0 for change in changes),
         "stopped": _mean(stopped for stopped, _ in stops),
         "stop_precision": _mean(right for stopped, right in stops if stopped),
         "stop_recall": _mean(stopped for stopped, right in stops if right),
@@ -103,17 +99,17 @@ def _turns(groups: Sequence[Group]) -> dict[str, float | None]:
     }
 
 
-def _mean(values) -> float | None:
-    kept = [float(value) for value in values]
-    return sum(kept) / len(kept) if kept else None
+def _mean(values: Iterable[float]) -> float | None:
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 @dataclass
 class Timer:
-    """Seconds of each part; a part that runs inside another is taken out of it.
+    """Seconds of each part of a step; those of a part inside another one are not counted twice.
 
-    `read` may give anything that grows instead of seconds. `memory` gives the most bytes in use since its last call;
-    with it, `peaks` has those of each part.
+    `read` may return anything that grows instead of seconds. `memory` returns the peak of bytes in use since its last
+    call; with it, `peaks` holds that of each part.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -141,7 +137,7 @@ class Timer:
         return sum(self.seconds.values())
 
     def _note(self) -> None:
-        """Book the peak since the last time on the part that was at work."""
+        """Assign the peak since the last call to the part that ran."""
         if self.memory is None:
             return
         peak = self.memory()
@@ -150,21 +146,21 @@ class Timer:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A judge whose time is told apart from that of drawing."""
+class TimedJudge:
+    """A judge whose time is measured apart from that of sampling."""
 
     judge: Judge
-    clock: Timer
+    timer: Timer
 
     @property
     def name(self) -> str:
         return self.judge.name
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
-        with self.clock.part("judge"):
+        with self.timer.part("judge"):
             return self.judge(traces)
 
     def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
         """One per trace, in order, or why it is missing; the judge is asked as it can be asked best."""
-        with self.clock.part("judge"):
+        with self.timer.part("judge"):
             return verdicts_of(self.judge, traces)

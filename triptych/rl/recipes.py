@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from triptych.data.lexicon import build_tokenizer
-from triptych.data.sft_samples import DataMix
 from triptych.model.bagel import Bagel
 from triptych.model.config import (
-    DRAFT,
-    SKETCH_FINE,
+    SKETCH_SAMPLING,
     SKETCH_TEMPLATES,
     AutoencoderConfig,
     BagelConfig,
@@ -29,59 +28,59 @@ from triptych.rl.config import (
     BFLOAT16_LIMITS,
     LoraConfig,
     PictureConfig,
+    ReasonConfig,
+    RefineConfig,
+    RefineSampling,
     SFTMix,
-    StageConfig,
+    StageSampling,
     TextConfig,
     TrainConfig,
     TreeConfig,
 )
-from triptych.sft.joint import JointConfig
 
-# Guidance 1 draws with one branch, a half of the cost, and what is learnt carries over to 1.5. Temperature 1, since a
-# sharper one hardly explores: the lessons leave an entropy of some hundredths of a nat.
-_SKETCH_SAMPLING = replace(
-    SKETCH_FINE,
-    temperature=1.0,
-    plan_temperature=None,
-    draw_points=13,
-    edit_points=13,
-    text_guidance=1.0,
-    eta_draw=1.0,
-    eta_edit=1.0,
-)
-LESSONS_ALONE = 1e-4  # their rate where nothing else learns
-# No KL: lessons beside the rewards hold the weights that beats share, at a fraction of the cost of a second forward.
+Stage = TypeVar("Stage", ReasonConfig, RefineConfig)
+
+SFT_ONLY_LR = 1e-4  # of the SFT mix where nothing else learns
+# No KL: the SFT mix holds the weights that all beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
     model="sketch-lessons",
-    reason=StageConfig(
-        text=TextConfig(rate=2e-4, grain="strict", kl=0.0),
-        picture=PictureConfig(rate=1.5e-4, divide=True, kl=0.0),
-        sampling=_SKETCH_SAMPLING,
+    reason=ReasonConfig(
+        text=TextConfig(lr=2e-4, grain="strict", kl_coef=0.0),
+        picture=PictureConfig(lr=1.5e-4, normalize_advantages=True, kl_coef=0.0),
+        # Without guidance a picture costs one branch instead of two, and what is learnt carries over to 1.5.
+        # Temperature 1, since a lower one hardly explores: SFT leaves an entropy of some hundredths of a nat.
+        sampling=StageSampling(temperature=1.0, max_tokens=96, text_guidance=1.0),
         parents=12,  # many prompts, fewer siblings: no few prompts decide a step
-        width=8,
-        updates=2,
-        plans=0.0,  # nine of ten planned pictures are right; what there is to learn is to draw without
+        group_size=8,
+        inner_epochs=2,
+        plan_share=0.0,  # nine of ten planned pictures are right; what there is to learn is to draw without a plan
     ),
-    refine=StageConfig(
-        # Most of its groups are flat, since it is sure of its words and mostly right, and AdamW makes much of little.
-        text=TextConfig(rate=3e-5, balance=True, kl=0.0),
-        picture=PictureConfig(rate=5e-5, baseline="told", kl=0.0),
+    refine=RefineConfig(
+        # Most of its groups are flat, since it is sure of its words and mostly right, and AdamW's normalization
+        # amplifies small gradients.
+        text=TextConfig(lr=3e-5, kl_coef=0.0),
+        picture=PictureConfig(lr=5e-5, baseline="same-text", kl_coef=0.0),
         # With its guidance: an edit that fails for want of it would teach to stop on wrong pictures.
-        sampling=replace(_SKETCH_SAMPLING, text_guidance=SKETCH_FINE.text_guidance),
+        sampling=RefineSampling(temperature=1.0, text_guidance=SKETCH_SAMPLING.text_guidance),
         parents=6,
-        width=8,
-        per_text=2,  # so that an edit is compared with edits of the same picture by the same words
-        updates=2,
+        group_size=8,
+        images_per_text=2,  # so that an edit is compared with edits of the same picture by the same instruction
+        inner_epochs=2,
     ),
-    tree=TreeConfig(right=0.5),
-    halved=60,
-    average=0.99,  # of some hundred updates: at a rate that moves anything, each of them is noisy
-    # Sure of itself, a reflection explores nothing: on own wrong pictures lessons say what rewards cannot ask for. Most
-    # own pictures are right, and so are most of those in lessons: else it mends what is not broken.
-    replay=SFTMix(
-        rate=3e-5,
-        own=64,
-        lessons=JointConfig(pictures=8, plans=0.6, edits=6, words=24, answers=0.3, own=0.6, mix=DataMix(right=0.75)),
+    tree=TreeConfig(right_share=0.5, balance=True),
+    lr_decay_steps=60,
+    ema_decay=0.99,  # of some hundred updates: at a rate that moves anything, each of them is noisy
+    # A reflection that is sure of itself explores nothing: on its own wrong pictures SFT says what rewards cannot ask
+    # for. Most own pictures are right, and so are most of those in the mix: else it edits what is right already.
+    sft_mix=SFTMix(
+        lr=3e-5,
+        max_self_generated=64,
+        pictures=8,
+        plan_share=0.6,
+        words=24,
+        answer_share=0.3,
+        self_generated_share=0.6,
+        right_share=0.75,
     ),
 )
 
@@ -112,7 +111,7 @@ TINY = BagelConfig(
     vit_resize=Resize(32, 32, 16),
     world="stickers",
     templates=SKETCH_TEMPLATES,
-    fine=replace(SKETCH_FINE, draw_points=4, edit_points=4, max_plan=4, max_reflection=6),
+    sampling=replace(SKETCH_SAMPLING, draw_points=4, edit_points=4, max_plan=4, max_reflection=6),
 )
 
 
@@ -125,126 +124,119 @@ def tiny(seed: int = 0) -> Bagel:
     return bagel.eval()
 
 
-_TINY_STAGE = StageConfig(
-    sampling=replace(
-        TINY.fine,
-        temperature=1.0,
-        plan_temperature=None,
-        interval=(0.0, 1.0),
-        text_guidance=2.0,
-        image_guidance=1.5,
-        eta_edit=0.7,
-    ),
-    parents=2,
-    width=3,
-    updates=2,
-)
 DEBUG = TrainConfig(
     model="tiny",
     judge="brightness",
     steps=2,
-    every=1,
-    micro=4,
-    reason=_TINY_STAGE,
-    refine=_TINY_STAGE,
-    average=0.9,
-    warmup=2,
+    save_every=1,
+    micro_batch_size=4,
+    reason=ReasonConfig(
+        sampling=StageSampling(max_tokens=4, points=4, text_guidance=2.0, eta=0.7),
+        parents=2,
+        group_size=3,
+        inner_epochs=2,
+    ),
+    refine=RefineConfig(
+        sampling=RefineSampling(max_tokens=6, points=4, text_guidance=2.0, image_guidance=1.5, eta=0.7),
+        parents=2,
+        group_size=3,
+        inner_epochs=2,
+    ),
+    ema_decay=0.9,
+    warmup_steps=2,
 )
 
-_RELEASE_TEXT = TextConfig(rate=5e-6, experts="both")
-_RELEASE_PICTURE = PictureConfig(rate=5e-6, weight=2.0, experts="both", window=0)
+
+def _release(lr: float) -> tuple[ReasonConfig, RefineConfig]:
+    """The two stages of the release at a learning rate, which is one for all its weights."""
+    text = TextConfig(lr=lr, experts="both")
+    picture = PictureConfig(lr=lr, loss_weight=2.0, experts="both", sde_window=0)
+    sampling = {
+        "temperature": 0.9,
+        "top_p": 0.9,
+        "time_shift": 3.0,
+        "text_guidance": 4.0,
+        "guidance_interval": (0.4, 1.0),
+    }
+    draw = StageSampling(**sampling, max_tokens=196, points=16, renorm="global", eta=0.7)
+    edit = RefineSampling(**sampling, max_tokens=384, points=21, image_guidance=1.5, eta=1.0)
+    return (
+        ReasonConfig(text, picture, draw, parents=2, group_size=16),
+        RefineConfig(text, replace(picture, sde_window=2), edit, parents=2, group_size=16),
+    )
+
+
+_REASON, _REFINE = _release(5e-6)
 RELEASE_7B = TrainConfig(
     model="ByteDance-Seed/BAGEL-7B-MoT",
     steps=1000,
-    every=50,
-    micro=1,
-    recompute=True,
-    compute="bfloat16",
-    tree=TreeConfig(parents="pools"),
+    save_every=50,
+    micro_batch_size=1,
+    gradient_checkpointing=True,
+    dtype="bfloat16",
+    tree=TreeConfig(selection="pools"),
     reward=RewardRule("release"),
     moments="shared",
     limits=BFLOAT16_LIMITS,
-    reason=StageConfig(
-        _RELEASE_TEXT, _RELEASE_PICTURE, replace(DRAFT, temperature=0.9, eta_draw=0.7), parents=2, width=16
-    ),
-    refine=StageConfig(
-        _RELEASE_TEXT,
-        replace(_RELEASE_PICTURE, window=2),
-        replace(DRAFT, temperature=0.9, eta_edit=1.0),
-        parents=2,
-        width=16,
-    ),
+    reason=_REASON,
+    refine=_REFINE,
 )
 
-# Adapters instead of all weights, and the KL from the model without them: no optimiser state and no copy of the rest.
-LORA_7B = replace(
-    RELEASE_7B,
-    lora=LoraConfig(rank=64, alpha=128),
-    reference="adapter",
-    reason=replace(
-        RELEASE_7B.reason,
-        text=replace(_RELEASE_TEXT, rate=5e-5),  # ten times that of all weights, as is usual for adapters
-        picture=replace(_RELEASE_PICTURE, rate=5e-5),
-    ),
-    refine=replace(
-        RELEASE_7B.refine,
-        text=replace(_RELEASE_TEXT, rate=5e-5),
-        picture=replace(RELEASE_7B.refine.picture, rate=5e-5),
-    ),
-)
+# Adapters instead of all weights, and the KL from the model without them: no optimizer state and no copy of the rest.
+_REASON, _REFINE = _release(5e-5)  # ten times that of all weights, as is usual for adapters
+LORA_7B = replace(RELEASE_7B, lora=LoraConfig(rank=64, alpha=128), reference="adapter", reason=_REASON, refine=_REFINE)
 
 
 def text_only(config: TrainConfig) -> TrainConfig:
     """Pictures do not learn: they are drawn without noise, and equal plans once. Every Reason says a plan."""
-    return _each(config, lambda stage: replace(stage, picture=replace(stage.picture, on=False), plans=1.0))
+    config = _with_stages(config, lambda stage: replace(stage, picture=replace(stage.picture, train=False)))
+    return replace(config, reason=replace(config.reason, plan_share=1.0))
 
 
 def picture_only(config: TrainConfig) -> TrainConfig:
     """Texts do not learn."""
-    return _each(config, lambda stage: replace(stage, text=replace(stage.text, on=False)))
+    return _with_stages(config, lambda stage: replace(stage, text=replace(stage.text, train=False)))
 
 
-def rewards_alone(config: TrainConfig, kl: float) -> TrainConfig:
-    """No lessons beside the rewards; a pull towards the reference in their place, or nothing."""
-    pulled = _each(
-        config, lambda stage: replace(stage, text=replace(stage.text, kl=kl), picture=replace(stage.picture, kl=kl))
-    )
-    return replace(pulled, replay=replace(config.replay, rate=0.0))
+def rewards_only(config: TrainConfig, kl_coef: float) -> TrainConfig:
+    """No SFT mix beside the rewards; a KL to the reference in its place, or nothing."""
+
+    def change(stage: Stage) -> Stage:
+        text, picture = replace(stage.text, kl_coef=kl_coef), replace(stage.picture, kl_coef=kl_coef)
+        return replace(stage, text=text, picture=picture)
+
+    return replace(_with_stages(config, change), sft_mix=replace(config.sft_mix, lr=0.0))
 
 
-def lessons_only(config: TrainConfig) -> TrainConfig:
-    """Nothing learns from rewards; the tree grows the pictures that lessons are made of."""
-    silent = _each(
-        config,
-        lambda stage: replace(
-            stage, text=replace(stage.text, on=False), picture=replace(stage.picture, on=False), updates=2
-        ),
-    )
-    return replace(silent, replay=replace(config.replay, rate=LESSONS_ALONE))
+def sft_only(config: TrainConfig) -> TrainConfig:
+    """Nothing learns from rewards; the tree draws the pictures that the SFT mix is made of."""
+
+    def change(stage: Stage) -> Stage:
+        text, picture = replace(stage.text, train=False), replace(stage.picture, train=False)
+        return replace(stage, text=text, picture=picture, inner_epochs=2)
+
+    return replace(_with_stages(config, change), sft_mix=replace(config.sft_mix, lr=SFT_ONLY_LR))
 
 
-def _grown(config: TrainConfig, **changes: Any) -> TrainConfig:
+def _with_tree(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, tree=replace(config.tree, **changes))
 
 
-def _each(config: TrainConfig, change) -> TrainConfig:
+def _with_stages(config: TrainConfig, change: Callable[[Stage], Stage]) -> TrainConfig:
     return replace(config, reason=change(config.reason), refine=change(config.refine))
 
 
 RECIPES: dict[str, tuple[TrainConfig, str]] = {
-    "sketch": (SKETCH_RL, "Tree-RL from the lessons checkpoint."),
-    "trajectory": (
-        _grown(SKETCH_RL, kind="trajectory"),
-        "Baseline: whole chains, one reward at the end.",
-    ),
-    "reason-only": (_grown(SKETCH_RL, depth=0), "Baseline: Reason alone is trained."),
-    "text-only": (text_only(SKETCH_RL), "Baseline: only what is said is trained."),
-    "image-only": (picture_only(SKETCH_RL), "Baseline: only what is drawn is trained."),
-    "uniform": (_grown(SKETCH_RL, parents="uniform"), "Baseline: parents are picked evenly."),
-    "deeper": (_grown(SKETCH_RL, depth=2), "Baseline: two Reflect-Refine stages after Reason."),
-    "kl": (rewards_alone(SKETCH_RL, 0.001), "Baseline: the paper's KL in place of replayed lessons."),
-    "no-kl": (rewards_alone(SKETCH_RL, 0.0), "Baseline: rewards alone, neither KL nor lessons."),
-    "sft-only": (lessons_only(SKETCH_RL), "Baseline: lessons on the same rollouts instead of rewards."),
+    "sketch": (SKETCH_RL, "Tree-RL from the SFT checkpoint."),
+    "trajectory": (_with_tree(SKETCH_RL, kind="trajectory"), "Baseline: whole chains, one reward at the end."),
+    "reason-only": (_with_tree(SKETCH_RL, depth=0), "Baseline: Reason alone is trained."),
+    "text-only": (text_only(SKETCH_RL), "Baseline: only texts are trained."),
+    "image-only": (picture_only(SKETCH_RL), "Baseline: only pictures are trained."),
+    "uniform": (_with_tree(SKETCH_RL, selection="uniform"), "Baseline: parents are picked evenly."),
+    "deeper": (_with_tree(SKETCH_RL, depth=2), "Baseline: two Reflect-Refine stages after Reason."),
+    "kl": (rewards_only(SKETCH_RL, 0.001), "Baseline: the paper's KL in place of the SFT mix."),
+    "no-kl": (rewards_only(SKETCH_RL, 0.0), "Baseline: rewards alone, neither KL nor SFT mix."),
+    "sft-only": (sft_only(SKETCH_RL), "Baseline: SFT on the same rollouts instead of rewards."),
     "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
     "lora-7b": (LORA_7B, "The same with adapters, whose absence is the KL's reference; rates are not tried yet."),
     "debug": (DEBUG, "Two steps of a tiny random model, to see that it runs."),

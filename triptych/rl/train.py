@@ -1,7 +1,12 @@
-"""Tree-RL (arXiv 2602.15772): grow a stage, reward it, compare siblings, update, hand some pictures on as parents.
+"""Tree-RL (arXiv 2602.15772, section 4): expand a stage, reward it, compare siblings, update, pick parents.
 
-`train` yields a Step per rollout; printing, evaluating and plotting belong to whoever listens. `grow` stands for
-`tree.expand`, so that other machines can do it; `find` tells what own pictures show, for replayed lessons.
+`train` yields a Step per rollout; printing, evaluating and plotting belong to whoever listens. One step, in order:
+
+    parents      prompts, or the pictures that the last step picked
+    tree         a group of siblings per parent, each with its stage-wise rewards
+    advantages   rewards minus the mean of their group
+    learner      GRPO on texts, FlowGRPO on pictures, then the SFT mix
+    tree.pick    parents of the next Refine stage
 """
 
 from __future__ import annotations
@@ -15,24 +20,29 @@ from triptych.data.specs import Prompts
 from triptych.errors import JudgeError, TrainingError
 from triptych.model.bagel import Bagel
 from triptych.rewards.judge import Judge
-from triptych.rl import logprob_check, sft_mix
+from triptych.rl import logprob_check, sft_mix, train_state, tree
 from triptych.rl.advantages import GroupAdvantages, group_advantages, loss_rows
-from triptych.rl.config import TrainConfig
+from triptych.rl.config import StageConfig, TrainConfig
 from triptych.rl.learner import Learner, StageBatch
-from triptych.rl.metrics import Timed, Timer, describe
-from triptych.rl.train_state import TrainState, claim, ended, resume, save
-from triptych.rl.tree import Expand, Group, Node, StageRollout, expand, expand_trajectories, pick, root, seed_of
-from triptych.sft.self_generated import Find
+from triptych.rl.metrics import TimedJudge, Timer, describe
+from triptych.rl.train_state import TrainState
+from triptych.rl.tree import Expand, Group, Node, StageRollout
+from triptych.seeds import derive
+from triptych.sft.self_generated import DetectScenes
 
-PROBE = 2  # prompts of the log-probability check before step 0
-REPLAYED = 1_000  # added to the seed for replayed lessons, so that they are not those of an earlier course
+CHECK_PROMPTS = 2  # of the log-probability check before step 0
+SFT_SEED = 1_000  # added to the seed, so that the SFT mix does not repeat the samples of the SFT that came before
+MISSING_WINDOW = 20  # newest steps over which missing verdicts are counted: one bad step of a server stops no run
+
+# The seed of each random choice of a step is derive(seed, step, PURPOSE); adapters have 4 without a step (learner.py).
+SDE_STEPS, ROLLOUT, PARENTS, PLAN = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One rollout and what was learnt from it. `stage` is reason, refine or trajectory; metrics are plain numbers.
+    """One rollout and the update on it. `stage` is reason, refine or trajectory; metrics are plain numbers.
 
-    `picked` are pictures of it that the next stage grows from, in the order of their turn; spares are left out.
+    `picked` are the pictures that the next stage starts from, in the order of their turn; spares are left out.
     """
 
     index: int
@@ -45,13 +55,18 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """What a step has grown: groups to learn from with their gains, and everything, the dropped ones too."""
+    """The groups of a step. `kept` are those to learn from, each with its advantages in every stage: one stage of the
+    tree, or both of whole chains."""
 
-    kept: list[tuple[Group, tuple[GroupAdvantages, ...]]]  # a stage at a time: one of the tree, or both of whole chains
-    every: list[Group]
-    gains: list[GroupAdvantages]  # of all groups that can be compared, as the first stage sees them
-    spares: tuple[Node, ...]
-    place: int
+    kept: list[tuple[Group, tuple[GroupAdvantages, ...]]]
+    groups: list[Group]  # all of them, those that were replaced or cannot be compared too
+    advantages: list[GroupAdvantages]  # of all groups that can be compared, in the first stage
+    spares: tuple[Node, ...]  # parents that are left
+    prompt_index: int
+
+
+# What a step rolls out: a stage, its settings in this step, and which turns of a trace it learns from (None: the last).
+Stages = list[tuple[Literal["reason", "refine"], StageRollout, slice | None]]
 
 
 def train(
@@ -60,181 +75,169 @@ def train(
     judge: Judge,
     config: TrainConfig,
     out: Path | None = None,
-    again: bool = False,
-    grow: Expand = expand,
-    find: Find | None = None,
-    watch: Callable[[], Timer] = Timer,
+    resume: bool = False,
+    expand: Expand = tree.expand,
+    detect: DetectScenes | None = None,
+    make_timer: Callable[[], Timer] = Timer,
 ) -> Iterator[Step]:
-    """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and `again` an exact resume.
+    """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and with `resume` an exact resume.
 
-    After the last step it holds the averaged weights, where an average is kept; adapters are merged into it, and are in
-    `out/adapter` on their own. `watch` makes the clock of a step.
+    `expand` stands for `tree.expand`, so that other machines can do it. `detect` reads scenes off the model's own
+    pictures for the SFT mix. After the last step `bagel` holds the averaged weights, where an average is kept; adapters
+    are merged into it, and are in `out/adapter` on their own.
 
-    Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if scores do not agree
-    with the sampler before the first update, or steps are skipped again and again; JudgeError if too many verdicts are
-    missing.
+    Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if log-probabilities do
+    not agree with the sampler before the first update, or steps are skipped again and again; JudgeError if too many
+    verdicts are missing.
     """
     config.check()
     if out is not None:
-        claim(out, config, bagel, again)
-    learner, standing = Learner(bagel, config), TrainState()
-    if out is not None and again:
-        standing = resume(out, learner)
+        train_state.claim(out, config, bagel, resume)
+    learner, state = Learner(bagel, config), TrainState()
+    if out is not None and resume:
+        state = train_state.restore(out, learner)
     bagel.eval()
-    if not ended(standing, config):
-        seed = seed_of(config.seed, 0)
+    if not state.ended(config):
         with learner.precision():
-            probes = [prompts(standing.place + number) for number in range(PROBE)]
-            logprob_check.check(logprob_check.mismatches(bagel, probes, config, seed), config.limits)
-    while not ended(standing, config):
-        clock = watch()
-        stage, growths = _growths(config, standing)
-        with clock.part("rollout"), learner.precision():
-            rollout = _roll_out(bagel, Timed(judge, clock), prompts, config, standing, growths, grow)
-        with clock.part("update"):
-            page = sft_mix.sft_rows(config.replay, rollout.every, config.seed + REPLAYED, standing.step, find)
-            metrics, finite = learner.update(_teachings(rollout, growths), standing.step, clock, page)
-        before, standing = standing, _advance(standing, rollout, finite, config)
-        metrics |= describe(rollout.every, rollout.gains) | _account(rollout, standing, clock)
-        picked = standing.waiting[: config.refine.parents]
-        yield Step(before.step, config.steps, stage, metrics, tuple(rollout.every), picked)
-        _stop_if_hopeless(standing, rollout, config)
-        if out is not None and (standing.step % config.every == 0 or ended(standing, config)):
-            save(out, standing, learner)
+            some = [prompts(state.prompt_index + number) for number in range(CHECK_PROMPTS)]
+            mismatches = logprob_check.mismatches(bagel, some, config, derive(config.seed, 0))
+        logprob_check.check(mismatches, config.limits)
+    while not state.ended(config):
+        timer = make_timer()
+        name, stages = _stages(config, state)
+        with timer.part("rollout"), learner.precision():
+            rollout = _roll_out(bagel, TimedJudge(judge, timer), prompts, config, state, stages, expand)
+        with timer.part("update"):
+            batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, config.seed + SFT_SEED, state.step, detect)
+            metrics, finite = learner.update(_batches(rollout, stages, config), state.step, timer, batch)
+        index, state = state.step, _advance(state, rollout, finite, config)
+        metrics |= describe(rollout.groups, rollout.advantages) | _counts(rollout, state, timer)
+        yield Step(index, config.steps, name, metrics, tuple(rollout.groups), state.parents[: config.refine.parents])
+        _stop_if_hopeless(state, rollout, config)
+        if out is not None and (state.step % config.save_every == 0 or state.ended(config)):
+            train_state.save(out, state, learner)
     learner.graduate(None if out is None else out / "adapter")
 
 
-# The stage, how to grow it, and which turns of a trace teach it (None: the newest).
-Growths = list[tuple[Literal["reason", "refine"], StageRollout, slice | None]]
+def _stages(config: TrainConfig, state: TrainState) -> tuple[str, Stages]:
+    """What this step rolls out: a beat of the tree, or whole chains."""
+    seed, rule = derive(config.seed, state.step, SDE_STEPS), config.reward
 
+    def rollout(stage: StageConfig) -> StageRollout:
+        return StageRollout(stage, stage.sampling.resolve(stage.sample_sde_indices(seed)), rule)
 
-def _growths(config: TrainConfig, standing: TrainState) -> tuple[str, Growths]:
-    """What this step grows: a beat of the tree, or whole chains, whose edits have no siblings told the same."""
-    seed = seed_of(config.seed, standing.step, 1)
-    begun = config.reason.decided(seed_of(config.seed, standing.step, 4))
-    first = StageRollout(begun, begun.sampled(begun.sampling.draw_points, seed), config.reward)
-    later = StageRollout(config.refine, config.refine.sampled(config.refine.sampling.edit_points, seed), config.reward)
-    if config.tree.kind == "trajectory":
+    first = rollout(config.reason.sample_variant(derive(config.seed, state.step, PLAN)))
+    later = rollout(config.refine)
+    if config.tree.kind == "trajectory":  # chains meet different pictures: no two edits of a group share a text
         later = replace(later, stage=replace(later.stage, picture=replace(later.stage.picture, baseline="group")))
         return "trajectory", [("reason", first, slice(0, 1)), ("refine", later, slice(1, None))]
-    return ("refine", [("refine", later, None)]) if standing.waiting else ("reason", [("reason", first, None)])
+    return ("refine", [("refine", later, None)]) if state.parents else ("reason", [("reason", first, None)])
 
 
 def _roll_out(
-    bagel: Bagel,
-    judge: Judge,
-    prompts: Prompts,
-    config: TrainConfig,
-    standing: TrainState,
-    growths: Growths,
-    grow: Expand,
+    bagel: Bagel, judge: Judge, prompts: Prompts, config: TrainConfig, state: TrainState, stages: Stages, expand: Expand
 ) -> Rollout:
-    """Grow this step's groups, and replace those without spread as often as the tree allows."""
-    stages = [growth.stage for _, growth, _ in growths]
-    place, spares = standing.place, standing.waiting
-    kept: list[tuple[Group, tuple[GroupAdvantages, ...]]] = []
-    every: list[Group] = []
-    compared: list[GroupAdvantages] = []
-    wanted = stages[0].parents
+    """This step's groups; those without differing rewards are replaced as often as the tree allows."""
+    settings = [rollout.stage for _, rollout, _ in stages]
+    result = Rollout([], [], [], state.parents, state.prompt_index)
+    missing = settings[0].parents
     for attempt in range(config.tree.resample + 1):
-        if standing.waiting:
-            parents, spares = spares[:wanted], spares[wanted:]
+        spares, index = result.spares, result.prompt_index
+        if state.parents:
+            parents, spares = spares[:missing], spares[missing:]
         else:
-            parents, place = tuple(root(prompts(place + number)) for number in range(wanted)), place + wanted
+            parents, index = tuple(tree.root(prompts(index + number)) for number in range(missing)), index + missing
+        result = replace(result, spares=spares, prompt_index=index)
         if not parents:
             break
-        groups = _grown(bagel, judge, parents, config, growths, seed_of(config.seed, standing.step, 2, attempt), grow)
-        every += groups
-        found = [
-            (group, tuple(group_advantages(group, stage) for stage in stages))
-            for group in groups
-            if len(group.siblings) > 1
-        ]
-        compared += [each[0] for _, each in found]
+        seed = derive(config.seed, state.step, ROLLOUT, attempt)
+        groups = _expand(bagel, judge, parents, config, stages, seed, expand)
+        compared = [(g, tuple(group_advantages(g, one) for one in settings)) for g in groups if len(g.siblings) > 1]
+        result.groups.extend(groups)
+        result.advantages.extend(each[0] for _, each in compared)
         last = attempt == config.tree.resample
-        kept += [(group, each) for group, each in found if last or not all(gain.dead for gain in each)]
-        wanted = stages[0].parents - len(kept)
-        if wanted <= 0 or not any(stage.speaks or stage.picture.on for stage in stages):
+        result.kept.extend((g, each) for g, each in compared if last or not all(one.dead for one in each))
+        missing = settings[0].parents - len(result.kept)
+        if missing <= 0 or not any(stage.trains_text or stage.picture.train for stage in settings):
             break
-    return Rollout(kept, every, compared, spares, place)
+    return result
 
 
-def _teachings(rollout: Rollout, growths: Growths) -> list[StageBatch]:
-    """What a rollout teaches, stage by stage."""
-    groups = [group for group, _ in rollout.kept]
-    return [
-        StageBatch(
-            source, g.stage, g.sampling, loss_rows(groups, [each[n] for _, each in rollout.kept], g.stage, turns)
-        )
-        for n, (source, g, turns) in enumerate(growths)
-    ]
-
-
-def _grown(
-    bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, growths: Growths, seed: int, grow: Expand
+def _expand(
+    bagel: Bagel, judge: Judge, parents: Sequence[Node], config: TrainConfig, stages: Stages, seed: int, expand: Expand
 ) -> list[Group]:
+    rollouts = [rollout for _, rollout, _ in stages]
     if config.tree.kind == "trajectory":
-        return expand_trajectories(bagel, judge, parents, growths[0][1], growths[1][1], config.tree.depth, seed)
-    return grow(bagel, judge, parents, growths[0][1], seed)
+        return tree.expand_trajectories(bagel, judge, parents, rollouts[0], rollouts[1], config.tree.depth, seed)
+    return expand(bagel, judge, parents, rollouts[0], seed)
 
 
-def _advance(standing: TrainState, rollout: Rollout, finite: bool, config: TrainConfig) -> TrainState:
-    """Where the run stands after a rollout."""
-    depth = standing.depth + 1 if standing.waiting else 0
-    waiting: list[Node] = []
+def _batches(rollout: Rollout, stages: Stages, config: TrainConfig) -> list[StageBatch]:
+    """What each stage learns from a rollout."""
+    groups, batches = [group for group, _ in rollout.kept], []
+    for number, (name, one, turns) in enumerate(stages):
+        advantages = [each[number] for _, each in rollout.kept]
+        rows = loss_rows(groups, advantages, one.stage, turns, config.tree.balance)
+        batches.append(StageBatch(name, one.stage, one.sampling, rows))
+    return batches
+
+
+def _advance(state: TrainState, rollout: Rollout, finite: bool, config: TrainConfig) -> TrainState:
+    """The state after a rollout and its update."""
+    depth = state.depth + 1 if state.parents else 0
+    parents: list[Node] = []
     if config.tree.kind == "tree" and depth < config.tree.depth:
         count = config.refine.parents * (1 + config.tree.resample)
-        waiting = pick(rollout.every, count, config.tree, seed_of(config.seed, standing.step, 3))
-    missing = sum(group.missing for group in rollout.every)
-    asked = sum(group.missing + len(group.siblings) for group in rollout.every)
+        parents = tree.pick(rollout.groups, count, config.tree, derive(config.seed, state.step, PARENTS))
+    missing = sum(group.missing for group in rollout.groups)
+    asked = sum(group.missing + len(group.siblings) for group in rollout.groups)
     return replace(
-        standing,
-        step=standing.step + 1,
-        place=rollout.place,
+        state,
+        step=state.step + 1,
+        prompt_index=rollout.prompt_index,
         depth=depth,
-        waiting=tuple(waiting),
-        samples=standing.samples + _samples(rollout.every),
-        skipped=standing.skipped + (not finite),
-        bad=0 if finite else standing.bad + 1,
-        judged=(*standing.judged, (missing, asked))[-config.limits.window :],
+        parents=tuple(parents),
+        samples=state.samples + _samples(rollout.groups),
+        skipped=state.skipped + (not finite),
+        skipped_in_a_row=0 if finite else state.skipped_in_a_row + 1,
+        verdicts=(*state.verdicts, (missing, asked))[-MISSING_WINDOW:],
     )
 
 
 def _samples(groups: Sequence[Group]) -> int:
     """Texts and pictures that were sampled from these parents on."""
     pairs = [(node, len(group.parent.trace.turns)) for group in groups for node in group.siblings]
-    turns = [turn for node, known in pairs for turn in node.trace.turns[known:]]
+    turns = [turn for node, older in pairs for turn in node.trace.turns[older:]]
     return sum(turn.said is not None for turn in turns) + sum(turn.drew is not None for turn in turns)
 
 
-def _account(rollout: Rollout, standing: TrainState, clock: Timer) -> dict[str, float]:
+def _counts(rollout: Rollout, state: TrainState, timer: Timer) -> dict[str, float]:
     """Counts, and where the time went."""
-    total = max(clock.total, 1e-9)
-    shares = {f"share_{part}": seconds / total for part, seconds in clock.seconds.items()}
-    return shares | {
+    total = max(timer.total, 1e-9)
+    compared = sum(len(group.siblings) > 1 for group in rollout.groups)
+    return {f"share_{part}": seconds / total for part, seconds in timer.seconds.items()} | {
         "groups": float(len(rollout.kept)),
-        "dropped": float(sum(len(group.siblings) < 2 for group in rollout.every)),
-        "resampled": float(sum(len(group.siblings) > 1 for group in rollout.every) - len(rollout.kept)),
-        "samples": float(standing.samples),
-        "skipped": float(standing.skipped),
-        "waiting": float(len(standing.waiting)),
+        "dropped": float(len(rollout.groups) - compared),
+        "resampled": float(compared - len(rollout.kept)),
+        "samples": float(state.samples),
+        "skipped": float(state.skipped),
+        "waiting": float(len(state.parents)),
         "seconds": total,
-        "samples_per_second": _samples(rollout.every) / total,
+        "samples_per_second": _samples(rollout.groups) / total,
     }
 
 
-def _stop_if_hopeless(standing: TrainState, rollout: Rollout, config: TrainConfig) -> None:
-    limits = config.limits
-    if standing.bad >= limits.bad_steps:
+def _stop_if_hopeless(state: TrainState, rollout: Rollout, config: TrainConfig) -> None:
+    if state.skipped_in_a_row >= config.limits.bad_steps:
         raise TrainingError(
-            f"{standing.bad} steps in a row were skipped: a loss or gradient was not finite, or log-probabilities were "
-            "further from the sampler's than --limits allow (mismatch_* in steps.jsonl); lower the learning rates, or "
-            "allow more"
+            f"{state.skipped_in_a_row} steps in a row were skipped: a loss or gradient was not finite, or "
+            "log-probabilities were further from the sampler's than --limits allow (mismatch_* in steps.jsonl); lower "
+            "the learning rates, or allow more"
         )
-    missing, asked = (sum(counts) for counts in zip(*standing.judged, strict=True))
-    if missing > limits.missing * asked:
-        cause = next((group.cause for group in reversed(rollout.every) if group.cause), "unknown")
+    missing, asked = (sum(counts) for counts in zip(*state.verdicts, strict=True))
+    if missing > config.limits.missing * asked:
+        cause = next((group.cause for group in reversed(rollout.groups) if group.cause), "unknown")
         raise JudgeError(
-            f"{missing} of {asked} verdicts of the last {len(standing.judged)} steps are missing, more than "
-            f"{limits.missing:.0%}; the last cause: {cause}"
+            f"{missing} of {asked} verdicts of the last {len(state.verdicts)} steps are missing, more than "
+            f"{config.limits.missing:.0%}; the last cause: {cause}"
         )
