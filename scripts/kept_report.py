@@ -27,7 +27,7 @@ def main() -> None:
         large = Decoder(BAGEL_7B.language).to(torch.bfloat16)
     written_out, transformer.attend = transformer.attend, fused
     for recompute in (False, True):
-        large.recompute = recompute
+        large.gradient_checkpointing = recompute
         print(f"BAGEL_7B, one edit, recompute={recompute}: {kept(large) / 2**30:.1f} GB kept")
     transformer.attend = written_out
     small = Decoder(SKETCH.language)
@@ -57,7 +57,7 @@ def kept(decoder: Decoder) -> int:
 
 
 def seconds(decoder: Decoder, recompute: bool) -> float:
-    decoder.recompute = recompute
+    decoder.gradient_checkpointing = recompute
     begun = time.perf_counter()
     und, gen = forward(decoder, 16, 60, 72, torch.float32)
     (und.sum() + gen.sum()).backward()

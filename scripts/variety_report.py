@@ -18,7 +18,7 @@ from pathlib import Path
 
 from triptych.data.scene import CANVAS, Scene
 from triptych.eval.run_folder import RunFolder
-from triptych.model.images import read_picture
+from triptych.model.images import read_image
 from triptych.rewards.sticker_judge import detect
 
 Look = tuple[frozenset, tuple]  # cells that are taken; what stands there, in any order
@@ -26,11 +26,11 @@ Look = tuple[frozenset, tuple]  # cells that are taken; what stands there, in an
 
 def main(folders: Sequence[str]) -> None:
     for folder in folders:
-        ledger = RunFolder.read(Path(folder))
+        run_folder = RunFolder.read(Path(folder))
         for name, last in (("first pictures", False), ("last pictures", True)):
-            rows = ledger.played()
+            rows = run_folder.rows()
             turns = [row.edits if last else 0 for row in rows]
-            scenes = detect([read_picture(ledger.picture(row, turn)) for row, turn in zip(rows, turns, strict=True)])
+            scenes = detect([read_image(run_folder.kept_picture(row, turn)) for row, turn in zip(rows, turns, strict=True)])
             looks: dict[int, list[tuple[Look, bool]]] = defaultdict(list)
             for row, turn, scene in zip(rows, turns, scenes, strict=True):
                 looks[row.prompt].append((look(scene), row.score(turn) == 1))

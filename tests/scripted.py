@@ -36,9 +36,11 @@ class ScriptedPolicy:
     config: BagelConfig = field(default_factory=lambda: replace(SKETCH, name="scripted"))
     drawn: dict[bytes, Scene] = field(default_factory=dict)
 
-    def plan(self, prompts: Sequence[str], sampling: Any, seeds: Sequence[int], tell: Any = None) -> list[Completion]:
+    def plan(
+        self, prompts: Sequence[str], sampling: Any, seeds: Sequence[int], on_text: Any = None
+    ) -> list[Completion]:
         scenes = [Scene.sample(parse_prompt(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        return self._say([wrap_plan(plan_text(scene)) for scene in scenes], tell)
+        return self._say([wrap_plan(plan_text(scene)) for scene in scenes], on_text)
 
     def draw(
         self,
@@ -46,8 +48,8 @@ class ScriptedPolicy:
         plans: Sequence[Completion | None],
         sampling: Any,
         seeds: Sequence[int],
-        stroke_seeds: Any = None,
-        tick: Any = None,
+        sde_seeds: Any = None,
+        on_step: Any = None,
     ) -> list[Drawing]:
         drawings = []
         for prompt, plan, seed in zip(prompts, plans, seeds, strict=True):
@@ -55,7 +57,7 @@ class ScriptedPolicy:
             scene = Scene.sample(spec, seed) if plan is None else parse_plan(parse_thought(plan.text))
             assert scene is not None
             drawings.append(self._paint(spoil(scene, spec, seed, self.mistakes) if self.mistakes else scene))
-        self._tick(tick)
+        self._tick(on_step)
         return drawings
 
     def reflect(
@@ -64,7 +66,7 @@ class ScriptedPolicy:
         images: Sequence[np.ndarray],
         sampling: Any,
         seeds: Sequence[int],
-        tell: Any = None,
+        on_text: Any = None,
     ) -> list[Completion]:
         texts = []
         for prompt, image, seed in zip(prompts, images, seeds, strict=True):
@@ -72,7 +74,7 @@ class ScriptedPolicy:
             edit = fix(scene, spec, seed)
             order = instruction_text(edit) if edit else "move nothing at all" if self.blind else None
             texts.append(wrap_reflection(reflection_text(scene, spec, edit), order))
-        return self._say(texts, tell)
+        return self._say(texts, on_text)
 
     def edit(
         self,
@@ -80,13 +82,13 @@ class ScriptedPolicy:
         instructions: Sequence[str],
         sampling: Any,
         seeds: Sequence[int],
-        stroke_seeds: Any = None,
-        tick: Any = None,
+        sde_seeds: Any = None,
+        on_step: Any = None,
     ) -> list[Drawing]:
         drawings = []
         for image, instruction, seed in zip(images, instructions, seeds, strict=True):
             drawings.append(self._paint(_edited(self._see(image), instruction, seed)))
-        self._tick(tick)
+        self._tick(on_step)
         return drawings
 
     def answer(
@@ -95,11 +97,11 @@ class ScriptedPolicy:
         questions: Sequence[str],
         sampling: Any,
         seeds: Sequence[int],
-        tell: Any = None,
+        on_text: Any = None,
     ) -> list[Completion]:
         """It thinks of what it sees, and says that, whatever the question."""
         seen = [plan_text(self._see(image)) for image in images]
-        return self._say([wrap_answer(text, text) for text in seen], tell)
+        return self._say([wrap_answer(text, text) for text in seen], on_text)
 
     def _paint(self, scene: Scene) -> Drawing:
         image = render_array(scene)
@@ -110,17 +112,17 @@ class ScriptedPolicy:
         known = self.drawn.get(image.tobytes())
         return known if known is not None else WorldJudge().scenes([image])[0]
 
-    def _tick(self, tick: Any) -> None:
+    def _tick(self, on_step: Any) -> None:
         for step in range(STEPS):
             time.sleep(self.pace)
-            if tick is not None:
-                tick(step + 1, STEPS)
+            if on_step is not None:
+                on_step(step + 1, STEPS)
 
-    def _say(self, texts: Sequence[str], tell: Any) -> list[Completion]:
+    def _say(self, texts: Sequence[str], on_text: Any) -> list[Completion]:
         for row, text in enumerate(texts):
             for end in range(8, len(text) + 8, 8):
-                if tell is not None:
-                    tell(row, text[:end])
+                if on_text is not None:
+                    on_text(row, text[:end])
         return [Completion(text) for text in texts]
 
 

@@ -27,13 +27,13 @@ class Ear(Listener):
     def __init__(self):
         self.beats: list[tuple[str, list[int]]] = []
 
-    def beat(self, name, rows):
+    def on_beat(self, name, rows):
         self.beats.append((name, rows))
 
 
 def test_traces_grow_and_end_in_a_stop():
     ear = Ear()
-    grown = list(play(ScriptedPolicy(mistakes=1), prompts(*TEXTS), [0, 1, 2], turns=4, listen=ear))
+    grown = list(play(ScriptedPolicy(mistakes=1), prompts(*TEXTS), [0, 1, 2], turns=4, listener=ear))
     assert [len(traces[0].turns) for traces in grown] == [1, 2, 3]
     assert all(trace.finished for trace in grown[-1])
     assert all(verdict.score == 1 for verdict in WorldJudge()(grown[-1]))
@@ -45,7 +45,7 @@ def test_a_finished_row_takes_no_part_in_later_beats():
     image = render_array(Scene.sample(right.spec, 0))
     given = [Prompt(right.text, right.spec, image), flawed]
     ear = Ear()
-    *_, last = play(ScriptedPolicy(mistakes=1), given, [0, 1], turns=3, listen=ear)
+    *_, last = play(ScriptedPolicy(mistakes=1), given, [0, 1], turns=3, listener=ear)
     assert ear.beats[:2] == [("plan", [1]), ("draw", [1])]
     assert [rows for name, rows in ear.beats if name == "reflect"] == [[0, 1], [1]]
     assert len(last[0].turns) == 1 and last[0].finished and np.array_equal(last[0].image, image)

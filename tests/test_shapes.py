@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 from shapes import CHECKED
 
 from triptych.model import flow
-from triptych.model.vision import PlaceTable
+from triptych.model.vision import PositionTable
 from triptych.rl.losses import advantages, grpo
 
 
@@ -24,7 +24,7 @@ def test_another_number_of_axes_is_refused():
 
 def test_another_kind_of_number_is_refused():
     with pytest.raises(TypeCheckError, match="position_ids"):
-        PlaceTable(4, 8)(torch.zeros(2))
+        PositionTable(4, 8)(torch.zeros(2))
     with pytest.raises(TypeCheckError, match="mask"):
         grpo(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), torch.ones(2, 3), 0.2, 6)
 

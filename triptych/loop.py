@@ -17,7 +17,10 @@ import numpy as np
 from triptych.errors import ConfigError
 from triptych.model.config import BagelConfig, Sampling
 from triptych.model.templates import is_stop, parse_edit
+from triptych.seeds import derive
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn
+
+STREAMS = ("plan", "draw", "reflect", "edit", "sde")  # what has a seed of its own in each turn, by its number
 
 
 @runtime_checkable
@@ -26,49 +29,49 @@ class Policy(Protocol):
 
     config: BagelConfig
 
-    def plan(self, prompts, sampling, seeds, tell=None) -> list[Completion]: ...
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]: ...
-    def reflect(self, prompts, images, sampling, seeds, tell=None) -> list[Completion]: ...
-    def edit(self, images, instructions, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]: ...
+    def plan(self, prompts, sampling, seeds, on_text=None) -> list[Completion]: ...
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]: ...
+    def reflect(self, prompts, images, sampling, seeds, on_text=None) -> list[Completion]: ...
+    def edit(self, images, instructions, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]: ...
 
 
 class Listener:
-    """Hears how a play goes; every method may be left as it is. Rows are indices into the traces of the beat."""
+    """Is called as a play goes on; a method does nothing unless overridden. Rows are indices of the beat's traces."""
 
-    def beat(self, name: str, rows: list[int]) -> None:
+    def on_beat(self, name: str, rows: list[int]) -> None:
         """A beat begins: plan, draw, reflect or edit, for these traces."""
 
-    def said(self, row: int, text: str) -> None:
+    def on_text(self, row: int, text: str) -> None:
         """The text of a trace so far."""
 
-    def step(self, done: int, total: int) -> None:
+    def on_step(self, done: int, total: int) -> None:
         """Flow steps done, of all traces of the beat together."""
 
 
 SILENT = Listener()
 
 
-def beat_seed(seed: int, turn: int, beat: str) -> int:
-    """The seed of one beat of one trace: text and first noise of every turn are independent, and reproduce."""
-    number = ("plan", "draw", "reflect", "edit", "stroke").index(beat)
-    return int(np.random.SeedSequence([seed, turn, number]).generate_state(1, np.uint64)[0] >> 1)
+def beat_seed(seed: int, turn: int, stream: str) -> int:
+    """The seed of one of STREAMS in one turn of one trace: all are independent, and reproduce."""
+    return derive(seed, turn, STREAMS.index(stream))
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of one beat, row by row: of what is said, of the first noise, and of the stochastic steps."""
+    """Seeds of one beat, row by row: of the text, of the initial noise, and of the SDE steps."""
 
     text: Sequence[int]
     noise: Sequence[int]
-    stroke: Sequence[int]
+    sde: Sequence[int]
 
     @staticmethod
-    def of(traces: Sequence[Trace], said: str, drawn: str) -> Seeds:
-        """Each trace's own: all independent. A tree gives its siblings the same noise instead."""
-        return Seeds(_seeds(traces, said), _seeds(traces, drawn), _seeds(traces, "stroke"))
+    def of(traces: Sequence[Trace], text: str, noise: str) -> Seeds:
+        """Each trace's own, all independent, from two of STREAMS. A tree gives its siblings the same noise instead."""
+        streams = ([beat_seed(each.seed, len(each.turns), name) for each in traces] for name in (text, noise, "sde"))
+        return Seeds(*streams)
 
-    def keep(self, rows: Sequence[int]) -> Seeds:
-        return Seeds(*([part[row] for row in rows] for part in (self.text, self.noise, self.stroke)))
+    def select(self, rows: Sequence[int]) -> Seeds:
+        return Seeds(*([part[row] for row in rows] for part in (self.text, self.noise, self.sde)))
 
 
 def reason(
@@ -76,26 +79,26 @@ def reason(
     traces: Sequence[Trace],
     sampling: Sampling,
     plan: bool = True,
-    listen: Listener = SILENT,
+    listener: Listener = SILENT,
     seeds: Seeds | None = None,
 ) -> list[Trace]:
-    """The first beat of each trace: plan (unless told not to) and draw. Adds one turn."""
+    """The first beat of each trace: plan, unless `plan` is False, and draw. Adds one turn."""
     seeds = seeds or Seeds.of(traces, "plan", "draw")
-    everyone = list(range(len(traces)))
+    rows = list(range(len(traces)))
     prompts = [trace.prompt.text for trace in traces]
     seconds: dict[str, float] = {}
     plans: list[Completion | None] = [None] * len(traces)
     start = time.perf_counter()
     if plan:
-        listen.beat("plan", everyone)
-        plans = list(policy.plan(prompts, sampling, seeds.text, listen.said))
+        listener.on_beat("plan", rows)
+        plans = list(policy.plan(prompts, sampling, seeds.text, listener.on_text))
         seconds["plan"], start = _lap(start, len(traces))
-    listen.beat("draw", everyone)
-    drawings = policy.draw(prompts, plans, sampling, seeds.noise, seeds.stroke, listen.step)
+    listener.on_beat("draw", rows)
+    drawings = policy.draw(prompts, plans, sampling, seeds.noise, seeds.sde, listener.on_step)
     seconds["draw"], _ = _lap(start, len(traces))
     return [
-        trace + Turn(said=said, drew=drew, seconds=dict(seconds))
-        for trace, said, drew in zip(traces, plans, drawings, strict=True)
+        trace + Turn(said=completion, drew=drawing, seconds=dict(seconds))
+        for trace, completion, drawing in zip(traces, plans, drawings, strict=True)
     ]
 
 
@@ -103,43 +106,44 @@ def refine(
     policy: Policy,
     traces: Sequence[Trace],
     sampling: Sampling,
-    listen: Listener = SILENT,
+    listener: Listener = SILENT,
     seeds: Seeds | None = None,
 ) -> list[Trace]:
     """A later beat of each trace: reflect, then edit unless the reflection says stop. Adds one turn."""
     seeds = seeds or Seeds.of(traces, "reflect", "edit")
     images = [_newest(trace) for trace in traces]
-    listen.beat("reflect", list(range(len(traces))))
+    listener.on_beat("reflect", list(range(len(traces))))
     start = time.perf_counter()
-    said = policy.reflect([trace.prompt.text for trace in traces], images, sampling, seeds.text, listen.said)
-    reflecting, start = _lap(start, len(traces))
-    instructions = [parse_edit(completion.text) for completion in said]
-    going = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
+    prompts = [trace.prompt.text for trace in traces]
+    reflections = policy.reflect(prompts, images, sampling, seeds.text, listener.on_text)
+    reflect_seconds, start = _lap(start, len(traces))
+    instructions = [parse_edit(reflection.text) for reflection in reflections]
+    edited = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
     drawings: list[Drawing | None] = [None] * len(traces)
-    editing = 0.0
-    if going:
-        listen.beat("edit", going)
-        chosen = seeds.keep(going)
-        edited = policy.edit(
-            [images[row] for row in going],
-            [instructions[row] for row in going],
+    edit_seconds = 0.0
+    if edited:
+        listener.on_beat("edit", edited)
+        edit_seeds = seeds.select(edited)
+        edits = policy.edit(
+            [images[row] for row in edited],
+            [instructions[row] for row in edited],
             sampling,
-            chosen.noise,
-            chosen.stroke,
-            listen.step,
+            edit_seeds.noise,
+            edit_seeds.sde,
+            listener.on_step,
         )
-        editing, _ = _lap(start, len(going))
-        for row, drawing in zip(going, edited, strict=True):
+        edit_seconds, _ = _lap(start, len(edited))
+        for row, drawing in zip(edited, edits, strict=True):
             drawings[row] = drawing
     return [
         trace
         + Turn(
-            said=completion,
+            said=reflection,
             drew=drawing,
             instruction=None if drawing is None else instruction,
-            seconds={"reflect": reflecting} | ({} if drawing is None else {"edit": editing}),
+            seconds={"reflect": reflect_seconds} | ({} if drawing is None else {"edit": edit_seconds}),
         )
-        for trace, completion, drawing, instruction in zip(traces, said, drawings, instructions, strict=True)
+        for trace, reflection, drawing, instruction in zip(traces, reflections, drawings, instructions, strict=True)
     ]
 
 
@@ -150,7 +154,7 @@ def play(
     turns: int = 4,
     sampling: Sampling | None = None,
     plan: bool = True,
-    listen: Listener = SILENT,
+    listener: Listener = SILENT,
 ) -> Iterator[list[Trace]]:
     """Yield all traces after the first beat and after each of up to `turns` Reflect-Refine beats.
 
@@ -161,22 +165,18 @@ def play(
         raise ConfigError(f"turns={turns}: expected 0 or more Reflect-Refine turns; set --turns")
     sampling = policy.config.sampling if sampling is None else sampling
     traces = [Trace(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    given = [row for row, trace in enumerate(traces) if trace.image is None]
-    if given:
-        for row, trace in zip(
-            given,
-            reason(policy, [traces[row] for row in given], sampling, plan, _Renumbered(listen, given)),
-            strict=True,
-        ):
+    blank = [row for row, trace in enumerate(traces) if trace.image is None]
+    if blank:
+        drawn = reason(policy, [traces[row] for row in blank], sampling, plan, _Renumbered(listener, blank))
+        for row, trace in zip(blank, drawn, strict=True):
             traces[row] = trace
         yield list(traces)
     for _ in range(turns):
-        going = [row for row, trace in enumerate(traces) if not trace.finished]
-        if not going:
+        unfinished = [row for row, trace in enumerate(traces) if not trace.finished]
+        if not unfinished:
             return
-        for row, trace in zip(
-            going, refine(policy, [traces[row] for row in going], sampling, _Renumbered(listen, going)), strict=True
-        ):
+        refined = refine(policy, [traces[row] for row in unfinished], sampling, _Renumbered(listener, unfinished))
+        for row, trace in zip(unfinished, refined, strict=True):
             traces[row] = trace
         yield list(traces)
 
@@ -184,21 +184,17 @@ def play(
 class _Renumbered(Listener):
     """Passes a beat's rows on under their numbers in the whole play."""
 
-    def __init__(self, listen: Listener, rows: Sequence[int]):
-        self.listen, self.rows = listen, rows
+    def __init__(self, listener: Listener, rows: Sequence[int]):
+        self.listener, self.rows = listener, rows
 
-    def beat(self, name: str, rows: list[int]) -> None:
-        self.listen.beat(name, [self.rows[row] for row in rows])
+    def on_beat(self, name: str, rows: list[int]) -> None:
+        self.listener.on_beat(name, [self.rows[row] for row in rows])
 
-    def said(self, row: int, text: str) -> None:
-        self.listen.said(self.rows[row], text)
+    def on_text(self, row: int, text: str) -> None:
+        self.listener.on_text(self.rows[row], text)
 
-    def step(self, done: int, total: int) -> None:
-        self.listen.step(done, total)
-
-
-def _seeds(traces: Sequence[Trace], beat: str) -> list[int]:
-    return [beat_seed(trace.seed, len(trace.turns), beat) for trace in traces]
+    def on_step(self, done: int, total: int) -> None:
+        self.listener.on_step(done, total)
 
 
 def _lap(start: float, rows: int) -> tuple[float, float]:

@@ -34,16 +34,16 @@ class Painter:
 
     config: BagelConfig = field(default_factory=lambda: replace(SKETCH, name="painter", world="open"))
 
-    def plan(self, prompts, sampling, seeds, tell=None) -> list[Completion]:
+    def plan(self, prompts, sampling, seeds, on_text=None) -> list[Completion]:
         return [Completion(wrap_plan(f"paint {prompt}")) for prompt in prompts]
 
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]:
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]:
         return [Drawing(np.full((8, 8, 3), sum(prompt.encode()) % 100, np.uint8)) for prompt in prompts]
 
-    def reflect(self, prompts, images, sampling, seeds, tell=None) -> list[Completion]:
+    def reflect(self, prompts, images, sampling, seeds, on_text=None) -> list[Completion]:
         return [Completion(wrap_reflection("dark", "lighten it" if image.max() < 100 else None)) for image in images]
 
-    def edit(self, images, instructions, sampling, seeds, stroke_seeds=None, tick=None) -> list[Drawing]:
+    def edit(self, images, instructions, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]:
         return [Drawing(image + np.uint8(100)) for image in images]
 
 
@@ -226,7 +226,7 @@ def test_a_judge_that_is_down_ends_the_run_with_its_cause(capsys: pytest.Capture
 
 
 def test_a_result_can_be_shown_under_the_swapped_judge(capsys: pytest.CaptureFixture):
-    words = ["rehearsal", "--limit", 2, "--json"]
+    words = ["dev", "--limit", 2, "--json"]
     assert scripted(*words, "--turns", 1, "--out", "first") == 0
     first = json.loads(capsys.readouterr().out)
     assert scripted(*words, "--drawn", "first", "--judge", "templates", "--out", "second") == 0  # nothing is drawn
@@ -242,9 +242,9 @@ def test_a_result_can_be_shown_under_the_swapped_judge(capsys: pytest.CaptureFix
 
 
 def test_only_the_pictures_that_were_drawn_are_judged_again(capsys: pytest.CaptureFixture):
-    assert scripted("rehearsal", "--limit", 2, "--turns", 0, "--out", "run") == 0
+    assert scripted("dev", "--limit", 2, "--turns", 0, "--out", "run") == 0
     capsys.readouterr()
-    again = ["sticker-model", "rehearsal", "--drawn", "run", "--out", "again"]
+    again = ["sticker-model", "dev", "--drawn", "run", "--out", "again"]
     refused(capsys, "other prompts", *again, "--limit", 3)
     refused(capsys, "--seeds: of no use", *again, "--limit", 2, "--seeds", 2)
     refused(capsys, "manifest", *again[:-3], "nowhere", "--limit", 2)
@@ -260,7 +260,7 @@ def test_only_the_pictures_that_were_drawn_are_judged_again(capsys: pytest.Captu
 
 
 def test_an_exam_may_be_read_by_the_second_judge(capsys: pytest.CaptureFixture):
-    words = ["rehearsal", "--limit", 1, "--turns", 1, "--json"]
+    words = ["dev", "--limit", 1, "--turns", 1, "--json"]
     printed = []
     for judge in ("world", "templates"):
         assert scripted(*words, "--judge", judge, command="exam") == 0

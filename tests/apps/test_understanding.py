@@ -15,7 +15,7 @@ from triptych.trace import Completion
 class Agreeing(ScriptedPolicy):
     """Draws and reflects by the script, and says yes to everything."""
 
-    def answer(self, images, questions, sampling, seeds, tell=None):
+    def answer(self, images, questions, sampling, seeds, on_text=None):
         return [Completion("yes") for _ in images]
 
 
@@ -45,21 +45,21 @@ def test_one_command_draws_and_looks(capsys: pytest.CaptureFixture):
     command = ("eval", "genevalpp", "--limit", 7, "--turns", 2, "--understanding", "--out", "run", "--json")
     assert triptych(*command) == 0
     told = printed(capsys)
-    assert told["ita"]["standings"][OVERALL]["accuracy"]["value"] == 0.5  # half of the pairs fit
-    vqa = told["vqa"]["standings"]
+    assert told["ita"]["accuracies"][OVERALL]["accuracy"]["value"] == 0.5  # half of the pairs fit
+    vqa = told["vqa"]["accuracies"]
     assert vqa["Presence"]["accuracy"]["value"] == 0.5 and vqa["Count"]["accuracy"]["value"] == 0.0
-    assert vqa["Count"]["unreadable"] == vqa["Count"]["asked"] > 0
+    assert vqa["Count"]["unreadable"] == vqa["Count"]["questions"] > 0
     for name in ("ita", "vqa"):
         page = Path("run", name, "report.html").read_text()
         assert "data:image/png" in page and told[name]["manifest"] == RunFolder.read(Path("run", name)).manifest
 
     assert triptych(*command, "--resume") == 0
     again = printed(capsys)
-    assert [again[name]["standings"] for name in ("ita", "vqa")] == [told[name]["standings"] for name in ("ita", "vqa")]
+    assert [again[name]["accuracies"] for name in ("ita", "vqa")] == [told[name]["accuracies"] for name in ("ita", "vqa")]
 
     assert triptych("eval", "ita", "--drawn", "run", "--by", "reflection", "--out", "stops", "--json") == 0
     stops = printed(capsys)
-    assert stops["standings"][OVERALL]["accuracy"]["value"] == 1.0  # the script sees exactly
+    assert stops["accuracies"][OVERALL]["accuracy"]["value"] == 1.0  # the script sees exactly
 
 
 def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
@@ -71,7 +71,7 @@ def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
     assert "--address" in refused(capsys, "eval", "vqa", "--drawn", "run", "--address", "http://127.0.0.1:9")
     assert "--keep-pictures" in refused(capsys, "eval", "vqa", "--drawn", "run", "--no-keep-pictures")
     assert "kept" in refused(capsys, "eval", "genevalpp", "--understanding", "--no-keep-pictures")
-    assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "bare", "--no-keep-pictures") == 0
+    assert triptych("eval", "dev", "--limit", 2, "--turns", 0, "--out", "bare", "--no-keep-pictures") == 0
     capsys.readouterr()
     assert "kept its pictures" in refused(capsys, "eval", "ita", "--drawn", "bare")
 
@@ -85,13 +85,13 @@ def test_a_quiz_is_told_with_its_chance(capsys: pytest.CaptureFixture):
     shown = capsys.readouterr().out
     assert "coin" in shown and "one answer" in shown and "s a picture" not in shown
     assert triptych("report", "vqa", "--json") == 0
-    assert printed(capsys)["standings"] == told["standings"]
+    assert printed(capsys)["accuracies"] == told["accuracies"]
     page = Path("vqa/report.html").read_text()
     assert "a coin" in page and "right answers" in page and "a question" in page
     assert "right in every check" not in page and "a picture, without judging" not in page
     results = json.loads(Path("vqa/results_lmms.json").read_text())["results"]
-    overall = told["standings"][OVERALL]
-    assert results["vqa"]["coin,none"] == overall["coin"] and results["vqa"]["constant,none"] == overall["constant"]
+    overall = told["accuracies"][OVERALL]
+    assert results["vqa"]["chance,none"] == overall["chance"] and results["vqa"]["majority,none"] == overall["majority"]
     asked = [json.loads(line) for line in Path("vqa/questions.jsonl").read_text().split("\n")[:-1]]
     samples = [json.loads(line) for line in Path("vqa/samples_lmms.jsonl").read_text().split("\n")[:-1]]
     assert [each["target"] for each in samples] == [each["answer"] for each in asked]
@@ -111,7 +111,7 @@ def test_shards_of_a_quiz_make_one_quiz(capsys: pytest.CaptureFixture):
     assert left == -(-whole["report"]["rows"] // 2) and not Path("parts/report.json").exists()
     assert triptych(*command, "--out", "parts", "--shard", "1/2") == 0
     parts = printed(capsys)
-    assert parts["standings"] == whole["standings"] and parts["manifest"] == whole["manifest"]
+    assert parts["accuracies"] == whole["accuracies"] and parts["manifest"] == whole["manifest"]
     assert Path("parts/report.json").exists() and not Path("parts/results.jsonl").exists()
 
 
@@ -127,16 +127,16 @@ def test_questions_that_were_not_asked_are_one_line(spoil: str, capsys: pytest.C
 def test_without_a_set_one_is_painted(capsys: pytest.CaptureFixture):
     assert triptych("eval", "ita", "--limit", 2, "--out", "ita", "--json") == 0
     told = printed(capsys)
-    assert {each["accuracy"]["value"] for each in told["standings"].values()} == {0.5}
-    assert told["standings"][OVERALL]["asked"] == 14 and told["manifest"]["drawn"]["model"] == "painted"
+    assert {each["accuracy"]["value"] for each in told["accuracies"].values()} == {0.5}
+    assert told["accuracies"][OVERALL]["questions"] == 14 and told["manifest"]["drawn"]["model"] == "synthetic"
     assert RunFolder.read(Path("ita-set")).manifest["judge"] == "world-truth"
     assert "ita exists" in refused(capsys, "eval", "ita", "--limit", 2, "--out", "ita")
 
 
 def test_nothing_fits_and_nothing_is_claimed(capsys: pytest.CaptureFixture):
-    assert triptych("eval", "rehearsal", "--limit", 2, "--turns", 0, "--out", "run") == 0
+    assert triptych("eval", "dev", "--limit", 2, "--turns", 0, "--out", "run") == 0
     capsys.readouterr()
     assert triptych("eval", "ita", "--drawn", "run", "--json") == 0
-    told = printed(capsys)["standings"]
+    told = printed(capsys)["accuracies"]
     assert Path("runs/ita-sketch/report.json").exists()
-    assert {each["accuracy"]["value"] for each in told.values()} == {None} and told[OVERALL]["asked"] == 0
+    assert {each["accuracy"]["value"] for each in told.values()} == {None} and told[OVERALL]["questions"] == 0

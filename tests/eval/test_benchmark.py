@@ -26,11 +26,11 @@ from triptych.eval.run_folder import (
     RunFolder,
     code_sha256,
     pixels_sha256,
-    read_rows,
+    play_jobs,
 )
-from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, rehearsal
+from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, dev_set
 from triptych.model.config import SKETCH, Sampling
-from triptych.model.images import read_picture
+from triptych.model.images import read_image
 from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, verdict
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
 
@@ -47,17 +47,17 @@ class Painter:
         self.specs = {prompt.text: prompt.spec for prompt in prompts}
         self.scene, self.edits, self.drawn, self.scenes = scene, edits, [], {}
 
-    def plan(self, prompts, sampling, seeds, tell=None):
+    def plan(self, prompts, sampling, seeds, on_text=None):
         return [Completion("<think>a plan</think>") for _ in prompts]
 
-    def draw(self, prompts, plans, sampling, seeds, stroke_seeds=None, tick=None):
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None):
         self.drawn += prompts
         return [self._picture(self.scene(self.specs[text], seed)) for text, seed in zip(prompts, seeds, strict=True)]
 
-    def reflect(self, prompts, images, sampling, seeds, tell=None):
+    def reflect(self, prompts, images, sampling, seeds, on_text=None):
         return [Completion("<think>not yet.</think>change nothing" if self.edits else STOP) for _ in prompts]
 
-    def edit(self, images, instructions, sampling, seeds, stroke_seeds=None, tick=None):
+    def edit(self, images, instructions, sampling, seeds, sde_seeds=None, on_step=None):
         return [Drawing(image) for image in images]
 
     def _picture(self, scene):
@@ -141,7 +141,7 @@ def values(turns):
 # --- the house's law: 1.0 for a perfect player, 0.0 for a blank one ---------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", [GENEVAL, GENEVAL_PLUS, rehearsal()], ids=lambda suite: suite.name)
+@pytest.mark.parametrize("suite", [GENEVAL, GENEVAL_PLUS, dev_set()], ids=lambda suite: suite.name)
 @pytest.mark.parametrize(("scene", "expected"), [(perfect, 1.0), (blank, 0.0)])
 def test_perfect_is_one_and_blank_is_zero(suite, scene, expected):
     painter = Painter(suite.prompts, scene)
@@ -180,8 +180,8 @@ def test_suites_are_whole():
     assert GENEVAL_PLUS.titles == ("Color", "Count", "Color/Count", "Color/Pos", "Pos/Count", "Pos/Size", "Multi-Count")
     assert len(GENEVAL.titles) == 6
     known = {prompt.text for prompt in (*GENEVAL.prompts, *GENEVAL_PLUS.prompts) if prompt.spec.tag != "single_object"}
-    assert not known & {prompt.text for prompt in rehearsal(100).prompts}
-    for prompt in rehearsal(20).prompts:
+    assert not known & {prompt.text for prompt in dev_set(100).prompts}
+    for prompt in dev_set(20).prompts:
         assert all(each.held for each in check(Scene.sample(prompt.spec, 0), prompt.spec))
 
 
@@ -301,17 +301,17 @@ def kept_run(folder, script=((50, 100, None), (100,), (0, 20, 40)), **settings):
 
 def test_a_run_keeps_every_pixel_it_judged(tmp_path):
     for row in kept_run(tmp_path / "run"):
-        ledger = RunFolder.read(tmp_path / "run")  # a reader beside the running process
-        assert row in ledger.rows()
+        run_folder = RunFolder.read(tmp_path / "run")  # a reader beside the running process
+        assert row in run_folder.rows()
         for turn, judged in enumerate(row.verdicts):
-            picture = read_picture(ledger.picture(row, turn))
+            picture = read_image(run_folder.kept_picture(row, turn))
             assert picture[0, 0, 0] == round(judged.score * 100) and pixels_sha256(picture) == row.pictures[turn]
     assert (tmp_path / "run/pictures/00002-0-2.png").exists()
-    assert ledger.picture(row, 9) == ledger.picture(row, row.edits)  # the picture that stands
-    bare = list(kept_run(tmp_path / "bare", keep=False))
+    assert run_folder.kept_picture(row, 9) == run_folder.kept_picture(row, row.edits)  # the picture that stands
+    bare = list(kept_run(tmp_path / "bare", keep_pictures=False))
     assert not (tmp_path / "bare/pictures").exists() and bare[0].pictures
     with pytest.raises(OutputError, match=r"00000-0-0\.png is missing; expected"):
-        RunFolder.read(tmp_path / "bare").picture(bare[0], 0)
+        RunFolder.read(tmp_path / "bare").kept_picture(bare[0], 0)
 
 
 def test_pixels_sha256_knows_shape_and_pixels():
@@ -331,7 +331,7 @@ def test_shards_together_are_the_run(tmp_path):
         assert not (tmp_path / "run/report.json").exists()
     found += [row for shard in shards for row in shard]
     key = lambda row: (row.seed, row.prompt)  # noqa: E731
-    assert sorted(found, key=key) == straight == RunFolder.read(tmp_path / "run").played()
+    assert sorted(found, key=key) == straight == RunFolder.read(tmp_path / "run").rows()
     written = [(tmp_path / name / "report.json").read_text() for name in ("run", "straight")]
     assert written[0] == written[1]
     assert sorted(path.name for path in (tmp_path / "run").glob("results*")) == [
@@ -385,10 +385,14 @@ def test_a_kill_anywhere_in_a_line_loses_that_line_only(tmp_path):
 
 def test_of_rows_of_one_job_the_last_whole_one_counts(tmp_path):
     list(kept_run(tmp_path / "run"))
-    ledger = RunFolder.read(tmp_path / "run")
+    run_folder = RunFolder.read(tmp_path / "run")
     for scores in ([0.3], [0.6], [None]):
-        ledger.append(row(0, scores))
-    assert ledger.played()[0] == row(0, [0.6]) and len(ledger.played()) == 5 and ledger.open_jobs() == []
+        run_folder.append(row(0, scores))
+    assert (
+        run_folder.rows()[0] == row(0, [0.6])
+        and len(run_folder.rows()) == 5
+        and run_folder.open_jobs(run_folder.rows()) == []
+    )
 
 
 def test_rows_of_older_runs_are_read(tmp_path):
@@ -405,10 +409,10 @@ def test_recorded_gives_each_job_to_work_once_and_in_batches():
         return [(row(prompt, [1.0], seed=seed), ()) for prompt, seed in jobs]
 
     jobs = [(prompt, seed) for seed in (0, 1) for prompt in range(3)]
-    assert [(each.prompt, each.seed) for each in read_rows(jobs, work, batch_size=4)] == jobs
+    assert [(each.prompt, each.seed) for each in play_jobs(jobs, work, batch_size=4)] == jobs
     assert batches == [jobs[:4], jobs[4:]]
     with pytest.raises(ConfigError, match="batch_size=0"):
-        next(read_rows(jobs, work, batch_size=0))
+        next(play_jobs(jobs, work, batch_size=0))
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -543,10 +547,10 @@ def test_the_paper_s_table_fits_a_terminal():
 
 
 def test_a_picture_that_cannot_be_kept_is_told_once(tmp_path):
-    ledger = RunFolder(tmp_path / "run")
+    run_folder = RunFolder(tmp_path / "run")
     row = Row(0, "a cat", "all", 0, (Verdict(1.0),), True, (None,), 0.0)
-    ledger.place(row, 0).mkdir(parents=True)  # a folder stands where the picture belongs
+    run_folder.picture_path(row, 0).mkdir(parents=True)  # a folder stands where the picture belongs
     with pytest.raises(OutputError) as error:
-        ledger.append(row, [np.zeros((4, 4, 3), np.uint8)])
+        run_folder.append(row, [np.zeros((4, 4, 3), np.uint8)])
     assert str(error.value).count("cannot write") == 1 and "00000-0-0.png" in str(error.value)
-    assert not ledger.results.exists()
+    assert not run_folder.results.exists()

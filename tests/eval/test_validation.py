@@ -1,4 +1,4 @@
-"""Watching a run: known answers from scripted players, one fixed set for a whole run, nothing disturbed or repeated."""
+"""Validation of a run: known answers from scripted players, one fixed set for a whole run, nothing disturbed or repeated."""
 
 import json
 
@@ -7,37 +7,38 @@ import pytest
 import torch
 from scripted import ScriptedPolicy
 
+from triptych.bounds import check_bounds
 from triptych.data.scene import check
 from triptych.data.specs import StickerPrompts, spec_key
 from triptych.errors import ConfigError, OutputError
-from triptych.eval.suites import rehearsal
+from triptych.eval.suites import dev_set
 from triptych.eval.validation import (
     HELD_OUT,
-    Validation,
     ValidationConfig,
-    drawn,
-    evaluate_fixed,
-    fixed_set,
-    line,
-    rendered,
-    untouched,
+    ValidationLog,
+    fixed_sets,
+    preserved_state,
+    rendered_set,
+    self_generated_set,
+    validate,
+    validation_line,
 )
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.rl.recipes import tiny
 
 JUDGE = WorldJudge()
-WATCH = ValidationConfig(every=1, prompts=4, turns=4, fixed=3, own=3)
+CONFIG = ValidationConfig(every=1, prompts=4, turns=4, fixed=3, own=3)
 
 
-def sets_of(policy, tmp_path, watch=WATCH):
-    return fixed_set(tmp_path / "fixed.safetensors", policy, JUDGE, watch.fixed, watch.own, watch.seed, watch.batch)
+def sets_of(policy, tmp_path, config=CONFIG):
+    return fixed_sets(tmp_path / "fixed.safetensors", policy, JUDGE, config)
 
 
 def test_exact_eyes_are_measured_as_such(tmp_path):
     """One mistake in each first picture, seen and mended in one turn."""
     policy = ScriptedPolicy(mistakes=1)
-    found = evaluate_fixed(policy, WATCH, sets_of(policy, tmp_path), JUDGE)
-    for mode in ("planned", "at_once"):
+    found = validate(policy, CONFIG, sets_of(policy, tmp_path), JUDGE)
+    for mode in ("planned", "one_shot"):
         assert found[f"{mode}_right_0"] == 0 and found[f"{mode}_right_4"] == found[f"{mode}_score_4"] == 1
         assert 0 < found[f"{mode}_score_0"] < 1
     assert found["ita"] == 1 and "ita_balanced" not in found  # no picture was right at first
@@ -48,25 +49,25 @@ def test_exact_eyes_are_measured_as_such(tmp_path):
 
 def test_what_never_stops_and_what_always_stops_are_told_apart(tmp_path):
     class Content(ScriptedPolicy):
-        def reflect(self, prompts, images, sampling, seeds, tell=None):
-            return self._say(["<think>all is well</think>no further edit needed"] * len(prompts), tell)
+        def reflect(self, prompts, images, sampling, seeds, on_text=None):
+            return self._say(["<think>all is well</think>no further edit needed"] * len(prompts), on_text)
 
-    blind = evaluate_fixed(ScriptedPolicy(mistakes=0, blind=True), WATCH, {"fixed": rendered(3)}, JUDGE)
+    blind = validate(ScriptedPolicy(mistakes=0, blind=True), CONFIG, {"fixed": rendered_set(3)}, JUDGE)
     assert (blind["fixed_false_stop"], blind["fixed_false_edit"], blind["ita"]) == (0, 1, 0)
-    content = evaluate_fixed(Content(mistakes=1), WATCH, {"fixed": rendered(3)}, JUDGE)
+    content = validate(Content(mistakes=1), CONFIG, {"fixed": rendered_set(3)}, JUDGE)
     assert (content["fixed_false_stop"], content["fixed_false_edit"], content["ita"]) == (1, 0, 0)
     assert content["planned_right_4"] == content["planned_right_0"]
 
 
 def test_held_out_prompts_never_come_in_training():
-    held_out = {spec_key(prompt.spec.include) for prompt in rehearsal(HELD_OUT).prompts}
-    stream = StickerPrompts.without(0, [prompt.spec for prompt in rehearsal().prompts])
+    held_out = {spec_key(prompt.spec.include) for prompt in dev_set(HELD_OUT).prompts}
+    stream = StickerPrompts.without(0, [prompt.spec for prompt in dev_set().prompts])
     assert not held_out & {spec_key(stream(place).spec.include) for place in range(300)}
-    assert {spec_key(prompt.spec.include) for prompt in rendered(5).prompts} <= held_out
+    assert {spec_key(prompt.spec.include) for prompt in rendered_set(5).prompts} <= held_out
 
 
 def test_rendered_pictures_are_right_and_flawed_in_halves():
-    known = rendered(6)
+    known = rendered_set(6)
     held = [
         all(one.held for one in check(scene, prompt.spec))
         for scene, prompt in zip(JUDGE.scenes(list(known.pictures)), known.prompts, strict=True)
@@ -91,11 +92,11 @@ def test_a_run_keeps_its_first_pictures(tmp_path):
 
 
 def test_no_picture_of_a_kind_is_no_rate(tmp_path):
-    found = evaluate_fixed(
-        ScriptedPolicy(), WATCH, sets_of(ScriptedPolicy(), tmp_path, ValidationConfig(fixed=0, own=0)), JUDGE
+    found = validate(
+        ScriptedPolicy(), CONFIG, sets_of(ScriptedPolicy(), tmp_path, ValidationConfig(fixed=0, own=0)), JUDGE
     )
     assert not [name for name in found if "false" in name]
-    assert len(drawn(ScriptedPolicy(), 0, JUDGE).right) == 0
+    assert len(self_generated_set(ScriptedPolicy(), 0, JUDGE).right) == 0
 
 
 def test_measuring_disturbs_neither_generators_nor_modes(tmp_path):
@@ -103,35 +104,36 @@ def test_measuring_disturbs_neither_generators_nor_modes(tmp_path):
     bagel.autoencoder.eval()  # a module in another mode than the whole
     modes = [module.training for module in bagel.modules()]
     before, weights = torch.random.get_rng_state(), {name: p.clone() for name, p in bagel.state_dict().items()}
-    evaluate_fixed(bagel, ValidationConfig(prompts=2, turns=1), {"own": drawn(bagel, 2, JUDGE)}, JUDGE)
+    validate(bagel, ValidationConfig(prompts=2, turns=1), {"own": self_generated_set(bagel, 2, JUDGE)}, JUDGE)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert [module.training for module in bagel.modules()] == modes
     assert all(torch.equal(p, weights[name]) for name, p in bagel.state_dict().items())
-    with untouched(bagel):
+    with preserved_state(bagel):
         bagel.eval()
         torch.rand(3)
     assert torch.equal(torch.random.get_rng_state(), before) and [m.training for m in bagel.modules()] == modes
 
 
 def test_an_evaluation_is_a_line_and_is_known_by_its_settings(tmp_path):
-    log = Validation(tmp_path / "evaluations.jsonl")
-    watch = ValidationConfig(every=5, prompts=2, turns=1)
-    row = log.evaluate(ScriptedPolicy(mistakes=1), watch, {"fixed": rendered(2)}, JUDGE, 5, 40.0)
-    assert log.has(5, watch) and log.has(5, ValidationConfig(every=9, prompts=2, turns=1, batch=2))
+    log = ValidationLog(tmp_path / "evaluations.jsonl")
+    config = ValidationConfig(every=5, prompts=2, turns=1)
+    row = log.validate(ScriptedPolicy(mistakes=1), config, {"fixed": rendered_set(2)}, JUDGE, 5, 40.0)
+    assert log.has(5, config) and log.has(5, ValidationConfig(every=9, prompts=2, turns=1, batch=2))
     assert (
-        not log.has(5, watch, published=True)
+        not log.has(5, config, published=True)
         and not log.has(5, ValidationConfig(prompts=3, turns=1))
-        and not log.has(6, watch)
+        and not log.has(6, config)
     )
-    with log.path.open("a") as file:
+    with (tmp_path / "evaluations.jsonl").open("a") as file:
         file.write('{"step": 10, "wat')  # torn by a kill
-    log.evaluate(ScriptedPolicy(), watch, {}, JUDGE, 10, 80.0)
+    log.validate(ScriptedPolicy(), config, {}, JUDGE, 10, 80.0)
     assert [one["step"] for one in log.rows()] == [5, 10] and log.rows()[0] == json.loads(json.dumps(row))
-    assert "right 0.00→1.00" in line(row) and "ITA 1.00 (balanced -)" in line(row) and "\n" not in line(row)
+    line = validation_line(row)
+    assert "right 0.00→1.00" in line and "ITA 1.00 (balanced -)" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
-    "watch",
+    "config",
     [
         ValidationConfig(prompts=71),
         ValidationConfig(prompts=0),
@@ -140,6 +142,15 @@ def test_an_evaluation_is_a_line_and_is_known_by_its_settings(tmp_path):
         ValidationConfig(batch=0),
     ],
 )
-def test_settings_that_cannot_work_are_refused(watch):
+def test_settings_that_cannot_work_are_refused(config):
     with pytest.raises(ConfigError, match="--evaluate"):
-        watch.check()
+        check_bounds(config, "evaluate")
+
+
+def test_lines_of_older_runs_are_read(tmp_path):
+    """Version 0.1 wrote the settings as `watch`, and measures without a plan as `at_once_...`."""
+    config = ValidationConfig(prompts=2)
+    old = {"step": 5, "samples": 9.0, "published": False, "watch": config.settings(), "at_once_right_0": 0.5}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(old) + "\n")
+    log = ValidationLog(tmp_path / "evaluations.jsonl")
+    assert log.has(5, config) and log.rows()[0]["one_shot_right_0"] == 0.5

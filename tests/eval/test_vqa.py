@@ -14,25 +14,25 @@ import pytest
 from PIL import Image
 from scripted import ScriptedPolicy
 
-from triptych.data.annotations import NO, YES, question_answer
+from triptych.data.annotations import question_answer
 from triptych.data.language import parse_prompt
-from triptych.data.lexicon import NUMBERS, plural
+from triptych.data.lexicon import NO, NUMBERS, YES, plural
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, OutputError, PictureError
 from triptych.eval import benchmark
 from triptych.eval import vqa as understanding
 from triptych.eval.benchmark import synthetic_set
 from triptych.eval.quiz import (
+    JudgedPicture,
     Question,
     Quiz,
-    Shown,
     accuracy_by_column,
     quiz_report,
     read_decision,
     read_option,
     run_quiz,
 )
-from triptych.eval.results import OVERALL, Report
+from triptych.eval.results import OVERALL, Report, Row
 from triptych.eval.run_folder import RunFolder, pixels_sha256
 from triptych.eval.suites import GENEVAL_PLUS
 from triptych.eval.vqa import (
@@ -40,12 +40,12 @@ from triptych.eval.vqa import (
     SURE,
     PictureFacts,
     PictureSet,
-    Thing,
+    VisibleObject,
     alignment,
     composition,
     composition_questions,
-    detected_things,
-    scene_things,
+    detected_objects,
+    scene_objects,
 )
 from triptych.model.templates import wrap_reflection
 from triptych.rewards.geneval_detector import DetectedObject
@@ -67,8 +67,8 @@ class Known:
     def scenes(self, images) -> list[Scene]:
         return [self.painter.drawn[image.tobytes()] for image in images]
 
-    def things(self, images) -> list[list[Thing]]:
-        return [scene_things(scene) for scene in self.scenes(images)]
+    def things(self, images) -> list[list[VisibleObject]]:
+        return [scene_objects(scene) for scene in self.scenes(images)]
 
     def __call__(self, traces):
         return judge_with(self.scenes, traces)
@@ -82,12 +82,12 @@ class Player(ScriptedPolicy):
         self.known = {(one.picture.sha256, one.text): one for one in quiz.questions}
         self.reply, self.asked = reply, 0
 
-    def answer(self, images, questions, sampling, seeds, tell=None):
+    def answer(self, images, questions, sampling, seeds, on_text=None):
         self.asked += len(images)
         keys = [(pixels_sha256(image), text) for image, text in zip(images, questions, strict=True)]
         return [Completion(self.reply(self.known[key])) for key in keys]
 
-    def reflect(self, prompts, images, sampling, seeds, tell=None):
+    def reflect(self, prompts, images, sampling, seeds, on_text=None):
         return self.answer(images, prompts, sampling, seeds)
 
 
@@ -159,17 +159,17 @@ def test_who_knows_is_right_and_who_lies_or_is_silent_is_wrong(quiz):
     rows = list(run_quiz(quiz, Player(quiz, lambda one: "")))
     found = accuracy_by_column(quiz, rows)
     assert {each.accuracy.value for each in found.values()} == {0.0}
-    assert found[OVERALL].unreadable == found[OVERALL].asked == len(quiz.questions)
+    assert found[OVERALL].unreadable == found[OVERALL].questions == len(quiz.questions)
 
 
 def test_a_coin_gets_what_chance_says(quiz):
     coin = Random(0)
     rows = list(run_quiz(quiz, Player(quiz, lambda one: said(quiz, coin.choice(one.options))), batch_size=64))
     for column, each in accuracy_by_column(quiz, rows).items():
-        assert each.coin is not None and each.accuracy.value is not None
+        assert each.chance is not None and each.accuracy.value is not None
         if column != OVERALL:
-            spread = (each.coin * (1 - each.coin) / each.asked) ** 0.5
-            assert abs(each.accuracy.value - each.coin) < 4 * spread, column
+            spread = (each.chance * (1 - each.chance) / each.questions) ** 0.5
+            assert abs(each.accuracy.value - each.chance) < 4 * spread, column
 
 
 def test_the_same_answer_to_all_gets_what_constant_says(ita, vqa):
@@ -177,7 +177,7 @@ def test_the_same_answer_to_all_gets_what_constant_says(ita, vqa):
     for quiz in (ita, vqa):
         for column, each in accuracy_by_column(quiz, []).items():
             places = Counter(one.options.index(one.answer) for one in quiz.of(column))
-            assert column == OVERALL or each.constant == max(places.values()) / len(quiz.of(column))
+            assert column == OVERALL or each.majority == max(places.values()) / len(quiz.of(column))
 
 
 def test_the_shipped_player_reflects_and_is_right(ita, drawn, judge):
@@ -277,7 +277,7 @@ def test_one_seed_is_one_sheet_in_whatever_order_the_set_was_drawn(folder, drawn
 
 def shown(score, sha256="a", failed=(), column="Color", text="a photo of a cat", prompt=0):
     verdict = None if score is None else Verdict(score, (), tuple(failed))
-    return Shown(Path(f"{prompt:05d}-0-0.png"), sha256, prompt, text, column, verdict)
+    return JudgedPicture(Path(f"{prompt:05d}-0-0.png"), sha256, prompt, text, column, verdict)
 
 
 def test_a_column_without_right_pictures_is_missing_and_no_other_suffers():
@@ -286,8 +286,8 @@ def test_a_column_without_right_pictures_is_missing_and_no_other_suffers():
     quiz = alignment(PictureSet({"columns": ["Color", "Count"], "judge": "known"}, tuple(pictures)), "stickers")
     found = accuracy_by_column(quiz, [])
     assert quiz.columns == ("Color", "Count") and {one.column for one in quiz.questions} == {"Count"}
-    assert found["Color"].coin is None and found["Count"].coin == found[OVERALL].coin == 0.5
-    rows = [benchmark.Row(n, "", "Count", 0, (Verdict(1.0),), False, ("yes",), 0.0) for n in range(4)]
+    assert found["Color"].chance is None and found["Count"].chance == found[OVERALL].chance == 0.5
+    rows = [Row(n, "", "Count", 0, (Verdict(1.0),), False, ("yes",), 0.0) for n in range(4)]
     assert accuracy_by_column(quiz, rows)["Color"].accuracy.value is None
     assert accuracy_by_column(quiz, rows)[OVERALL].accuracy.value == 1.0
     assert quiz_report(quiz, rows).accuracy["Color"][0].value is None
@@ -315,13 +315,13 @@ def test_half_of_the_misses_are_near_where_there_are_so_many(near, far, expected
 LEFT, RIGHT, ACROSS = (0.0, 0.0, 0.4, 0.4), (0.6, 0.0, 0.8, 0.2), (0.4, 0.5, 0.6, 0.7)
 
 
-def asked_of(*things: Thing, wanted=(), classes=("cat", "dog", "bus")) -> dict[str, str]:
+def asked_of(*things: VisibleObject, wanted=(), classes=("cat", "dog", "bus")) -> dict[str, str]:
     found = composition_questions(PictureFacts(things, wanted, classes), "stickers", "seed")
     return {one.text: one.answer for one in found}
 
 
 def test_what_is_asked_of_two_things():
-    cat, dog = Thing("cat", "red", LEFT), Thing("dog", "blue", RIGHT)
+    cat, dog = VisibleObject("cat", "red", LEFT), VisibleObject("dog", "blue", RIGHT)
     found = asked_of(cat, dog)
     assert found["is the cat left or right?"] == "left" and found["is the dog left or right?"] == "right"
     assert found["what color is the cat?"] == "red" and found["is there a bus?"] == NO
@@ -329,25 +329,27 @@ def test_what_is_asked_of_two_things():
 
 
 def test_what_can_be_doubted_is_not_asked():
-    across = asked_of(Thing("cat", "red", ACROSS), Thing("dog", None, (0.6, 0.6, 0.85, 0.85)))
+    across = asked_of(VisibleObject("cat", "red", ACROSS), VisibleObject("dog", None, (0.6, 0.6, 0.85, 0.85)))
     assert not any("cat left" in text or "larger" in text or "color is the dog" in text for text in across)
-    two = asked_of(Thing("cat", "red", LEFT), Thing("cat", "red", RIGHT))
+    two = asked_of(VisibleObject("cat", "red", LEFT), VisibleObject("cat", "red", RIGHT))
     assert two["how many cats are there?"] == "two" and not any("the cat" in text for text in two)
-    doubted = asked_of(Thing("cat", "red", LEFT), Thing("cat", None, RIGHT, sure=False), classes=("cat",))
+    doubted = asked_of(
+        VisibleObject("cat", "red", LEFT), VisibleObject("cat", None, RIGHT, sure=False), classes=("cat",)
+    )
     assert doubted == {}
-    crowd = asked_of(*[Thing("cat", "red", LEFT)] * 10, classes=("cat",))
+    crowd = asked_of(*[VisibleObject("cat", "red", LEFT)] * 10, classes=("cat",))
     assert crowd == {"is there a cat?": YES}
 
 
 def test_sizes_must_differ_clearly():
-    small = Thing("cat", None, (0.0, 0.0, 0.1, 0.1))
+    small = VisibleObject("cat", None, (0.0, 0.0, 0.1, 0.1))
     for ratio, askable in ((CLEARLY * 1.01, True), (CLEARLY * 0.99, False)):
-        large = Thing("dog", None, (0.5, 0.0, 0.5 + 0.1 * ratio, 0.1))
+        large = VisibleObject("dog", None, (0.5, 0.0, 0.5 + 0.1 * ratio, 0.1))
         assert any("larger" in text for text in asked_of(small, large)) == askable
 
 
 def test_what_was_asked_for_and_is_absent_is_asked_about_first():
-    found = asked_of(Thing("cat", "red", LEFT), wanted=("cat", "zebra"))
+    found = asked_of(VisibleObject("cat", "red", LEFT), wanted=("cat", "zebra"))
     assert found["is there a zebra?"] == NO and found["how many zebras are there?"] == "zero"
 
 
@@ -373,8 +375,8 @@ def test_a_detectors_boxes_become_shares_of_the_picture():
         "cat": [seen((0.0, 0.0, 100.0, 50.0), SURE)],
         "dog": [seen((100.0, 0.0, 200.0, 50.0), 0.95), seen((0.0, 0.0, 10.0, 10.0), 0.4)],
     }
-    (things,) = detected_things(Eyes(sight), [np.zeros((100, 200, 3), np.uint8)])  # pyright: ignore
-    assert things[0] == Thing("cat", "red", (0.0, 0.0, 0.5, 0.5))
+    (things,) = detected_objects(Eyes(sight), [np.zeros((100, 200, 3), np.uint8)])  # pyright: ignore
+    assert things[0] == VisibleObject("cat", "red", (0.0, 0.0, 0.5, 0.5))
     assert [(thing.name, thing.color, thing.sure) for thing in things[1:]] == [
         ("dog", None, True),
         ("dog", None, False),
@@ -472,7 +474,7 @@ def folder_of(quiz: Quiz) -> Path:
 def test_what_is_no_picture_set_is_named(tmp_path, judge, ita):
     with pytest.raises(OutputError, match=r"manifest\.json cannot be read"):
         PictureSet.read(tmp_path)
-    list(benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "bare", keep=False))
+    list(benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "bare", keep_pictures=False))
     with pytest.raises(OutputError, match="kept its pictures"):
         PictureSet.read(tmp_path / "bare")
     half = benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "half", batch_size=1)

@@ -11,8 +11,8 @@ from triptych.model import sampler
 from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH, Resize
 from triptych.model.kv_cache import KVCache
-from triptych.model.network import Branches, combine
 from triptych.model.packing import Latent, Text, Tokens
+from triptych.model.sampler import Branches, combine
 from triptych.rl.recipes import TINY as SMALLEST
 
 TINY = replace(
@@ -54,14 +54,14 @@ def latent(seed: int, time: float | None = None) -> Latent:
 def test_pictures_are_decoded_in_their_own_precision(bagel):
     tokens = torch.randn(1, 6, bagel.config.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        around = bagel.decode_pictures(tokens, (2, 3))
-    assert np.array_equal(around, bagel.decode_pictures(tokens, (2, 3)))
+        around = bagel.decode_images(tokens, (2, 3))
+    assert np.array_equal(around, bagel.decode_images(tokens, (2, 3)))
 
 
 def test_keys_are_held_in_the_precision_they_are_computed_in(bagel):
     with torch.autocast("cpu", torch.bfloat16):
-        assert bagel.blank(1).keys[0].dtype == torch.bfloat16
-    assert bagel.blank(1).keys[0].dtype == torch.float32
+        assert bagel.empty_cache(1).keys[0].dtype == torch.bfloat16
+    assert bagel.empty_cache(1).keys[0].dtype == torch.float32
 
 
 def test_cached_reading_equals_full_reading(bagel):
@@ -72,8 +72,8 @@ def test_cached_reading_equals_full_reading(bagel):
     ]
     whole = bagel.pack(rows)
     full, _ = bagel(whole)
-    context = bagel.blank(2)
-    pieces = [bagel.read(context, [[row[part]] for row in rows]) for part in range(4)]
+    context = bagel.empty_cache(2)
+    pieces = [bagel.extend(context, [[row[part]] for row in rows]) for part in range(4)]
     ends = [4 + 2 + 8 + 5, 3 + 2 + 8 + 3]  # und tokens of each row: text, two brackets, view with brackets, text
     for row, end in enumerate(ends):
         last = len(rows[row][3].ids) + 2
@@ -86,8 +86,8 @@ def test_velocity_behind_a_context_equals_the_packed_pass(bagel):
     prompts = [Text([9, 10, 11]), Text([12])]
     noisy = [latent(3, 0.7), latent(4, 0.7)]
     _, hidden = bagel(bagel.pack([[text, block] for text, block in zip(prompts, noisy, strict=True)]))
-    context = bagel.blank(2)
-    bagel.read(context, [[text] for text in prompts])
+    context = bagel.empty_cache(2)
+    bagel.extend(context, [[text] for text in prompts])
     before = context.length
     velocity = bagel.velocity(context, torch.stack([block.tokens for block in noisy]), 0.7, (2, 3))
     assert torch.allclose(velocity, bagel.llm2vae(hidden).float(), atol=1e-5)
@@ -106,12 +106,12 @@ def test_nobody_sees_another_noise_block(bagel):
 
 @torch.no_grad()
 def test_guidance_in_one_forward_equals_branch_by_branch(bagel):
-    cond, drop = bagel.blank(2), bagel.blank(2)
-    bagel.read(cond, [[Text([9, 10])], [Text([11, 12, 13, 14])]])
+    cond, drop = bagel.empty_cache(2), bagel.empty_cache(2)
+    bagel.extend(cond, [[Text([9, 10])], [Text([11, 12, 13, 14])]])
     branches = Branches(cond, drop, None)
     x = torch.randn(2, 6, TINY.latent_dim)
     apart = torch.cat([bagel.velocity(branch, x, 0.8, (2, 3)) for branch in branches.active()])
-    together = bagel.velocity(KVCache.stack(branches.active()), x.repeat(2, 1, 1), 0.8, (2, 3))
+    together = bagel.velocity(KVCache.cat(branches.active()), x.repeat(2, 1, 1), 0.8, (2, 3))
     assert torch.allclose(apart, together, atol=1e-5)
     guided = combine(apart, branches, "global", SAMPLING)
     assert guided.shape == x.shape
@@ -158,10 +158,10 @@ def test_rows_of_different_sizes_are_edited_in_one_call(bagel):
 def test_recorded_logprob_is_that_of_the_distribution_that_was_sampled(bagel):
     sampling = replace(SAMPLING, plan_temperature=0.8, top_p=0.9)
     (said,) = bagel.plan(["a photo of a cat"], sampling, [3])
-    context = bagel.blank(1)
-    bagel.read(context, [[bagel.text_block("plan"), bagel.text_block("a photo of a cat")]])
+    context = bagel.empty_cache(1)
+    bagel.extend(context, [[bagel.text_block("plan"), bagel.text_block("a photo of a cat")]])
     with torch.no_grad():
-        hidden = bagel.read(context, [[Tokens([bagel.special.bos, *said.tokens.tolist()])]])
+        hidden = bagel.extend(context, [[Tokens([bagel.special.bos, *said.tokens.tolist()])]])
         tokens = torch.from_numpy(said.tokens)[None]
         logits = bagel.logits(hidden[:, :-1])
         kept = torch.zeros_like(logits, dtype=torch.bool)
@@ -178,21 +178,21 @@ def test_a_reflection_really_sees_the_picture(bagel):
     other[0, 0] = 255 - other[0, 0]
 
     def logits(picture):
-        context = bagel.blank(1)
+        context = bagel.empty_cache(1)
         with torch.no_grad():
-            bagel.read(context, [[bagel.view_block(picture), bagel.text_block("a cat")]])
-            return bagel.logits(bagel.read(context, [[Tokens([bagel.special.bos])]]))
+            bagel.extend(context, [[bagel.view_block(picture), bagel.text_block("a cat")]])
+            return bagel.logits(bagel.extend(context, [[Tokens([bagel.special.bos])]]))
 
     assert not torch.equal(logits(image), logits(other))
 
 
 def test_one_stochastic_step_is_recorded_unrounded_and_scores_itself(bagel):
     sampling = replace(SAMPLING, sde_indices=(1,))
-    drawings = bagel.draw(["a cat", "a dog"], [None, None], sampling, [1, 1], stroke_seeds=[2, 3])
-    first, second = (drawing.strokes for drawing in drawings)
+    drawings = bagel.draw(["a cat", "a dog"], [None, None], sampling, [1, 1], sde_seeds=[2, 3])
+    first, second = (drawing.sde_steps for drawing in drawings)
     assert first.index.tolist() == [1] and first.before.dtype == np.float32
     assert first.before.shape == (1, 6, TINY.latent_dim)
     assert not np.array_equal(first.after, second.after)
-    again = bagel.draw(["a cat", "a dog"], [None, None], sampling, [1, 1], stroke_seeds=[2, 3])
-    assert np.array_equal(first.after, again[0].strokes.after)
-    assert np.array_equal(first.logprob, again[0].strokes.logprob)
+    again = bagel.draw(["a cat", "a dog"], [None, None], sampling, [1, 1], sde_seeds=[2, 3])
+    assert np.array_equal(first.after, again[0].sde_steps.after)
+    assert np.array_equal(first.logprob, again[0].sde_steps.logprob)

@@ -10,8 +10,8 @@ from triptych.data.lexicon import build_tokenizer
 from triptych.model import flow
 from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH, AutoencoderConfig, BagelConfig, LanguageConfig, Resize, VisionConfig
-from triptych.model.network import Branches
 from triptych.model.packing import Latent, Text
+from triptych.model.sampler import Branches, sample_flow
 from triptych.trace import Completion
 
 TINY = replace(
@@ -25,7 +25,13 @@ TINY = replace(
     vit_resize=Resize(64, 32, 16),
 )
 SAMPLING = replace(
-    TINY.sampling, draw_points=5, edit_points=5, text_guidance=4.0, image_guidance=1.5, guidance_interval=(0.0, 1.0), max_plan=5
+    TINY.sampling,
+    draw_points=5,
+    edit_points=5,
+    text_guidance=4.0,
+    image_guidance=1.5,
+    guidance_interval=(0.0, 1.0),
+    max_plan=5,
 )
 GRID = (2, 3)
 PROMPTS = ["a photo of three clocks", "a red cat"]
@@ -57,10 +63,10 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 @torch.no_grad()
 def test_a1_no_block_of_a_context_is_lost_or_overwritten(bagel):
     blocks = [bagel.latent_block(picture(0)), bagel.view_block(picture(0)), bagel.text_block("add a cat")]
-    apart, at_once = bagel.blank(1), bagel.blank(1)
+    apart, at_once = bagel.empty_cache(1), bagel.empty_cache(1)
     for block in blocks:
-        bagel.read(apart, [[block]])
-    bagel.read(at_once, [blocks])
+        bagel.extend(apart, [[block]])
+    bagel.extend(at_once, [blocks])
     tokens = 2 * (GRID[0] * GRID[1] + 2) + len(blocks[2].ids) + 2
     for context in (apart, at_once):
         assert context.lengths.tolist() == [tokens]
@@ -89,8 +95,8 @@ def test_a9_the_stored_stroke_is_the_one_that_was_scored(dtype):
     """In float32 even where the model computes in bfloat16: scored again from what is stored, it scores the same."""
     bagel = build(TINY).to(dtype)
     sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(1,))
-    (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], stroke_seeds=[2])
-    strokes = drawing.strokes
+    (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], sde_seeds=[2])
+    strokes = drawing.sde_steps
     assert {array.dtype for array in (strokes.before, strokes.after, strokes.logprob)} == {np.dtype(np.float32)}
     assert not np.array_equal(strokes.after, torch.from_numpy(strokes.after).bfloat16().float().numpy())
     assert np.allclose(score(bagel, "a red cat", strokes, 0, sampling), strokes.logprob[0], atol=1e-5)
@@ -107,8 +113,8 @@ def score(bagel: Bagel, prompt: str, strokes, index: int, sampling) -> float:
 
 @torch.no_grad()
 def velocity(bagel: Bagel, prompt: str, x: torch.Tensor, time: float) -> torch.Tensor:
-    context = bagel.blank(1)
-    bagel.read(context, [[bagel.text_block(prompt)]])
+    context = bagel.empty_cache(1)
+    bagel.extend(context, [[bagel.text_block(prompt)]])
     return bagel.velocity(context, x, time, GRID)
 
 
@@ -125,8 +131,8 @@ def test_a10_guidance_is_off_at_the_lower_end_of_its_interval(bagel):
 
 def test_a11_strokes_with_a_gap_between_them_are_transitions_of_their_own(bagel):
     sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(0, 2))
-    (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], stroke_seeds=[2])
-    strokes = drawing.strokes
+    (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], sde_seeds=[2])
+    strokes = drawing.sde_steps
     assert strokes.index.tolist() == [0, 2]
     for index in range(2):
         assert np.allclose(score(bagel, "a red cat", strokes, index, sampling), strokes.logprob[index], atol=1e-5)
@@ -141,11 +147,11 @@ def test_a11_strokes_with_a_gap_between_them_are_transitions_of_their_own(bagel)
 @pytest.mark.parametrize("grid", [(2, 4), (4, 2)])
 def test_a12_every_branch_has_the_same_height_and_width(bagel, grid):
     """Drop branches that have read what cond has read change nothing; with sides swapped they would."""
-    cond = bagel.blank(1)
-    bagel.read(cond, [[Text([9, 10]), Latent(torch.randn(8, TINY.latent_dim), grid)]])
+    cond = bagel.empty_cache(1)
+    bagel.extend(cond, [[Text([9, 10]), Latent(torch.randn(8, TINY.latent_dim), grid)]])
     x = torch.randn(1, 8, TINY.latent_dim, generator=torch.Generator().manual_seed(3))
-    alone, _ = bagel.paint(Branches(cond), grid, x, 4, "global", 0.0, SAMPLING)
-    guided, _ = bagel.paint(Branches(cond, cond.fork(), cond.fork()), grid, x, 4, "global", 0.0, SAMPLING)
+    alone, _ = sample_flow(bagel, Branches(cond), grid, x, 4, "global", 0.0, SAMPLING)
+    guided, _ = sample_flow(bagel, Branches(cond, cond.copy(), cond.copy()), grid, x, 4, "global", 0.0, SAMPLING)
     torch.testing.assert_close(guided, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -173,7 +179,7 @@ def test_b4_global_renorm_is_over_one_sample(bagel):
 
 def test_b7_points_are_one_more_than_steps(bagel):
     told: list[tuple[int, int]] = []
-    bagel.draw(["a red cat"], [None], SAMPLING, [1], tick=lambda done, of: told.append((done, of)))
+    bagel.draw(["a red cat"], [None], SAMPLING, [1], on_step=lambda done, of: told.append((done, of)))
     assert told == [(step, SAMPLING.draw_points - 1) for step in range(1, SAMPLING.draw_points)]
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from triptych.errors import OutputError, PictureError
 from triptych.model import images
 from triptych.model.config import BAGEL_7B, SKETCH, Resize
-from triptych.model.images import flatten_rgba, normalise, read_picture, resize, resized_size, to_pixels, write_picture
+from triptych.model.images import flatten_rgba, normalize, read_image, resize, resized_size, to_pixels, write_image
 
 sides = st.integers(1, 6000)
 
@@ -43,7 +43,7 @@ def test_resized_pixels_are_golden(case):
             small = resize(tensors[f"in.{image}_uint8"].numpy(), Resize(longest, shortest, stride))
             assert np.array_equal(small, tensors[f"out.{image}_{name}_resized_uint8"].numpy())
             if image == "image0":
-                assert torch.equal(normalise(small), tensors[f"out.{image}_{name}"])
+                assert torch.equal(normalize(small), tensors[f"out.{image}_{name}"])
 
 
 def test_transparency_is_laid_on_white(case):
@@ -79,7 +79,7 @@ def test_a_picture_of_the_right_size_is_left_alone():
 def test_every_level_survives_the_way_in_and_out():
     """Truncation must not lose a level that rounding in float32 has shaved off."""
     levels = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
-    back = to_pixels(normalise(levels))
+    back = to_pixels(normalize(levels))
     assert np.abs(back.astype(int) - levels).max() <= 1
     assert to_pixels(torch.tensor([-9.0, 9.0])[None, :, None].expand(3, 2, 1)).ravel().tolist() == [0] * 3 + [255] * 3
 
@@ -87,8 +87,8 @@ def test_every_level_survives_the_way_in_and_out():
 def test_what_is_written_is_read(tmp_path):
     for shape in ((1, 1, 3), (7, 5, 3)):
         picture = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-        write_picture(tmp_path / "p.png", picture)
-        assert np.array_equal(read_picture(tmp_path / "p.png"), picture)
+        write_image(tmp_path / "p.png", picture)
+        assert np.array_equal(read_image(tmp_path / "p.png"), picture)
     assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
 
 
@@ -96,48 +96,48 @@ def test_what_is_written_is_read(tmp_path):
 def test_every_mode_is_read_as_rgb(tmp_path, mode):
     path = tmp_path / ("p.tiff" if mode in ("CMYK", "F") else "p.png")
     Image.new("L", (4, 3), 0).convert(mode).save(path)
-    assert np.array_equal(read_picture(path), np.zeros((3, 4, 3), np.uint8))
+    assert np.array_equal(read_image(path), np.zeros((3, 4, 3), np.uint8))
 
 
 def test_a_transparent_palette_is_laid_on_white(tmp_path):
     picture = Image.new("P", (2, 1), 0)
     picture.putpalette([10, 20, 30, 0, 0, 0])
     picture.save(tmp_path / "p.png", transparency=0)
-    assert (read_picture(tmp_path / "p.png") == 255).all()
+    assert (read_image(tmp_path / "p.png") == 255).all()
 
 
 def test_sixteen_bits_keep_their_brightness(tmp_path):
     Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(tmp_path / "p.png")
-    assert (read_picture(tmp_path / "p.png") == 40000 // 256).all()
+    assert (read_image(tmp_path / "p.png") == 40000 // 256).all()
 
 
 def test_a_picture_taken_sideways_is_turned_up(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side
     Image.new("RGB", (8, 4)).save(tmp_path / "p.jpg", exif=exif)
-    assert read_picture(tmp_path / "p.jpg").shape == (8, 4, 3)
+    assert read_image(tmp_path / "p.jpg").shape == (8, 4, 3)
 
 
 def test_bad_files_are_picture_errors(tmp_path):
     with pytest.raises(PictureError, match="does not exist"):
-        read_picture(tmp_path / "none.png")
+        read_image(tmp_path / "none.png")
     with pytest.raises(PictureError, match="cannot be read"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
     for name, content in (("empty.png", b""), ("words.png", b"three red apples")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(PictureError, match="is not a picture"):
-            read_picture(tmp_path / name)
-    write_picture(tmp_path / "good.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            read_image(tmp_path / name)
+    write_image(tmp_path / "good.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(PictureError, match=r"cut\.png"):
-        read_picture(tmp_path / "cut.png")
+        read_image(tmp_path / "cut.png")
 
 
 def test_a_picture_with_a_damaged_exif_is_read_without_a_word(tmp_path, recwarn):
     exif = b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 60  # a directory of 65,535 entries, and none of them there
     Image.new("RGB", (8, 4)).save(tmp_path / "p.png", exif=exif)
-    assert read_picture(tmp_path / "p.png").shape == (4, 8, 3)
+    assert read_image(tmp_path / "p.png").shape == (4, 8, 3)
     assert not recwarn.list
 
 
@@ -149,13 +149,13 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
         with pytest.raises(PictureError, match=str(images.MAX_PIXELS)):
-            read_picture(tmp_path / "huge.png")
+            read_image(tmp_path / "huge.png")
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
-        write_picture(tmp_path / "missing" / "p.png", np.zeros((2, 2, 3), np.uint8))
+        write_image(tmp_path / "missing" / "p.png", np.zeros((2, 2, 3), np.uint8))
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError):
-        write_picture(tmp_path / "folder.png", np.zeros((2, 2, 3), np.uint8))
+        write_image(tmp_path / "folder.png", np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]

@@ -1,6 +1,8 @@
 """Laws of scoring: before an update a score is what the sampler recorded, for every beat and every setting of it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -75,24 +77,37 @@ def pictures() -> list[np.ndarray]:
     return [np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8) for seed, size in enumerate(sizes)]
 
 
+@contextmanager
+def denoising_batches(bagel: Bagel) -> Iterator[list[int]]:
+    """Yields a list that gets the number of rows of each forward with latents."""
+    batches: list[int] = []
+
+    def count(module, arguments):
+        batches.extend([len(arguments[0].latents)] if arguments[0].latents.shape[1] else [])
+
+    hook = bagel.register_forward_pre_hook(count)
+    yield batches
+    hook.remove()
+
+
 def assert_same_text(bagel, told, sampling):
-    scores = bagel.score_text(told, sampling)
+    scores = bagel.text_logprobs(told, sampling)
     for row, one in enumerate(told):
-        count = len(one.said.tokens)
+        count = len(one.completion.tokens)
         assert scores.mask[row].sum() == count
-        assert np.allclose(scores.logprob[row, :count].detach().numpy(), one.said.logprobs, atol=1e-4)
+        assert np.allclose(scores.logprob[row, :count].detach().numpy(), one.completion.logprobs, atol=1e-4)
         assert (scores.logprob[row, count:] == 0).all()
     return scores
 
 
 def assert_same_strokes(bagel, painted, sampling):
-    for one, scores in zip(painted, bagel.score_strokes(painted, sampling), strict=True):
-        assert np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-5)
-        assert np.allclose(scores.mean.detach().numpy(), one.strokes.mean, atol=1e-5)
+    for one, scores in zip(painted, bagel.sde_logprobs(painted, sampling), strict=True):
+        assert np.allclose(scores.logprob.detach().numpy(), one.sde_steps.logprob, atol=1e-5)
+        assert np.allclose(scores.mean.detach().numpy(), one.sde_steps.mean, atol=1e-5)
         from_record = flow.step_logprob(
-            torch.from_numpy(one.strokes.after), torch.from_numpy(one.strokes.mean), scores.std
+            torch.from_numpy(one.sde_steps.after), torch.from_numpy(one.sde_steps.mean), scores.std
         )
-        assert np.allclose(from_record.numpy(), one.strokes.logprob, atol=1e-6)
+        assert np.allclose(from_record.numpy(), one.sde_steps.logprob, atol=1e-6)
 
 
 @every_setting
@@ -102,7 +117,7 @@ def test_a_score_is_what_reason_recorded(bagel, sampling):
     assert_same_text(bagel, [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)], sampling)
     known = [*plans[:2], None]
     drawn = bagel.draw(PROMPTS, known, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(p, plan, None, one.strokes) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
+    painted = [ImageSample(p, plan, None, one.sde_steps) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
     assert_same_strokes(bagel, painted, sampling)
 
 
@@ -112,7 +127,7 @@ def test_a_score_is_what_refine_recorded(bagel, sampling):
     said = bagel.reflect(PROMPTS, images, sampling, [1, 2, 3])
     assert_same_text(bagel, [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)], sampling)
     edited = bagel.edit(images, ORDERS, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    painted = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
     assert_same_strokes(bagel, painted, sampling)
 
 
@@ -123,11 +138,11 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
     told = [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)]
 
     def gradients(recompute: bool) -> torch.Tensor:
-        bagel.language_model.model.recompute = recompute
+        bagel.language_model.model.gradient_checkpointing = recompute
         bagel.zero_grad()
         saved.append(set())
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved[-1].add(x.data_ptr()) or x, lambda x: x):
-            loss = bagel.score_text(told, PLAIN).logprob.sum()
+            loss = bagel.text_logprobs(told, PLAIN).logprob.sum()
         loss.backward()
         return torch.cat([p.grad.flatten() for p in bagel.language_model.parameters() if p.grad is not None])
 
@@ -149,7 +164,7 @@ def test_other_text_settings_give_other_scores(bagel, other):
     """Forbids c.A5 of the parity kit: drawn with a temperature and a filter, scored without."""
     plans = bagel.plan(PROMPTS, GUIDED, [1, 2, 3])
     told = [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
-    scores = bagel.score_text(told, replace(GUIDED, **other))
+    scores = bagel.text_logprobs(told, replace(GUIDED, **other))
     old = np.concatenate([plan.logprobs for plan in plans])
     assert not np.allclose(scores.logprob[scores.mask].detach().numpy(), old, atol=1e-2)
 
@@ -159,8 +174,8 @@ def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
     plan, said = bagel.plan(PROMPTS[:1], two, [1])[0], bagel.reflect(PROMPTS[:1], images[:1], two, [1])[0]
     told = [TextSample(PROMPTS[0], None, plan), TextSample(PROMPTS[0], images[0], said)]
     with pytest.raises(ValueError, match=r"plans at temperature 1\.0 beside reflections at 0\.7"):
-        bagel.score_text(told, two)
-    bagel.score_text(told, replace(two, plan_temperature=0.7))  # which is one
+        bagel.text_logprobs(told, two)
+    bagel.text_logprobs(told, replace(two, plan_temperature=0.7))  # which is one
 
 
 @pytest.mark.parametrize(
@@ -177,25 +192,25 @@ def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
 def test_other_stroke_settings_give_other_scores(bagel, other):
     images = pictures()
     edited = bagel.edit(images, ORDERS, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(o, None, i, one.strokes) for o, i, one in zip(ORDERS, images, edited, strict=True)]
-    found = torch.cat([one.logprob for one in bagel.score_strokes(painted, replace(GUIDED, **other))]).detach()
-    assert not np.allclose(found.numpy(), [one.strokes.logprob[0] for one in painted], atol=1e-4)
+    painted = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    found = torch.cat([one.logprob for one in bagel.sde_logprobs(painted, replace(GUIDED, **other))]).detach()
+    assert not np.allclose(found.numpy(), [one.sde_steps.logprob[0] for one in painted], atol=1e-4)
 
 
 def test_a2_a_first_picture_is_scored_under_the_guidance_that_it_was_drawn_with(bagel):
     """On policy the ratio is 1 with the branch that drops the text, and is not without it."""
     drawn = bagel.draw(PROMPTS, [None] * 3, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(p, None, None, one.strokes) for p, one in zip(PROMPTS, drawn, strict=True)]
+    painted = [ImageSample(p, None, None, one.sde_steps) for p, one in zip(PROMPTS, drawn, strict=True)]
     assert_same_strokes(bagel, painted, GUIDED)
-    for one, scores in zip(painted, bagel.score_strokes(painted, replace(GUIDED, text_guidance=1.0)), strict=True):
-        assert not np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-4)
+    for one, scores in zip(painted, bagel.sde_logprobs(painted, replace(GUIDED, text_guidance=1.0)), strict=True):
+        assert not np.allclose(scores.logprob.detach().numpy(), one.sde_steps.logprob, atol=1e-4)
 
 
 def test_rounding_the_stored_state_would_show(bagel):
     (one,) = bagel.draw(PROMPTS[:1], [None], PLAIN, [1], [2])
-    rounded = replace(one.strokes, after=torch.from_numpy(one.strokes.after).bfloat16().float().numpy())
-    (scores,) = bagel.score_strokes([ImageSample(PROMPTS[0], None, None, rounded)], PLAIN)
-    assert not np.allclose(scores.logprob.detach().numpy(), one.strokes.logprob, atol=1e-6)
+    rounded = replace(one.sde_steps, after=torch.from_numpy(one.sde_steps.after).bfloat16().float().numpy())
+    (scores,) = bagel.sde_logprobs([ImageSample(PROMPTS[0], None, None, rounded)], PLAIN)
+    assert not np.allclose(scores.logprob.detach().numpy(), one.sde_steps.logprob, atol=1e-6)
 
 
 def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
@@ -203,7 +218,7 @@ def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
     plans = bagel.plan(PROMPTS, PLAIN, [1, 2, 3])
     ended = next(plan for plan in plans if plan.tokens[-1] == bagel.special.eos)
     told = [TextSample(PROMPTS[plans.index(ended)], None, ended)]
-    scores = bagel.score_text(told, PLAIN)
+    scores = bagel.text_logprobs(told, PLAIN)
     (gradient,) = torch.autograd.grad(scores.logprob[0, len(ended.tokens) - 1], bagel.language_model.lm_head.weight)
     assert gradient[bagel.special.eos].norm() > 0
     assert (scores.entropy[scores.mask] > 0).all() and scores.entropy.max() <= math.log(256)
@@ -211,7 +226,7 @@ def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
 
 def test_gradients_reach_both_experts(bagel):
     (drawn,) = bagel.draw(PROMPTS[:1], [None], GUIDED, [1], [2])
-    (scores,) = bagel.score_strokes([ImageSample(PROMPTS[0], None, None, drawn.strokes)], GUIDED)
+    (scores,) = bagel.sde_logprobs([ImageSample(PROMPTS[0], None, None, drawn.sde_steps)], GUIDED)
     layer = bagel.language_model.model.layers[0].self_attn
     gradients = torch.autograd.grad(scores.logprob.sum(), [layer.q_proj_moe_gen.weight, layer.k_proj.weight])
     assert all(gradient.norm() > 0 for gradient in gradients)
@@ -220,19 +235,15 @@ def test_gradients_reach_both_experts(bagel):
 def test_siblings_share_the_way_to_the_first_stochastic_step(bagel):
     """Drawn together, rows that are told the same go one way until then, and each is what it would be alone."""
     sampling = replace(GUIDED, sde_indices=(1, 2))
-    steps: list[int] = []
-    step = bagel.step
-    bagel.step = lambda batch, context: steps.append(context.batch) or step(batch, context)  # type: ignore
     prompts, seeds = [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [4, 4, 4]
-    together = bagel.draw(prompts, [None] * 3, sampling, seeds, [6, 7, 8])
-    count = list(steps)
-    del bagel.step
-    assert count == [4, 4, 6, 3]  # two distinct rows in two branches, then three; the last step is not guided
-    assert np.array_equal(together[0].strokes.before[0], together[1].strokes.before[0])
-    assert not np.array_equal(together[0].strokes.after[0], together[1].strokes.after[0])
+    with denoising_batches(bagel) as batches:
+        together = bagel.draw(prompts, [None] * 3, sampling, seeds, [6, 7, 8])
+    assert batches == [4, 4, 6, 3]  # two distinct rows in two branches, then three; the last step is not guided
+    assert np.array_equal(together[0].sde_steps.before[0], together[1].sde_steps.before[0])
+    assert not np.array_equal(together[0].sde_steps.after[0], together[1].sde_steps.after[0])
     for row, drawing in enumerate(together):
         (alone,) = bagel.draw([prompts[row]], [None], sampling, [4], [6 + row])
-        assert np.allclose(alone.strokes.after, drawing.strokes.after, atol=1e-4)
+        assert np.allclose(alone.sde_steps.after, drawing.sde_steps.after, atol=1e-4)
         assert np.abs(alone.image.astype(int) - drawing.image).max() <= 1
     image = pictures()[0]
     edited = bagel.edit([image, image, image], ["add", "add", "stop"], sampling, [4, 4, 4], [6, 7, 8])
@@ -242,13 +253,10 @@ def test_siblings_share_the_way_to_the_first_stochastic_step(bagel):
 
 
 def test_equal_plans_are_drawn_once_and_equal_texts_are_said_once(bagel):
-    painted: list[int] = []
-    step = bagel.step
-    bagel.step = lambda batch, context: painted.append(context.batch) or step(batch, context)  # type: ignore
     ode = replace(PLAIN, sde_indices=())
-    drawn = bagel.draw([PROMPTS[0]] * 3, [None] * 3, ode, [4, 4, 5], [6, 7, 8])
-    del bagel.step
-    assert set(painted) == {2}
+    with denoising_batches(bagel) as batches:
+        drawn = bagel.draw([PROMPTS[0]] * 3, [None] * 3, ode, [4, 4, 5], [6, 7, 8])
+    assert set(batches) == {2}
     assert np.array_equal(drawn[0].image, drawn[1].image) and not np.array_equal(drawn[0].image, drawn[2].image)
     plans = bagel.plan([PROMPTS[0]] * 3, PLAIN, [1, 1, 2])
     assert plans[0] is plans[1] and plans[0] is not plans[2]
@@ -257,7 +265,7 @@ def test_equal_plans_are_drawn_once_and_equal_texts_are_said_once(bagel):
 
 @pytest.mark.parametrize("stage", ["reason", "reflect_refine"])
 def test_scores_and_losses_are_the_kits(shared, stage):
-    """The training half of case 6, by way of `score_text` and `score_strokes`."""
+    """The training half of case 6, by way of `text_logprobs` and `sde_logprobs`."""
     from parity.case4 import gradients
     from parity.chain import NAME, _sampling
     from parity.check import Run, picture, read_case
@@ -310,19 +318,19 @@ def test_scores_and_losses_are_the_kits(shared, stage):
         old_text.append(torch.from_numpy(said.logprobs))
 
     run, out = Run("6", stage), f"out.{stage}.train"
-    text = bagel.score_text(told, sampling)
+    text = bagel.text_logprobs(told, sampling)
     learnt = text.mask.clone()
     for row, one in enumerate(told):
-        learnt[row, len(one.said.tokens) - 1] = False  # the reference does not train the end token
+        learnt[row, len(one.completion.tokens) - 1] = False  # the reference does not train the end token
     old = torch.nn.utils.rnn.pad_sequence(old_text, batch_first=True)
     run.close("text", text.logprob[learnt], golden[f"{out}.text_logp"])
     run.close("text ratio", (text.logprob - old)[learnt].exp(), golden[f"{out}.text_ratio"])
     gains = torch.tensor([gain for (gain,) in facts[f"{stage}.text_advantages"]])
     text_loss = grpo(text.logprob, old, gains, learnt, params["clip"], int(learnt.sum()))
     run.close("text loss", text_loss, facts[f"{stage}.train.text_policy_loss"])
-    scores = torch.cat([one.logprob for one in bagel.score_strokes(painted, sampling)])
+    scores = torch.cat([one.logprob for one in bagel.sde_logprobs(painted, sampling)])
     run.close("strokes", scores, golden[f"{out}.consistent.image_logp"])
-    before = torch.tensor([one.strokes.logprob[0] for one in painted])
+    before = torch.tensor([one.sde_steps.logprob[0] for one in painted])
     gains = torch.tensor([gain for (gain,) in facts[f"{stage}.image_advantages"]])
     image_loss = flow_grpo(scores, before, gains, params["clip"], len(painted))
     run.close("stroke loss", image_loss, facts[f"{stage}.train.consistent.image_policy_loss"])

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from triptych.model.config import SKETCH, VisionConfig
 from triptych.model.vae import patchify
-from triptych.model.vision import Connector, PlaceTable, VisionTower, sincos_table
+from triptych.model.vision import Connector, PositionTable, VisionTower, sincos_table
 
 TINY = VisionConfig(24, 40, num_hidden_layers=3, num_attention_heads=2, patches_per_side=6)
 
@@ -43,7 +43,7 @@ def test_recomputed_tables_equal_the_stored_ones(golden):
     _, weights = golden
     for name, side in (("latent_pos_embed", 16), ("vit_pos_embed", 12)):
         stored = weights[f"{name}.pos_embed"]
-        torch.testing.assert_close(PlaceTable(side, 64).pos_embed, stored, atol=1e-7, rtol=0)
+        torch.testing.assert_close(PositionTable(side, 64).pos_embed, stored, atol=1e-7, rtol=0)
 
 
 def test_column_comes_before_row():

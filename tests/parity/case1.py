@@ -13,6 +13,7 @@ from parity.walk import tiny, view
 from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
 from triptych.model.packing import Text, Tokens
+from triptych.model.sampler import sample_text
 
 
 def replay(folder: Path) -> Iterator[Run]:
@@ -26,9 +27,9 @@ def _understanding(bagel: Bagel, run: Run, facts: dict, golden: dict[str, Tensor
     images = [picture(golden[f"in.vit_image{row}_uint8"]) for row in range(len(before))]
     views = [view(bagel, image) for image in images]
     run.close("patches", torch.cat([block.patches for block in views]), golden.get("dbg.vit_tokens"))
-    context, hidden = bagel.blank(len(before)), []
+    context, hidden = bagel.empty_cache(len(before)), []
     for rows in ([[Text(ids)] for ids in before], [[block] for block in views], [[Text(ids)] for ids in after]):
-        hidden.append(bagel.read(context, rows))
+        hidden.append(bagel.extend(context, rows))
         _, lengths, positions = facts["kv_len_and_next_position_after_each_block"][len(hidden) - 1]
         run.equal("cache length", context.lengths.tolist(), lengths)
         run.equal("next position", context.position.tolist(), positions)
@@ -46,16 +47,16 @@ def _understanding(bagel: Bagel, run: Run, facts: dict, golden: dict[str, Tensor
             f"{name} cache of layer 0", torch.cat(rows, dim=1).transpose(0, 1), golden.get(f"dbg.{name}_cache_layer0")
         )
 
-    written = context.fork()
+    written = context.copy()
     tokens = golden["out.tokens"]
     for step in range(facts["n_steps"]):
-        states = bagel.read(written, [[Tokens([token])] for token in tokens[step].tolist()])
+        states = bagel.extend(written, [[Tokens([token])] for token in tokens[step].tolist()])
         logits = bagel.logits(states[:, -1])
         run.close(f"logits of step {step}", logits, golden["out.logits"][step])
         if step + 1 < facts["n_steps"]:
             run.equal(f"token of step {step + 1}", logits.argmax(-1).tolist(), tokens[step + 1].tolist())
     # The shipped loop, which stops at the end token, says the same.
-    said = bagel.write(context, Sampling(temperature=0), facts["n_steps"] - 1, [0] * len(before))
+    said = sample_text(bagel, context, Sampling(temperature=0), facts["n_steps"] - 1, [0] * len(before))
     for row, completion in enumerate(said):
         ids = completion.tokens.tolist()
         run.equal("written ids", ids, tokens[1 : len(ids) + 1, row].tolist())

@@ -14,8 +14,8 @@ from parity.walk import read, tiny, token_grid, walk
 from triptych.model import flow
 from triptych.model.bagel import Bagel
 from triptych.model.config import Sampling
-from triptych.model.network import Branches
 from triptych.model.packing import Text
+from triptych.model.sampler import Branches, sample_flow
 from triptych.model.vae import unpatchify
 
 
@@ -54,14 +54,14 @@ def _draw(bagel: Bagel, run: Run, spec: dict, facts: dict, golden: dict[str, Ten
         run.close(f"{name} velocity", raw.flatten(0, 1), golden.get(f"dbg.{tag}.first_guided_step_{name}"))
     latent = golden[f"out.{tag}.latent"]
     run.close("latent, step by step", steps.states[-1].flatten(0, 1), latent)
-    painted, _ = bagel.paint(branches, grid, noise, points, renorm, 0.0, sampling)
+    painted, _ = sample_flow(bagel, branches, grid, noise, points, renorm, 0.0, sampling)
     run.close("latent, as painted", painted.flatten(0, 1), latent)
     if f"out.{tag}.decoded" in golden:
         side = bagel.config.latent_patch_size
         cells = unpatchify(painted, side, grid[0] * side, grid[1] * side)
         run.close("unpatchified", cells, golden[f"out.{tag}.vae_latent"])
         run.close("decoded", bagel.autoencoder.decode(cells), golden[f"out.{tag}.decoded"], PICTURES)
-        levels = bagel.decode_pictures(painted, grid)[0].astype(np.int64)
+        levels = bagel.decode_images(painted, grid)[0].astype(np.int64)
         run.close("picture", levels, golden[f"out.{tag}.uint8"], LEVELS)
     return run
 

@@ -13,9 +13,9 @@ from parity.check import LEVELS, PICTURES, Run, picture, read_case
 from parity.walk import clean, read, tiny, token_grid, walk, with_rules
 from triptych.model.bagel import Bagel
 from triptych.model.config import Renorm, Sampling
-from triptych.model.images import normalise, resize
-from triptych.model.network import Branches
+from triptych.model.images import normalize, resize
 from triptych.model.packing import Block, Text
+from triptych.model.sampler import Branches, sample_flow, sample_text
 
 T2I_SIZE = (32, 48)  # height and width of `inferencer_t2i`, which only the kit's README tells
 
@@ -45,15 +45,15 @@ def _prepared(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
     run.equal("size for the tower", list(seen.shape[:2]), facts["vit_image_hw"])
     if "dbg.resized_uint8" in golden:
         run.equal("resized pixels", bool(np.array_equal(resized, picture(golden["dbg.resized_uint8"]))), True)
-    run.close("picture for the autoencoder", normalise(resized), golden.get("dbg.vae_image"))
-    run.close("picture for the tower", normalise(seen), golden.get("dbg.vit_image"))
-    latent = bagel.autoencoder.encode(normalise(resized)[None])
+    run.close("picture for the autoencoder", normalize(resized), golden.get("dbg.vae_image"))
+    run.close("picture for the tower", normalize(seen), golden.get("dbg.vit_image"))
+    latent = bagel.autoencoder.encode(normalize(resized)[None])
     run.close("latent", latent, golden.get("dbg.vae_latent_mean"), PICTURES)
-    context = bagel.blank(1)
+    context = bagel.empty_cache(1)
     blocks: list[Block] = [bagel.latent_block(image), bagel.view_block(image), Text(facts["prompt"])]
-    hidden = [bagel.read(context, [[block]]) for block in blocks[:2]]
+    hidden = [bagel.extend(context, [[block]]) for block in blocks[:2]]
     stages = [(context.lengths.tolist(), context.position.tolist())]
-    hidden.append(bagel.read(context, [[blocks[2]]]))
+    hidden.append(bagel.extend(context, [[blocks[2]]]))
     stages.append((context.lengths.tolist(), context.position.tolist()))
     run.equal(
         "lengths and positions", stages, [(length, place) for _, length, place in facts["kv_len_and_next_position"]]
@@ -68,7 +68,7 @@ def _sampling(params: dict, interval: tuple[float, float], image_scale: float) -
         time_shift=params["timestep_shift"],
         text_guidance=params["cfg_text_scale"],
         image_guidance=image_scale,
-        interval=interval,
+        guidance_interval=interval,
     )
 
 
@@ -90,7 +90,7 @@ def _edit(bagel: Bagel, tag: str, facts: dict, golden: dict[str, Tensor]) -> Run
     for name, raw in zip(("cond", "text", "img"), steps.raw, strict=False):
         run.close(f"{name} velocity", raw[0], golden.get(f"dbg.{tag}.first_guided_step_{name}"))
     run.close("latent, step by step", steps.states[-1][0], golden[f"out.{tag}.latent"])
-    painted, _ = bagel.paint(branches, grid, noise, params["num_timesteps"], renorm, 0.0, sampling)
+    painted, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], renorm, 0.0, sampling)
     run.close("latent, as painted", painted[0], golden[f"out.{tag}.latent"])
     return run
 
@@ -112,17 +112,17 @@ def _thoughtful(bagel: Bagel, tag: str, facts: dict, golden: dict[str, Tensor]) 
     )
     sampling = _sampling(params, tuple(params["cfg_interval"]), params["cfg_img_scale"])
     grid = token_grid(bagel, *facts["vae_image_hw"])
-    painted, _ = bagel.paint(
-        branches, grid, golden["in.noise"][None], params["num_timesteps"], "text_channel", 0.0, sampling
+    painted, _ = sample_flow(
+        bagel, branches, grid, golden["in.noise"][None], params["num_timesteps"], "text_channel", 0.0, sampling
     )
     run.close("latent", painted[0], golden[f"out.{tag}.latent"])
-    run.close("picture", bagel.decode_pictures(painted, grid)[0].astype(np.int64), golden[f"out.{tag}.uint8"], LEVELS)
+    run.close("picture", bagel.decode_images(painted, grid)[0].astype(np.int64), golden[f"out.{tag}.uint8"], LEVELS)
     return run
 
 
 def _said(bagel: Bagel, context, limit: int) -> list[int]:
     """Greedy ids; the kit's limit counts the begin token, and the end token is not given back."""
-    (completion,) = bagel.write(context, Sampling(temperature=0), limit - 1, [0])
+    (completion,) = sample_text(bagel, context, Sampling(temperature=0), limit - 1, [0])
     return [token for token in completion.tokens.tolist() if token != bagel.special.eos]
 
 
@@ -139,9 +139,9 @@ def _plain(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
     """Text to image with the inferencer's default guidance: a third branch equal to the first, from 0.4 on."""
     run, params = Run("3", "inferencer_t2i"), facts["params"]
     text = [[Text(facts["prompt"])]]
-    branches = Branches(read(bagel, text), bagel.blank(1), read(bagel, text))
+    branches = Branches(read(bagel, text), bagel.empty_cache(1), read(bagel, text))
     sampling = _sampling(params, (0.4, 1.0), 1.5)
     grid, noise = token_grid(bagel, *facts.get("t2i_image_hw", T2I_SIZE)), golden["in.noise_t2i"][None]
-    painted, _ = bagel.paint(branches, grid, noise, params["num_timesteps"], "global", 0.0, sampling)
+    painted, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], "global", 0.0, sampling)
     run.close("latent", painted[0], golden["out.inferencer_t2i.latent"])
     return run

@@ -9,14 +9,14 @@ import torch
 
 from parity.check import PICTURES, Run, picture, read_case
 from parity.walk import tiny
-from triptych.model.images import normalise
+from triptych.model.images import normalize
 
 
 @torch.no_grad()
 def replay(folder: Path) -> Iterator[Run]:
     _, golden = read_case(folder, "case5_vae")
     autoencoder = tiny(folder).autoencoder
-    pixels = normalise(picture(golden["in.images_uint8"]))
+    pixels = normalize(picture(golden["in.images_uint8"]))
     there = Run("5", "encode")
     there.close("moments", torch.cat(autoencoder.moments(pixels), dim=1), golden["out.moments"], PICTURES)
     there.close("mean", autoencoder.encode(pixels), golden["out.latent_mean"], PICTURES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,17 +13,23 @@ from parity.check import STEPS, VALUES, Run, read_case
 from parity.walk import read, tiny, token_grid, walk
 from triptych.model import flow, sampler, templates
 from triptych.model.config import R3_TEMPLATES, Sampling
-from triptych.model.network import Branches
 from triptych.model.packing import Text
+from triptych.model.sampler import Branches
 
 
 def replay(folder: Path) -> Iterator[Run]:
-    yield from _sde(folder)
-    yield _guidance(folder)
-    yield _text(folder)
-    yield _strings(folder)
-    yield from _mixed(folder)
-    yield from chain.replay(folder)
+    """Every piece that the folder has files of."""
+    pieces: dict[str, Callable[[Path], Iterable[Run]]] = {
+        "case6_sde_sampler": _sde,
+        "case6_cfg_combine": _guidance,
+        "case6_text_sampling": _text,
+        "case6_strings": _strings,
+        "case6_mixed_ode_sde_sampling": _mixed,
+        chain.NAME: chain.replay,
+    }
+    for name, piece in pieces.items():
+        if any(folder.glob(f"{name}.*")):
+            yield from piece(folder)
 
 
 def _sde(folder: Path) -> Iterator[Run]:
@@ -48,7 +54,7 @@ def _sde(folder: Path) -> Iterator[Run]:
         yield run
 
 
-def _guidance(folder: Path) -> Run:
+def _guidance(folder: Path) -> Iterator[Run]:
     facts, golden = read_case(folder, "case6_cfg_combine")
     shape = (facts["samples"], facts["tokens_per_sample"], -1)
     cond, text_drop, image_drop = (golden[f"in.v_{name}"].reshape(shape) for name in ("cond", "text", "img"))
@@ -56,19 +62,19 @@ def _guidance(folder: Path) -> Run:
     for spec, expected in zip(facts["runs"], golden["out.rollout"], strict=True):
         scales = spec["cfg_text_scale"], spec["cfg_img_scale"], spec["cfg_renorm_type"], spec["cfg_renorm_min"]
         run.close(str(scales), flow.guide(cond, text_drop, image_drop, *scales).flatten(0, 1), expected)
-    return run
+    yield run
 
 
-def _text(folder: Path) -> Run:
+def _text(folder: Path) -> Iterator[Run]:
     facts, golden = read_case(folder, "case6_text_sampling")
     run = Run("6", "text sampling")
     for index, spec in enumerate(facts["runs"]):
         ours = sampler.token_distribution(golden["in.logits"], spec["temperature"], spec["topk"], spec["top_p"])
         run.close(f"distribution of {spec}", ours, golden[f"out.run{index}.sampling_distribution"])
-    return run
+    yield run
 
 
-def _strings(folder: Path) -> Run:
+def _strings(folder: Path) -> Iterator[Run]:
     facts, _ = read_case(folder, "case6_strings")
     run, strings = Run("6", "strings"), facts["strings"]
     edits = [templates.parse_edit(text) for text in strings]
@@ -87,7 +93,7 @@ def _strings(folder: Path) -> Run:
     ):
         if name in prompts:
             run.equal(name, ours, prompts[name]["text"])
-    return run
+    yield run
 
 
 @torch.no_grad()
@@ -95,11 +101,11 @@ def _mixed(folder: Path) -> Iterator[Run]:
     """Drawings with some stochastic steps; a text branch, no picture branch."""
     facts, golden = read_case(folder, "case6_mixed_ode_sde_sampling")
     bagel, params, batch = tiny(folder), facts["params"], len(facts["prompts"])
-    branches = Branches(read(bagel, [[Text(ids)] for ids in facts["prompts"]]), bagel.blank(batch))
+    branches = Branches(read(bagel, [[Text(ids)] for ids in facts["prompts"]]), bagel.empty_cache(batch))
     sampling = Sampling(
         time_shift=params["timestep_shift"],
         text_guidance=params["cfg_text_scale"],
-        interval=tuple(params["cfg_interval"]),
+        guidance_interval=tuple(params["cfg_interval"]),
         eta_mode=params["eta_mode"],
     )
     grid, points = token_grid(bagel, *facts["image_hw"]), params["num_timesteps"]

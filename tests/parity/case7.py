@@ -12,8 +12,8 @@ from torch import Tensor
 
 from parity.check import VALUES, Run, picture, read_case
 from parity.walk import rule
-from triptych.model.images import flatten_rgba, normalise, resize, resized_size
-from triptych.model.network import time_wave
+from triptych.model.images import flatten_rgba, normalize, resize, resized_size
+from triptych.model.network import timestep_embedding
 from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import sincos_table
@@ -39,7 +39,7 @@ def _pixels(facts: dict, golden: dict[str, Tensor]) -> Run:
             image, name = found.groups()
             small = resize(picture(golden[f"in.{image}_uint8"]), rule(facts["pixel_transforms"][name]))
             run.equal(key, bool(np.array_equal(small, picture(expected))), True)
-            run.close(f"{image} normalised", normalise(small), golden.get(f"out.{image}_{name}"))
+            run.close(f"{image} normalised", normalize(small), golden.get(f"out.{image}_{name}"))
     flat = np.asarray(flatten_rgba(Image.fromarray(picture(golden["in.image_rgba_uint8"]))))
     run.equal("transparency on white", bool(np.array_equal(flat, picture(golden["out.image_rgba_to_rgb"]))), True)
     return run
@@ -58,7 +58,7 @@ def _orders(golden: dict[str, Tensor]) -> Run:
             run.equal("places", grid_ids((height // patch, width // patch), most).tolist(), expected.tolist())
         if found := re.fullmatch(r"out\.pos_embed_table_max(\d+)_dim(\d+)", key):
             run.close("table of places", sincos_table(*map(int, found.groups())), expected, VALUES)
-    run.close("wave of times", time_wave(golden["in.timesteps"]), golden["out.timestep_sinusoid_256"], VALUES)
+    run.close("wave of times", timestep_embedding(golden["in.timesteps"]), golden["out.timestep_sinusoid_256"], VALUES)
     return run
 
 

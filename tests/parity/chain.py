@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from triptych.model import flow
 from triptych.model import templates as words
 from triptych.model.bagel import Bagel
 from triptych.model.config import Renorm, Sampling, Templates
-from triptych.model.kv_cache import KVCache
-from triptych.model.network import Branches, combine
 from triptych.model.packing import Block, Latent, Text, Tokens
+from triptych.model.sampler import Branches, combine, draw_branches, edit_branches
 from triptych.trace import Completion
 
 NAME = "case6_r3_rollout_and_training"
@@ -136,7 +134,7 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
         run.equal("instructions", [words.parse_edit(text) for text in texts], facts[f"{stage.name}.edit_operations"])
     for row, ids in enumerate(drawn):
         context = read(bagel, [stage.before_text[row]])
-        hidden = bagel.read(context, [[Tokens([bagel.special.bos, *ids[:-1]])]])
+        hidden = bagel.extend(context, [[Tokens([bagel.special.bos, *ids[:-1]])]])
         chances = bagel.logits(hidden[0]).softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
         expected = golden[f"out.{stage.name}.sample{row}.generated_probs"]
         run.close(f"probabilities of text {row}", chances[: len(expected)], expected)
@@ -152,7 +150,7 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
     stochastic = steps.velocities[first].flatten(0, 1)
     run.close("velocity of the stochastic step", stochastic, golden[f"out.{stage.name}.velocity_at_sde_step"])
     run.close("final latent", steps.states[-1].flatten(0, 1), golden[f"out.{stage.name}.final_latent"])
-    painted = bagel.decode_pictures(steps.states[-1], grid)
+    painted = bagel.decode_images(steps.states[-1], grid)
     images = [new if old is None else old for new, old in zip(painted, stage.kept, strict=True)]
     kept = torch.stack([steps.states[first], *(steps.states[index + 1] for index in stage.sde_indices)], dim=1)
     scores = torch.stack([steps.scores[index] for index in stage.sde_indices], dim=1)
@@ -168,41 +166,33 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
 
 @torch.no_grad()
 def _verbs(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
-    """The shipped verbs read the very contexts of the chain: told by the velocity and the words that follow them."""
+    """The blocks and branches of the verbs are those of the chain: velocities and token probabilities show it."""
     run, sampling, known = Run("6", "verbs"), _sampling(facts), facts["tokenizer_words"]
     templates = Templates(
         say(facts["gen_think_system_ids"], known), say(facts["vlm_think_system_ids"], known), "{prompt}", "", ""
     )
     bagel.config = replace(bagel.config, image_size=tuple(facts["image_hw"]), templates=templates)
-    prompts, seeds = [say(ids, known) for ids in facts["prompts"]], [0 for _ in facts["prompts"]]
+    prompts = [say(ids, known) for ids in facts["prompts"]]
     images = [picture(golden[f"in.edit_input_image{row}_uint8"]) for row in range(len(prompts))]
     noise = golden["in.initial_noise"].expand(len(prompts), -1, -1)
-    contexts: list[Any] = []
-
-    def paint(branches: Branches, grid: tuple[int, int], *_: Any) -> tuple[Tensor, list[None]]:
-        contexts.append((branches, grid))
-        return noise, [None for _ in prompts]
-
-    def write(context: KVCache, *_: Any) -> list[Completion]:
-        contexts.append(context)
-        return [Completion("") for _ in range(context.batch)]
-
-    bagel.paint, bagel.write = paint, write  # pyright: ignore[reportAttributeAccessIssue]
-    said = _ended(bagel, facts["reason.drawn_tokens"])
-    plans = [Completion(say(ids, known), np.array(ids), np.zeros(len(ids), np.float32)) for ids in said]
-    bagel.plan(prompts, sampling, seeds)
-    bagel.draw(prompts, plans, sampling, seeds)
-    bagel.reflect([say(ids, known) for ids in facts["reflection_prompts"]], images, sampling, seeds)
-    bagel.edit(images, facts["reflect_refine.edit_operations"], sampling, seeds)
-    for name, kind, reader, (branches, grid) in (
-        ("reason", "gen", contexts[0], contexts[1]),
-        ("reflect_refine", "edit", contexts[2], contexts[3]),
+    grid = bagel.config.token_grid
+    ended = _ended(bagel, facts["reason.drawn_tokens"])
+    plans = [Completion(say(ids, known), np.array(ids), np.zeros(len(ids), np.float32)) for ids in ended]
+    reflect_prompts = [say(ids, known) for ids in facts["reflection_prompts"]]
+    edits = [bagel.edit_blocks(*row)[1:] for row in zip(images, facts["reflect_refine.edit_operations"], strict=True)]
+    plan_cache = bagel.prefill([bagel.plan_blocks(prompt) for prompt in prompts])
+    reflect_cache = bagel.prefill([bagel.reflect_blocks(*row) for row in zip(reflect_prompts, images, strict=True)])
+    draw = draw_branches(bagel, prompts, plans, sampling)
+    edit = edit_branches(bagel, [image for image, _ in edits], [text for _, text in edits], sampling)
+    for name, kind, cache, branches in (
+        ("reason", "gen", plan_cache, draw),
+        ("reflect_refine", "edit", reflect_cache, edit),
     ):
         v = torch.cat([bagel.velocity(branch, noise, 1.0, grid) for branch in branches.active()])
         v = combine(v, branches, facts["params"][f"cfg_renorm_type_{kind}"], sampling)
         run.close(f"velocity of {name}", v.flatten(0, 1), golden[f"out.{name}.velocity_step0"])
         drawn = facts[f"{name}.drawn_tokens"]
-        hidden = bagel.read(reader, [[Tokens([bagel.special.bos, *ids[:-1]])] for ids in drawn])
+        hidden = bagel.extend(cache, [[Tokens([bagel.special.bos, *ids[:-1]])] for ids in drawn])
         for row, ids in enumerate(drawn):
             chances = bagel.logits(hidden[row, : len(ids)]).softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
             expected = golden[f"out.{name}.sample{row}.generated_probs"]
@@ -224,7 +214,7 @@ def _train(bagel: Bagel, stage: Stage, steps: Walk, facts: dict, golden: dict[st
             rows.append([*stage.before_text[row], said, noisy])
         else:
             rows += [[*stage.before_text[row], said], [*stage.cond[row], noisy]]
-        if flow.guided(time, _sampling(facts).interval):
+        if flow.guided(time, _sampling(facts).guidance_interval):
             rows.append([*stage.text_drop[row], noisy])
             rows += [] if stage.image_drop is None else [[*stage.image_drop[row], noisy]]
     batch = bagel.pack(rows)

@@ -14,10 +14,10 @@ from torch import Tensor
 from triptych.model import flow, weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import Renorm, Resize, Sampling
-from triptych.model.images import normalise
+from triptych.model.images import normalize
 from triptych.model.kv_cache import KVCache
-from triptych.model.network import Branches, combine
 from triptych.model.packing import Block, Latent, View
+from triptych.model.sampler import Branches, combine
 from triptych.model.vae import patchify
 
 
@@ -56,7 +56,7 @@ def with_rules(bagel: Bagel, vae: Sequence[int], vit: Sequence[int]) -> Bagel:
 def view(bagel: Bagel, image: np.ndarray) -> View:
     """A picture that already has its size, for understanding."""
     side = bagel.config.vision.patch_size
-    return View(patchify(normalise(image)[None], side)[0], (image.shape[0] // side, image.shape[1] // side))
+    return View(patchify(normalize(image)[None], side)[0], (image.shape[0] // side, image.shape[1] // side))
 
 
 def token_grid(bagel: Bagel, height: int, width: int) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def walk(
     eta: float = 0.0,
     stochastic: Mapping[int, Tensor] | None = None,
 ) -> Walk:
-    """The steps of `Bagel.paint`, with the velocities kept; `stochastic` holds the noise of SDE steps, by index."""
+    """The steps of `sample_flow`, with the velocities kept; `stochastic` holds the noise of SDE steps, by index."""
     times = flow.times(points, sampling.time_shift)
     x, velocities, raw, states, scores = noise, [], [], [noise], {}
     with torch.no_grad():
@@ -113,10 +113,10 @@ def walk(
 
 def read(bagel: Bagel, rows: Sequence[Sequence[Block]]) -> KVCache:
     """A context that has read each row's blocks, block after block as at inference."""
-    context = bagel.blank(len(rows))
+    context = bagel.empty_cache(len(rows))
     with torch.no_grad():
         for step in range(max(len(row) for row in rows)):
-            bagel.read(context, [row[step : step + 1] for row in rows])
+            bagel.extend(context, [row[step : step + 1] for row in rows])
     return context
 
 

@@ -1,32 +1,44 @@
-"""`triptych info`: what a checkpoint is made of and what memory it takes, from its small files alone.
+"""`triptych info`: the parts of a model and the memory it takes, from the small files of its checkpoint.
 
-Memory is arithmetic, not measurement: weights, plus the keys and values of the longest trace, plus in training the
-gradients, the two moments of AdamW and the running average. What a process holds besides (torch itself, activations) is
-left out.
+Memory is calculated, not measured: weights, the keys and values of the longest context, and in training gradients, the
+two moments of AdamW and the EMA. Activations and torch itself are left out.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
+from triptych.apps.commands import InfoOptions
+from triptych.apps.options import OpenModel
 from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
-from triptych.model.transformer import draws
+from triptych.model.transformer import is_generation
 from triptych.model.weights import outline, read_config, resolve_checkpoint
 
-PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
+MODEL_PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
 TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average
 
 
-def describe(name: str) -> dict[str, Any]:
+def run(options: InfoOptions, open_model: OpenModel) -> int:
+    """Print a model's sizes; returns the exit code."""
+    record = model_record(options.model)
+    if options.as_json:
+        print(json.dumps(record), flush=True)
+    else:
+        open_console(as_json=False).print(model_table(record))
+    return 0
+
+
+def model_record(name: str) -> dict[str, Any]:
     """Sizes, parameters by part, and bytes by mode of a model that is not loaded. Raises ModelError."""
     folder = resolve_checkpoint(name)
     config, _ = read_config(folder)
-    parameters = parts(outline(folder, config))
+    parameters = part_sizes(outline(folder, config))
     total = sum(parameters.values())
     context = context_numbers(config)
     return {
@@ -46,9 +58,9 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def parts(bagel: Bagel) -> dict[str, int]:
+def part_sizes(bagel: Bagel) -> dict[str, int]:
     """Parameters of each part; works on the meta device."""
-    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
+    counts: dict[str, int] = dict.fromkeys(MODEL_PARTS, 0)
     for name, tensor in bagel.state_dict().items():
         counts[part_of(name)] += tensor.numel()
     return counts
@@ -61,7 +73,7 @@ def part_of(name: str) -> str:
         return head
     if head in ("vit_model", "connector", "vit_pos_embed"):
         return "vision tower"
-    if draws(name):
+    if is_generation(name):
         return "generation expert"
     return "words, shared" if "embed_tokens" in name or "lm_head" in name else "understanding expert"
 
@@ -79,9 +91,8 @@ def context_numbers(config: BagelConfig) -> int:
     return context_tokens(config) * 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
 
 
-def show(record: dict[str, Any]) -> None:
-    """Print what `describe` found."""
-    console = open_console(as_json=False)
+def model_table(record: dict[str, Any]) -> Table:
+    """`model_record` as a table."""
     table = Table(title=f"{record['name']}  ({record['folder']})", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -97,7 +108,7 @@ def show(record: dict[str, Any]) -> None:
     sampling = record["config"]["sampling"]
     table.add_row("prompts", "of the sticker world" if record["world"] == "stickers" else "any")
     table.add_row("flow steps to draw, to edit", f"{sampling['draw_points'] - 1}, {sampling['edit_points'] - 1}")
-    console.print(table)
+    return table
 
 
 def size_text(size: int) -> str:

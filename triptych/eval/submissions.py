@@ -18,7 +18,7 @@ from typing import Any
 from triptych.data.language import prompt_text
 from triptych.data.prompts import read_spec
 from triptych.errors import JudgeError, PictureError, PromptError
-from triptych.model.images import read_picture
+from triptych.model.images import read_image
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.vlm_prompts import Checks
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
@@ -41,7 +41,7 @@ class Entry:
 
     def load(self) -> Trace:
         """The picture as the only one of a trace. Raises PictureError."""
-        return Trace(self.prompt) + Turn(None, Drawing(read_picture(self.picture)))
+        return Trace(self.prompt) + Turn(None, Drawing(read_image(self.picture)))
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,12 @@ class BagelConfig:
         """Pixels per side of one latent token."""
         return self.latent_patch_size * self.autoencoder.downsample
 
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the latent tokens of a new image."""
+        height, width = self.image_size
+        return height // self.latent_downsample, width // self.latent_downsample
+
 
 BAGEL_7B = BagelConfig()
 

@@ -8,20 +8,17 @@ a picture is the batch, and no sample sees its neighbours.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from triptych.errors import ConfigError
-from triptych.model.config import Renorm
+from triptych.model.config import EtaMode, Renorm
 
 Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
 Spread = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all
 Time = float | Float[Tensor, ""] | Float[Tensor, "batch"]
-EtaMode = Literal["constant", "monotonic"]
 
 
 def shifted(t: Float[Tensor, "*time"], shift: float) -> Float[Tensor, "*time"]:

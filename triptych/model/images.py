@@ -1,12 +1,12 @@
-"""Pictures on their way in and out of the model: read, flatten, resize, normalise, write.
+"""Images on their way in and out of the model: read, flatten, resize, normalize, write.
 
-A picture is uint8 `[height width 3]` outside the model, and float `[3 height width]` from -1 to 1 inside. Resizing is
+An image is uint8 `[height width 3]` outside the model, and float `[3 height width]` from -1 to 1 inside. Resizing is
 PIL's bicubic with the checkpoint's own rules (parity kit b.7); a released model depends on each rounding.
 """
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from triptych.errors import OutputError, PictureError
+from triptych.errors import PictureError
+from triptych.files import write_bytes
 from triptych.model.config import Resize
 
 MAX_PIXELS = 50_000_000  # read from the file's header, before anything is decoded
@@ -42,19 +43,19 @@ def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tupl
 
 
 def resize(
-    picture: UInt8[np.ndarray, "height width 3"], rule: Resize, pictures: int = 1
+    image: UInt8[np.ndarray, "height width 3"], rule: Resize, pictures: int = 1
 ) -> UInt8[np.ndarray, "resized_height resized_width 3"]:
     """The picture at the size of `resized_size`, by PIL's (antialiased) bicubic."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     size = resized_size((width, height), rule, pictures)
     if size == (width, height):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+        return image
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def normalise(picture: UInt8[np.ndarray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
+def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
     """0..255 to -1..1, channels first, float32."""
-    pixels = torch.from_numpy(np.array(picture)).movedim(-1, -3).contiguous()
+    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3).contiguous()
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
@@ -64,25 +65,25 @@ def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[np.ndarra
     return levels.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def flatten_rgba(picture: Image.Image) -> Image.Image:
+def flatten_rgba(image: Image.Image) -> Image.Image:
     """Any PIL picture as RGB: transparency, of a palette too, is laid on white."""
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
-        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" not in picture.info and "A" not in picture.getbands() and "a" not in picture.getbands():
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" not in image.info and "A" not in image.getbands() and "a" not in image.getbands():
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
 
 
-def read_picture(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our limit of pixels is the lower one, and damage is told as an error
+            warnings.simplefilter("ignore")  # our limit of pixels is the lower one, and damage raises PictureError
             return _decoded(path)
     except PictureError:
         raise
@@ -92,28 +93,23 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
         raise PictureError(f"{path} is too large; expected at most {MAX_PIXELS} pixels: scale it down") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} is not a picture; expected PNG, JPEG or another that Pillow reads") from error
-    except Exception as error:  # a made-up file can make a decoder raise anything
+    except Exception as error:  # a crafted file can make a decoder raise anything
         raise PictureError(f"{path} cannot be read as a picture: {error}; save it anew") from error
 
 
 def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    with Image.open(path) as picture:
-        width, height = picture.size
+    with Image.open(path) as image:
+        width, height = image.size
         if width * height > MAX_PIXELS:
             raise PictureError(f"{path} has {width}x{height} pixels; expected at most {MAX_PIXELS}: scale it down")
-        return np.array(flatten_rgba(ImageOps.exif_transpose(picture)))
+        return np.array(flatten_rgba(ImageOps.exif_transpose(image)))
 
 
-def write_picture(path: str | Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Write a PNG so that a reader sees the whole file or none; raises OutputError when the place cannot be written."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(np.ascontiguousarray(picture)).save(part, format="PNG")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+def write_image(path: str | Path, image: UInt8[np.ndarray, "height width 3"]) -> Path:
+    """Write a PNG, whole or not at all. Raises OutputError."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
+    return write_bytes(Path(path), buffer.getvalue())
 
 
 def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, int]:

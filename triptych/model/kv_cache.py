@@ -1,7 +1,7 @@
-"""What the model has read so far: keys and values of every layer, for a batch of rows of different lengths.
+"""The KV cache: keys and values of every layer for what has been read, for a batch of rows of different lengths.
 
-All rows share one run of slots; a row that had less to read leaves slots that are marked as not `valid`, and nobody
-attends to them. Attention does not care about the order of slots, only about positions, which are already in the keys.
+All rows share one run of slots; a row that had less to read leaves slots that are not `valid` and that no token
+attends to. Attention does not depend on the order of slots, only on positions, which are already in the keys.
 Slots past `length` are scratch: a denoising step writes its keys there, attends, and leaves nothing behind.
 """
 
@@ -26,7 +26,7 @@ class KVCache:
     def empty(
         config: LanguageConfig, batch: int, device: torch.device, dtype: torch.dtype, capacity: int = 64
     ) -> KVCache:
-        """A context that has read nothing, for `batch` rows."""
+        """A cache that holds nothing, for `batch` rows."""
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         return KVCache(
@@ -56,24 +56,27 @@ class KVCache:
         self.values = [_widen(value, extra, dim=2) for value in self.values]
         self.valid = _widen(self.valid, extra, dim=1)
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them."""
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them.
+
+        They are scratch, and overwritten by the next forward, until `advance` keeps them.
+        """
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def advance(self, valid: Tensor, position: Tensor) -> None:
-        """Keep what was just written: `valid [batch time]` says what counts, `position` is where each row goes on."""
+        """Keep what `update` put there: `valid [batch time]` says what counts, `position` is where each row goes on."""
         end = self.length + valid.shape[1]
         self.valid[:, self.length : end] = valid
         self.position, self.length = position, end
 
-    def fork(self) -> KVCache:
-        """A copy that can grow on its own."""
-        return self.keep(range(self.batch))
+    def copy(self) -> KVCache:
+        """A copy that can be extended on its own."""
+        return self.select(range(self.batch))
 
-    def keep(self, rows: Sequence[int]) -> KVCache:
+    def select(self, rows: Sequence[int]) -> KVCache:
         """The given rows alone, in the given order (a row may repeat)."""
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.valid.device)
         return KVCache(
@@ -85,19 +88,19 @@ class KVCache:
         )
 
     @staticmethod
-    def stack(contexts: Sequence[KVCache], extra: int = 0) -> KVCache:
-        """Rows of several contexts as one batch, with room for `extra` more slots: guidance in one forward."""
-        length = max(context.length for context in contexts)
-        layers = range(len(contexts[0].keys))
+    def cat(caches: Sequence[KVCache], extra: int = 0) -> KVCache:
+        """Rows of several caches as one batch, with room for `extra` more slots: guidance in one forward."""
+        length = max(cache.length for cache in caches)
+        layers = range(len(caches[0].keys))
 
         def join(tensors: list[Tensor], dim: int) -> Tensor:
             return torch.cat([_fit(tensor, length + extra, dim) for tensor in tensors])
 
         return KVCache(
-            keys=[join([c.keys[layer][:, :, : c.length] for c in contexts], 2) for layer in layers],
-            values=[join([c.values[layer][:, :, : c.length] for c in contexts], 2) for layer in layers],
-            valid=join([c.valid[:, : c.length] for c in contexts], 1),
-            position=torch.cat([c.position for c in contexts]),
+            keys=[join([c.keys[layer][:, :, : c.length] for c in caches], 2) for layer in layers],
+            values=[join([c.values[layer][:, :, : c.length] for c in caches], 2) for layer in layers],
+            valid=join([c.valid[:, : c.length] for c in caches], 1),
+            position=torch.cat([c.position for c in caches]),
             length=length,
         )
 

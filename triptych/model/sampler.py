@@ -1,15 +1,18 @@
-"""From logits to a token, and back to its log-probability.
+"""Sampling: tokens from logits, and images by flow steps, as functions over a `Network`.
 
 The log-probability that is stored with a token is that of the distribution it was really drawn from: temperature and
 filter included. Re-scoring uses the same temperature and the very set of tokens that the filter kept, so a ratio is 1
 before an update.
 Filters: top-p (over at most the 1000 largest logits, with the token that crosses the threshold) where top_p < 1,
 otherwise top-k where top_k > 0; never both. Temperature 0 is greedy.
+Branches of guidance are further rows of the same forward. Every row has generators of its own, on the CPU, so that a
+seed means the same whatever the device and whoever else is in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +20,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triptych.errors import ConfigError
-from triptych.model.config import Sampling
+from triptych.model import flow
+from triptych.model.config import Renorm, Sampling
+from triptych.model.kv_cache import KVCache
+from triptych.model.network import Network
+from triptych.model.packing import Block, Latent, Pack, Tokens
+from triptych.trace import Completion, SDESteps
 
-NUCLEUS = 1000  # most tokens that top-p may keep, as in the release
-WIDE = ("cpu", "cuda")  # devices that surely know float64; Apple's does not
+OnText = Callable[[int, str], None]  # row, text so far
+OnStep = Callable[[int, int], None]  # steps done, steps in all
+
+TOP_P_LIMIT = 1000  # most tokens that top-p may keep, as in the release
+FLOAT64_DEVICES = ("cpu", "cuda")  # devices that surely know float64; Apple's does not
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
 
 
 def token_distribution(
@@ -41,28 +55,51 @@ def log_distribution(
     return (scaled if kept is None else scaled.masked_fill(~kept, -torch.inf)).log_softmax(-1)
 
 
+def kept_tokens(
+    logits: Float[Tensor, "*rows vocab"], temperature: float, top_k: int, top_p: float
+) -> Bool[Tensor, "*rows vocab"] | None:
+    """Which tokens the filter keeps, or None without a filter or at temperature 0."""
+    if temperature == 0 or (top_p >= 1 and top_k <= 0):
+        return None
+    scaled = logits.float() / temperature
+    vocabulary = scaled.shape[-1]
+    none = torch.zeros_like(scaled, dtype=torch.bool)
+    if top_p >= 1:
+        return none.scatter(-1, scaled.topk(min(top_k, vocabulary)).indices, True)
+    probability, ids = scaled.softmax(-1).topk(min(TOP_P_LIMIT, vocabulary))
+    keep = probability.cumsum(-1) - probability < top_p  # the more likely tokens do not reach top_p yet
+    keep[..., 0] = True
+    return none.scatter(-1, ids, keep)
+
+
+def kept_ids(kept: Bool[Tensor, "batch vocab"]) -> list[np.ndarray]:
+    """The kept tokens of each row as sorted ids, int32: some tens of them where a mask has 152,064 places."""
+    ids = kept.nonzero()[:, 1].to(torch.int32).cpu().numpy()
+    return np.split(ids, kept.sum(1).cumsum(0)[:-1].cpu().numpy())
+
+
 def draw_tokens(
     logits: Float[Tensor, "batch vocab"], sampling: Sampling, generators: Sequence[torch.Generator]
 ) -> tuple[Int[Tensor, "batch"], Float[Tensor, "batch"], Bool[Tensor, "batch vocab"] | None]:
     """One token per row, its log-probability, and the tokens that the filter kept (None without a filter).
 
     Row i draws one number from `generators[i]` and from no other. Generators may live on the CPU whatever the device of
-    the logits, so that a seed means the same everywhere.
+    the logits.
     """
     if len(generators) != len(logits):
         raise ValueError(f"{len(generators)} generators for {len(logits)} rows; give one generator per row")
     kept = kept_tokens(logits, sampling.temperature, sampling.top_k, sampling.top_p)
-    logs = log_distribution(logits, sampling.temperature, kept)
+    logprobs = log_distribution(logits, sampling.temperature, kept)
     if sampling.temperature == 0:
-        tokens = logs.argmax(-1)
+        tokens = logprobs.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32), None
-    draws = [torch.rand((), generator=each, device=each.device, dtype=torch.float64) for each in generators]
+    uniform = [torch.rand((), generator=each, device=each.device, dtype=torch.float64) for each in generators]
     # Inverse of the distribution function; float64, since the tail of a large vocabulary is lost in float32 sums.
-    home = logs.device if logs.device.type in WIDE else torch.device("cpu")
-    heights = logs.to(home).double().exp().cumsum(-1)
-    marks = torch.stack(draws).to(home)[:, None] * heights[:, -1:]
-    tokens = torch.searchsorted(heights, marks, right=True).to(logs.device)
-    return tokens[:, 0], logs.gather(-1, tokens)[:, 0], kept
+    device = logprobs.device if logprobs.device.type in FLOAT64_DEVICES else torch.device("cpu")
+    cumulative = logprobs.to(device).double().exp().cumsum(-1)
+    thresholds = torch.stack(uniform).to(device)[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, thresholds, right=True).to(logprobs.device)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0], kept
 
 
 def token_logprobs(
@@ -79,28 +116,215 @@ def token_logprobs(
     """
     if temperature == 0:
         raise ConfigError("temperature=0: greedy text has no gradient to learn from; set Sampling.temperature above 0")
-    logs = log_distribution(logits, temperature, kept)
-    return logs.gather(-1, tokens[..., None])[..., 0], torch.special.entr(logs.detach().exp()).sum(-1)
+    logprobs = log_distribution(logits, temperature, kept)
+    return logprobs.gather(-1, tokens[..., None])[..., 0], torch.special.entr(logprobs.detach().exp()).sum(-1)
 
 
-def kept_tokens(
-    logits: Float[Tensor, "*rows vocab"], temperature: float, top_k: int, top_p: float
-) -> Bool[Tensor, "*rows vocab"] | None:
-    """Which tokens the filter keeps, or None without a filter or at temperature 0."""
-    if temperature == 0 or (top_p >= 1 and top_k <= 0):
-        return None
-    scaled = logits.float() / temperature
-    vocabulary = scaled.shape[-1]
-    nobody = torch.zeros_like(scaled, dtype=torch.bool)
-    if top_p >= 1:
-        return nobody.scatter(-1, scaled.topk(min(top_k, vocabulary)).indices, True)
-    likely, places = scaled.softmax(-1).topk(min(NUCLEUS, vocabulary))
-    keep = likely.cumsum(-1) - likely < top_p  # what comes before a token does not yet fill the nucleus
-    keep[..., 0] = True
-    return nobody.scatter(-1, places, keep)
+@torch.no_grad()
+def sample_text(
+    network: Network,
+    cache: KVCache,
+    sampling: Sampling,
+    max_tokens: int,
+    seeds: Sequence[int],
+    on_text: OnText | None = None,
+) -> list[Completion]:
+    """Continue each row of `cache` as text, at most `max_tokens` tokens, the end token included.
+
+    `cache` is not changed. A row that has ended leaves the batch.
+    """
+    cache, active = cache.copy(), list(range(cache.batch))  # `active`: numbers of the rows that have not ended
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    tokens: list[list[int]] = [[] for _ in active]
+    logprobs: list[list[float]] = [[] for _ in active]
+    kept: list[list[np.ndarray]] = [[] for _ in active]
+    special = network.special
+    hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])
+    while active:
+        drawn, scores, mask = draw_tokens(network.logits(hidden[:, -1]), sampling, [generators[row] for row in active])
+        if mask is not None:
+            for row, ids in zip(active, kept_ids(mask), strict=True):
+                kept[row].append(ids)
+        unfinished = []
+        for slot, (row, token, score) in enumerate(zip(active, drawn.tolist(), scores.tolist(), strict=True)):
+            tokens[row].append(token)
+            logprobs[row].append(score)
+            if on_text is not None:
+                on_text(row, network.decode_text(tokens[row]))
+            if token != special.eos and len(tokens[row]) < max_tokens:
+                unfinished.append(slot)
+        if not unfinished:
+            break
+        if len(unfinished) < len(active):
+            cache, drawn, active = cache.select(unfinished), drawn[unfinished], [active[slot] for slot in unfinished]
+        hidden = network.extend(cache, [[Tokens([token])] for token in drawn.tolist()])
+    return [
+        Completion(network.decode_text(ids), np.array(ids, np.int64), np.array(scores, np.float32), tuple(sets) or None)
+        for ids, scores, sets in zip(tokens, logprobs, kept, strict=True)
+    ]
 
 
-def kept_ids(kept: Bool[Tensor, "batch vocab"]) -> list[np.ndarray]:
-    """The kept tokens of each row as sorted ids, int32: some tens of them where a mask has 152,064 places."""
-    ids = kept.nonzero()[:, 1].to(torch.int32).cpu().numpy()
-    return np.split(ids, kept.sum(1).cumsum(0)[:-1].cpu().numpy())
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The caches of a guided drawing: with everything, without the text, without the image (None is off)."""
+
+    cond: KVCache
+    text_drop: KVCache | None = None
+    image_drop: KVCache | None = None
+
+    def active(self) -> list[KVCache]:
+        return [branch for branch in (self.cond, self.text_drop, self.image_drop) if branch is not None]
+
+    def select(self, rows: Sequence[int]) -> Branches:
+        """The given rows of every branch; a row may repeat."""
+        drops = (None if drop is None else drop.select(rows) for drop in (self.text_drop, self.image_drop))
+        return Branches(self.cond.select(rows), *drops)
+
+
+def draw_branches(
+    network: Network, prompts: Sequence[str], plans: Sequence[Completion | None], sampling: Sampling
+) -> Branches:
+    """Prompts and plans, read for drawing; without the text means without both (parity kit b.10)."""
+    blocks = [network.draw_blocks(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
+    cond = network.prefill([shared for shared, _ in blocks])
+    text_drop = cond.copy() if sampling.text_guidance > 1 else None
+    network.extend(cond, [text for _, text in blocks])
+    return Branches(cond, text_drop)
+
+
+def edit_branches(
+    network: Network, images: Sequence[Sequence[Block]], instructions: Sequence[Sequence[Block]], sampling: Sampling
+) -> Branches:
+    """Images and instructions (`Network.edit_blocks`), read for editing; each drop branch reads one of the two (b.9).
+
+    The image is guided only where the text is.
+    """
+    cond = network.prefill(images)
+    text_drop = cond.copy() if sampling.text_guidance > 1 else None
+    image_drop = None if text_drop is None or sampling.image_guidance <= 1 else network.prefill(instructions)
+    network.extend(cond, instructions)
+    return Branches(cond, text_drop, image_drop)
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """What all flow steps of a batch share: its branches, and packed noise blocks behind them."""
+
+    branches: Branches
+    pack: Pack  # a noise block for each row of `branches.cond`
+    stacked: KVCache | None  # all branches as one batch, None where only one is active
+    stacked_pack: Pack
+
+    @staticmethod
+    def of(network: Network, branches: Branches, grid: tuple[int, int]) -> DenoisingState:
+        active, tokens = branches.active(), grid[0] * grid[1]
+        block = Latent(torch.zeros(tokens, network.config.latent_dim), grid, time=1.0)
+        rows: list[list[Block]] = [[block]] * branches.cond.batch
+        pack = network.pack(rows, branches.cond.position)
+        if len(active) == 1:
+            return DenoisingState(branches, pack, None, pack)
+        stacked = KVCache.cat(active, extra=tokens + 2)  # 2: the brackets of the noise block
+        return DenoisingState(branches, pack, stacked, network.pack(rows * len(active), stacked.position))
+
+    def velocity(self, network: Network, x: Tensor, time: float, renorm: Renorm, sampling: Sampling) -> Tensor:
+        """The velocity `[batch patch latent]` float32 at `x`, guided where guidance acts at `time`."""
+        if self.stacked is None or not flow.guided(time, sampling.guidance_interval):
+            return network.pack_velocity(self.pack.at(x, time), self.branches.cond)
+        repeated = x.repeat(len(self.branches.active()), 1, 1)
+        velocities = network.pack_velocity(self.stacked_pack.at(repeated, time), self.stacked)
+        return combine(velocities, self.branches, renorm, sampling)
+
+
+def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sampling) -> Tensor:
+    """Guidance over the rows of one forward, stacked branch after branch as in `Branches.active`."""
+    parts = list(velocities.chunk(len(branches.active())))
+    cond = parts.pop(0)
+    text_drop = parts.pop(0) if branches.text_drop is not None else None
+    image_drop = parts.pop(0) if branches.image_drop is not None else None
+    return flow.guide(
+        cond, text_drop, image_drop, sampling.text_guidance, sampling.image_guidance, renorm, sampling.renorm_min
+    )
+
+
+def initial_noise(network: Network, seeds: Sequence[int], grid: tuple[int, int]) -> Tensor:
+    """Standard normal `[batch patch latent]` float32, a function of each row's seed alone."""
+    shape = (grid[0] * grid[1], network.config.latent_dim)
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(network.device)
+
+
+@torch.no_grad()
+def sample_flow(
+    network: Network,
+    branches: Branches,
+    grid: tuple[int, int],
+    noise: Tensor,
+    points: int,
+    renorm: Renorm,
+    eta: float,
+    sampling: Sampling,
+    sde_seeds: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
+    copies: Sequence[int] | None = None,
+) -> tuple[Tensor, list[SDESteps | None]]:
+    """From `noise [batch patch latent]` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
+
+    Steps in `sampling.sde_indices` are SDE steps, whose states, means and log-probabilities are kept; the others are
+    ODE steps. With `copies` the result has a row for each of them, made from the row of that number: they are one until
+    the first SDE step, and each has its own of `sde_seeds`.
+    """
+    times = flow.times(points, sampling.time_shift)
+    copies = list(range(len(noise)) if copies is None else copies)
+    expanded = copies == list(range(len(noise)))
+    state = DenoisingState.of(network, branches, grid)
+    generators = [torch.Generator().manual_seed(seed) for seed in sde_seeds or ()]
+    record: list[_SDEStep] = []
+    x = noise.float()
+    for index in range(points - 1):
+        time, dt = float(times[index]), float(times[index] - times[index + 1])
+        v = state.velocity(network, x, time, renorm, sampling)
+        if index in sampling.sde_indices:
+            if not expanded:
+                x, v, expanded = x[copies], v[copies], True
+                state = DenoisingState.of(network, branches.select(copies), grid)
+            mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)
+            step_noise = torch.stack([torch.randn(x.shape[1:], generator=each) for each in generators]).to(x.device)
+            after = mean + std * step_noise
+            record.append(_SDEStep(index, x, after, mean, time, dt, flow.step_logprob(after, mean, std)))
+            x = after
+        else:
+            x = flow.ode_step(x, v, dt)
+        if on_step is not None:
+            on_step(index + 1, points - 1)
+    return x if expanded else x[copies], _sde_steps(record, len(copies))
+
+
+@dataclass(frozen=True)
+class _SDEStep:
+    """One SDE step of a batch: number, states and mean `[batch patch latent]`, time, step size, `logprob [batch]`."""
+
+    index: int
+    before: Tensor
+    after: Tensor
+    mean: Tensor
+    time: float
+    dt: float
+    logprob: Tensor
+
+
+def _sde_steps(record: Sequence[_SDEStep], batch: int) -> list[SDESteps | None]:
+    """The SDE steps of each row, in NumPy."""
+    if not record:
+        return [None] * batch
+    index = np.array([step.index for step in record])
+    time, dt = (np.array([getattr(step, name) for step in record], np.float32) for name in ("time", "dt"))
+    before, after, mean, logprob = (
+        torch.stack([getattr(step, name) for step in record]).cpu().numpy()
+        for name in ("before", "after", "mean", "logprob")
+    )
+    return [
+        SDESteps(before[:, row], after[:, row], time, dt, logprob[:, row], index, mean[:, row]) for row in range(batch)
+    ]

@@ -1,9 +1,9 @@
 """Mixture-of-Transformers: two experts, one attention (BAGEL; parity kit b.3, b.4).
 
-Text, views and all picture brackets go through the understanding expert; latent tokens, clean or noisy, through the
+Text, views and all image brackets go through the understanding expert; latent tokens, clean or noisy, through the
 generation expert, whose weights are named `*_moe_gen`. A batch is laid out with the understanding tokens of every row
-first and its latent tokens behind them, so that routing is one split; who may attend to whom is told by `Layout`, not
-by the order of slots. For a prompt of two tokens, a noisy picture (brackets [ ], latents n) the mask reads
+first and its latent tokens behind them, so that routing is one split; `PackLayout`, not the order of slots, says who
+may attend to whom. For a prompt of two tokens and a noisy image (brackets [ ], latents n) the mask reads
 
             p p [ ] n n        queries downwards, keys across
         p   1 0 0 0 0 0        text is causal
@@ -28,23 +28,18 @@ from triptych.model.config import LanguageConfig
 from triptych.model.kv_cache import KVCache
 
 Experts = Literal["und", "gen", "both"]
-EXPERT_OF_DRAWING = (
-    "_moe_gen",
-    "vae2llm.",
-    "llm2vae.",
-    "time_embedder.",
-    "latent_pos_embed.",
-)  # marks in parameters' names
+# In the names of the parameters that latent tokens alone pass through: no text depends on them until an image is made.
+GENERATION_PARAMETERS = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
 
 
-def draws(name: str) -> bool:
-    """Whether a parameter of that name is met by latent tokens alone: no word depends on it until a picture is made."""
-    return any(mark in name for mark in EXPERT_OF_DRAWING)
+def is_generation(name: str) -> bool:
+    """Whether the parameter of that name belongs to the generation expert."""
+    return any(part in name for part in GENERATION_PARAMETERS)
 
 
-def learns(name: str, experts: Experts) -> bool:
-    """Whether a parameter of that name is among those of these experts."""
-    return experts == "both" or draws(name) == (experts == "gen")
+def belongs_to(name: str, experts: Experts) -> bool:
+    """Whether the parameter of that name is among those of these experts."""
+    return experts == "both" or is_generation(name) == (experts == "gen")
 
 
 @dataclass(frozen=True)
@@ -66,9 +61,8 @@ class PackLayout:
         before = self.order[:, None, :] <= self.order[:, :, None]
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
         allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]
-        allowed = allowed | torch.eye(
-            allowed.shape[1], dtype=torch.bool, device=allowed.device
-        )  # padding sees itself: no empty row
+        # Padding attends to itself: the softmax of a row without any key is NaN.
+        allowed = allowed | torch.eye(allowed.shape[1], dtype=torch.bool, device=allowed.device)
         if cached is not None:
             past = cached[:, None, :].expand(-1, allowed.shape[1], -1)
             allowed = torch.cat([past, allowed], dim=2)
@@ -88,8 +82,8 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
-class Mlp(nn.Module):
-    """SwiGLU."""
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
 
     def __init__(self, hidden: int, inner: int):
         super().__init__()
@@ -101,7 +95,7 @@ class Mlp(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Attention(nn.Module):
+class JointAttention(nn.Module):
     """Both experts' projections, normed per head, around one joint attention."""
 
     o_proj: nn.Linear
@@ -144,17 +138,17 @@ class Attention(nn.Module):
             latents = self.project(gen, (rotary[0][:, split:], rotary[1][:, split:]), "_moe_gen")
             query, key, value = (torch.cat(pair, dim=2) for pair in zip((query, key, value), latents, strict=True))
         if cache is not None:
-            key, value = cache.write(layer, key, value)
+            key, value = cache.update(layer, key, value)
         mixed = attend(query, key, value, mask).transpose(1, 2).flatten(2)
         out = self.o_proj(mixed[:, :split])
         return out, self.o_proj_moe_gen(mixed[:, split:]) if gen.shape[1] else gen
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """One decoder layer with two sets of norms and MLPs."""
 
-    mlp: Mlp
-    mlp_moe_gen: Mlp
+    mlp: SwiGLU
+    mlp_moe_gen: SwiGLU
     input_layernorm: RMSNorm
     input_layernorm_moe_gen: RMSNorm
     post_attention_layernorm: RMSNorm
@@ -162,9 +156,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = JointAttention(config)
         for expert in ("", "_moe_gen"):
-            setattr(self, f"mlp{expert}", Mlp(config.hidden_size, config.intermediate_size))
+            setattr(self, f"mlp{expert}", SwiGLU(config.hidden_size, config.intermediate_size))
             setattr(self, f"input_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
             setattr(self, f"post_attention_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
@@ -181,18 +175,18 @@ class Layer(nn.Module):
         return und, gen
 
 
-class Decoder(nn.Module):
+class MoTDecoder(nn.Module):
     """Embeddings, layers and the two final norms; parameter names are the published checkpoint's.
 
-    With `recompute`, a layer keeps its inputs alone for the way back and computes the rest anew there: the gradients
-    are the same, and what a step holds falls from tens of tensors a layer to two (scripts/kept_report.py).
+    With `gradient_checkpointing`, a layer keeps its inputs alone for the backward pass, which computes the rest anew:
+    the gradients are the same, and what a step holds falls from tens of tensors a layer to two.
     """
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.config, self.recompute = config, False
+        self.config, self.gradient_checkpointing = config, False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -202,14 +196,13 @@ class Decoder(nn.Module):
         gen: Tensor,
         layout: PackLayout,
         cache: KVCache | None = None,
-        heard: list[Tensor] | None = None,
+        layer_outputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states after the final norms of `und [batch und hidden]` and `gen [batch gen hidden]`.
 
-        `heard` gets what each layer makes of `und`, one after another.
-
-        With a cache, the new tokens also see what it holds, and their keys are written to its scratch slots; the caller
-        decides with `KVCache.advance` whether they stay.
+        Each layer's output for `und` is appended to `layer_outputs`. With a cache, the new tokens also attend to what
+        it holds, and their keys are written to its scratch slots; the caller decides with `KVCache.advance` whether
+        they stay.
         """
         rotary = rotary_table(layout.position, self.config.head_dim, self.config.rope_theta)
         past = None
@@ -217,12 +210,12 @@ class Decoder(nn.Module):
             cache.reserve(layout.position.shape[1])
             past = cache.valid[:, : cache.length]
         mask = layout.mask(past)
-        anew = self.recompute and cache is None and torch.is_grad_enabled()
+        checkpointed = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             inputs = und, gen, rotary, mask, cache, index
-            und, gen = checkpoint(layer, *inputs, use_reentrant=False) if anew else layer(*inputs)
-            if heard is not None:
-                heard.append(und)
+            und, gen = checkpoint(layer, *inputs, use_reentrant=False) if checkpointed else layer(*inputs)
+            if layer_outputs is not None:
+                layer_outputs.append(und)
         return self.norm(und), self.norm_moe_gen(gen) if gen.shape[1] else gen
 
 
@@ -231,7 +224,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.model = Decoder(config)
+        self.model = MoTDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 

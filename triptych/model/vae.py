@@ -36,7 +36,7 @@ def unpatchify(
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channel, height, width)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions beside the input; `nin_shortcut` only where the number of channels changes."""
 
     def __init__(self, inside: int, outside: int):
@@ -54,7 +54,7 @@ class Residual(nn.Module):
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
-class Attention(nn.Module):
+class MiddleAttention(nn.Module):
     """One head over all places of the picture; only in the middle, where there are few."""
 
     def __init__(self, channels: int):
@@ -72,14 +72,14 @@ class Attention(nn.Module):
         return x + self.proj_out(seen.transpose(1, 2).reshape(x.shape))
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """Residual, attention, residual at the lowest resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.block_1 = Residual(channels, channels)
-        self.attn_1 = Attention(channels)
-        self.block_2 = Residual(channels, channels)
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = MiddleAttention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -107,12 +107,12 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Level(nn.Module):
+class ResolutionLevel(nn.Module):
     """The residual blocks of one resolution, and the step to the next one."""
 
     def __init__(self, inside: int, outside: int, blocks: int, step: type[Downsample] | type[Upsample] | None):
         super().__init__()
-        self.block = nn.ModuleList(Residual(inside if i == 0 else outside, outside) for i in range(blocks))
+        self.block = nn.ModuleList(ResidualBlock(inside if i == 0 else outside, outside) for i in range(blocks))
         if step is Downsample:
             self.downsample = Downsample(outside)
         if step is Upsample:
@@ -126,7 +126,7 @@ class Level(nn.Module):
         return self.upsample(x) if hasattr(self, "upsample") else x
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """Pixels to the mean and log-variance of a latent, one after the other on the channels."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -135,10 +135,10 @@ class Encoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
-            Level(before, width, config.num_res_blocks, Downsample if i < last else None)
+            ResolutionLevel(before, width, config.num_res_blocks, Downsample if i < last else None)
             for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False))
         )
-        self.mid = Middle(widths[-1])
+        self.mid = MiddleBlock(widths[-1])
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
-class Decoder(nn.Module):
+class VAEDecoder(nn.Module):
     """A latent (unscaled) to pixels; one residual block more per level than the encoder.
 
     `up[0]` is the finest level, as in the published names, so the way runs from the last to the first.
@@ -159,9 +159,9 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = MiddleBlock(widths[-1])
         self.up = nn.ModuleList(
-            Level(before, width, config.num_res_blocks + 1, Upsample if i > 0 else None)
+            ResolutionLevel(before, width, config.num_res_blocks + 1, Upsample if i > 0 else None)
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out = _norm(widths[0])
@@ -184,8 +184,8 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VAEEncoder(config)
+        self.decoder = VAEDecoder(config)
 
     def moments(
         self, pixels: Float[Tensor, "batch 3 height width"]

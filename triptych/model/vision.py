@@ -30,7 +30,7 @@ def sincos_table(side: int, dim: int) -> Float[Tensor, "{side}*{side} {dim}"]:
     return torch.cat([column, row], dim=-1).reshape(side * side, dim).float()
 
 
-class PlaceTable(nn.Module):
+class PositionTable(nn.Module):
     """The table of `sincos_table` under its published name. Frozen; a file may leave it out, it is recomputed."""
 
     pos_embed: Tensor
@@ -43,7 +43,7 @@ class PlaceTable(nn.Module):
         return self.pos_embed[position_ids]
 
 
-class Embeddings(nn.Module):
+class PatchEmbeddings(nn.Module):
     """Patch and place to the tower's width; both learned."""
 
     def __init__(self, config: VisionConfig):
@@ -57,7 +57,7 @@ class Embeddings(nn.Module):
         return self.patch_embedding(patches) + self.position_embedding(position_ids)
 
 
-class SelfAttention(nn.Module):
+class VisionAttention(nn.Module):
     """Multi-head attention of a picture to itself."""
 
     def __init__(self, config: VisionConfig):
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(_attend(q, k, v, keys).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
+class VisionMlp(nn.Module):
     """Two linear layers around a tanh-GELU."""
 
     def __init__(self, config: VisionConfig):
@@ -88,15 +88,15 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class Layer(nn.Module):
+class VisionLayer(nn.Module):
     """Attention, then MLP, each on normed states and added back."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = SelfAttention(config)
+        self.self_attn = VisionAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = VisionMlp(config)
 
     def forward(
         self, x: Float[Tensor, "batch patch hidden"], mask: Bool[Tensor, "batch patch"] | None
@@ -105,12 +105,12 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Encoder(nn.Module):
+class VisionEncoder(nn.Module):
     """The layers up to the selected one."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers_used))
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers_used))
 
 
 class VisionTransformer(nn.Module):
@@ -118,8 +118,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.embeddings = PatchEmbeddings(config)
+        self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
