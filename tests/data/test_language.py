@@ -174,7 +174,7 @@ REFUSALS = {
     "ten dogs": "ten dogs: expected one to nine",
     "0 dogs": "0 dogs: expected one to nine",
     f"{'9' * 1900} cats": "expected one to nine",
-    "5 dogs and 5 cats": "asks for 10 stickers; a picture holds 9",
+    "5 dogs and 5 cats": "asks for 10 stickers; a picture holds 1 to 9",
     "two dogs and a dog": "no picture can be laid out",
     "a cat above a dog and a bus above the cat and a cup above the bus": "no picture can be laid out",
     "cat " * 10_000: "10,000 words .* at most 120 words",

@@ -1,4 +1,4 @@
-"""GenEval's eyes, with tiny random weights: what they keep and cut out; a picture's company does not matter."""
+"""GenEval's detector, with tiny random weights: what they keep and cut out; a picture's company does not matter."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from triptych.rewards import geneval_rules
 from triptych.rewards.geneval_detector import (
     CLIP_MEAN,
     CLIP_STD,
-    GREY,
     COCO_NAMES,
+    GRAY,
     DetectedObject,
     GenEvalDetector,
     GenEvalJudge,
-    _cut_out,
-    _objects,
+    cut_out,
+    objects_from_logits,
 )
 from triptych.rewards.geneval_rules import GENEVAL_COLORS, Detection, to_record
 from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
@@ -77,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def eyes(folders: tuple[str, str]) -> GenEvalDetector:
+def detector(folders: tuple[str, str]) -> GenEvalDetector:
     return GenEvalDetector.load(*folders, sides=INPUT_SIDES)
 
 
@@ -86,7 +86,7 @@ def noise(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def found(mask: np.ndarray) -> DetectedObject:
-    """An object with this mask, boxed as the eyes box it."""
+    """An object with this mask, boxed as the detector box it."""
     down, across = mask.nonzero()
     box = (float(across.min()), float(down.min()), float(across.max() + 1), float(down.max() + 1))
     return DetectedObject(Detection(box, 1.0), mask)
@@ -111,7 +111,7 @@ def outputs(objects: list[tuple[str, float, tuple[int, int, int, int]]], size: i
 
 
 def test_a_clear_object_is_found_where_it_is():
-    seen = _objects(*outputs([("cat", 1.0, (4, 8, 20, 30)), ("dog", 0.6, (0, 0, 5, 5))]), (32, 32))
+    seen = objects_from_logits(*outputs([("cat", 1.0, (4, 8, 20, 30)), ("dog", 0.6, (0, 0, 5, 5))]), (32, 32))
     assert {name: [each.detection.box for each in own] for name, own in seen.items()} == {
         "cat": [(4.0, 8.0, 20.0, 30.0)], "dog": [(0.0, 0.0, 5.0, 5.0)],
     }  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_clear_object_is_found_where_it_is():
 
 def test_the_sixteen_most_certain_above_the_threshold_stay_in_order():
     chances = [0.31 + index / 40 for index in range(20)]
-    seen = _objects(*outputs([("cat", chance, (0, 0, 8, 8)) for chance in [*chances, 0.29]]), (32, 32))
+    seen = objects_from_logits(*outputs([("cat", chance, (0, 0, 8, 8)) for chance in [*chances, 0.29]]), (32, 32))
     kept = [each.detection.score for each in seen["cat"]]
     assert kept == pytest.approx(sorted(chances, reverse=True)[:16], abs=1e-4)
 
@@ -130,61 +130,61 @@ def test_the_sixteen_most_certain_above_the_threshold_stay_in_order():
 def test_a_doubtful_or_empty_mask_lowers_the_score():
     classes, masks = outputs([("cat", 1.0, (4, 4, 20, 20)), ("dog", 1.0, (0, 0, 0, 0))])
     masks[0, 0, 4:20, 4:20] = 0.5  # certain to 62 %
-    seen = _objects(classes, masks, (32, 32))
+    seen = objects_from_logits(classes, masks, (32, 32))
     assert set(seen) == {"cat"}
     assert seen["cat"][0].detection.score == pytest.approx(torch.tensor(0.5).sigmoid().item(), abs=1e-4)
 
 
 def test_nothing_is_found_where_nothing_is():
     classes, masks = outputs([("cat", 0.2, (4, 4, 20, 20))])
-    assert _objects(classes, masks, (32, 32)) == {}
+    assert objects_from_logits(classes, masks, (32, 32)) == {}
 
 
-# --- colours --------------------------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------------------------
 
 
-def test_an_object_is_alone_on_grey():
+def test_an_object_is_alone_on_gray():
     mask = np.zeros((48, 64), bool)
     mask[10:30, 20:40] = True
     mask[10:20, 20:30] = False  # a corner of its box is not the object
-    cut = _cut_out(np.full((48, 64, 3), 255, np.uint8), found(mask), 20)
+    cut = cut_out(np.full((48, 64, 3), 255, np.uint8), found(mask), 20)
     pixels = cut * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
-    expected = np.where(mask[10:30, 20:40], 255, GREY) / 255
+    expected = np.where(mask[10:30, 20:40], 255, GRAY) / 255
     assert torch.allclose(pixels, torch.tensor(expected, dtype=torch.float32).expand(3, -1, -1), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 33)])
 def test_any_object_can_be_cut_out(size: tuple[int, int]):
-    cut = _cut_out(noise(0, *size), found(np.ones(size, bool)), 32)
+    cut = cut_out(noise(0, *size), found(np.ones(size, bool)), 32)
     assert cut.shape == (3, 32, 32) and cut.isfinite().all()
 
 
-def test_colors_are_the_nearest_words(eyes: GenEvalDetector):
-    """CLIP's whole forward pass, one text at a time, gives the same colour as directions that are kept."""
+def test_colors_are_the_nearest_words(detector: GenEvalDetector):
+    """CLIP's whole forward pass, one text at a time, gives the same color as directions that are kept."""
     picture, objects = noise(1), [found(np.ones((48, 64), bool)), found(np.eye(48, 64, dtype=bool))]
     templates = ("a photo of a {} cat", "a photo of a {}-colored cat", "a photo of a {} object")
     scores = []
     for color in GENEVAL_COLORS:
-        tokens = [eyes.tokenizer(template.format(color), return_tensors="pt") for template in templates]
-        pixels = torch.stack([_cut_out(picture, each, 32) for each in objects])
-        seen = [eyes.clip(pixel_values=pixels, input_ids=each["input_ids"]) for each in tokens]
+        tokens = [detector.tokenizer(template.format(color), return_tensors="pt") for template in templates]
+        pixels = torch.stack([cut_out(picture, each, 32) for each in objects])
+        seen = [detector.clip(pixel_values=pixels, input_ids=each["input_ids"]) for each in tokens]
         text = torch.nn.functional.normalize(torch.stack([each.text_embeds[0] for each in seen]).mean(0), dim=0)
         scores.append(seen[0].image_embeds @ text)
     expected = [GENEVAL_COLORS[index] for index in torch.stack(scores).argmax(0).tolist()]
-    assert eyes.colors(picture, objects, "cat") == expected
-    assert [eyes.colors(picture, [each], "cat")[0] for each in objects] == expected
-    assert torch.allclose(eyes.palettes["cat"].norm(dim=1), torch.ones(10))
+    assert detector.colors(picture, objects, "cat") == expected
+    assert [detector.colors(picture, [each], "cat")[0] for each in objects] == expected
+    assert torch.allclose(detector.color_embeddings["cat"].norm(dim=1), torch.ones(10))
 
 
 # --- whole ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_seen_alike_alone_and_in_company(eyes: GenEvalDetector):
+def test_a_picture_is_seen_alike_alone_and_in_company(detector: GenEvalDetector):
     pictures = [noise(0), noise(1, 40, 40), noise(2), noise(3, 1, 1), noise(4, 3, 90)]
-    together = eyes.see(pictures)
+    together = detector.find_objects(pictures)
     assert any(together)
     for picture, sight in zip(pictures, together, strict=True):
-        (alone,) = eyes.see([picture])
+        (alone,) = detector.find_objects([picture])
         assert alone.keys() == sight.keys()
         for name, own in alone.items():
             assert [each.detection.box for each in own] == [each.detection.box for each in sight[name]]
@@ -192,27 +192,27 @@ def test_a_picture_is_seen_alike_alone_and_in_company(eyes: GenEvalDetector):
             assert all(each.mask.shape == picture.shape[:2] for each in own)
 
 
-def test_counting_takes_only_certain_objects(eyes: GenEvalDetector):
+def test_counting_takes_only_certain_objects(detector: GenEvalDetector):
     picture = noise(0)
-    (seen,) = eyes.see([picture])
+    (seen,) = detector.find_objects([picture])
     spec = Spec("two_object", (Item(next(iter(seen))),))
     counted = Spec("counting", spec.include)
-    (loose,), (strict,) = eyes.detect([picture], [spec]), eyes.detect([picture], [counted])
+    (loose,), (strict,) = detector.detect([picture], [spec]), detector.detect([picture], [counted])
     scores = [each.score for own in loose.values() for each in own]
     assert min(scores) > 0.3 and min(scores) < 0.9
     assert all(each.score > 0.9 for own in strict.values() for each in own)
 
 
-def test_a_recording_replays_to_the_same_verdict(eyes: GenEvalDetector, folders: tuple[str, str], tmp_path: Path):
+def test_a_recording_replays_to_the_same_verdict(detector: GenEvalDetector, folders: tuple[str, str], tmp_path: Path):
     pictures = [noise(seed) for seed in range(4)]
-    names = [next(iter(sight)) for sight in eyes.see(pictures)]
+    names = [next(iter(sight)) for sight in detector.find_objects(pictures)]
     specs = [Spec("colors", (Item(name, color=color),)) for name, color in zip(names, GENEVAL_COLORS[3:], strict=False)]
-    seen = eyes.detect(pictures, specs)
+    seen = detector.detect(pictures, specs)
     assert all(seen[index][name][0].color in GENEVAL_COLORS for index, name in enumerate(names))
     lines = [json.dumps(to_record(spec, "a photo", found)) for spec, found in zip(specs, seen, strict=True)]
     (tmp_path / "seen.jsonl").write_text("\n".join(lines))
     rows = list(recorded.read_geneval(tmp_path / "seen.jsonl"))
-    verdicts = [geneval_rules.judge(spec, found) for spec, found in zip(specs, seen, strict=True)]
+    verdicts = [geneval_rules.judge_detections(spec, found) for spec, found in zip(specs, seen, strict=True)]
     assert [(row.correct, row.reasons) for row in rows] == [(each.score == 1, each.failed) for each in verdicts]
 
 

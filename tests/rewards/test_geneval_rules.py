@@ -10,7 +10,15 @@ from hypothesis import strategies as some
 
 from triptych.data.prompts import read_spec
 from triptych.rewards import geneval_rules
-from triptych.rewards.geneval_rules import GENEVAL_COLORS, RELATIONS, Detection, confidence, judge, read_detections, relations
+from triptych.rewards.geneval_rules import (
+    GENEVAL_COLORS,
+    RELATIONS,
+    Detection,
+    confidence,
+    judge_detections,
+    read_detections,
+    relations,
+)
 from triptych.trace import Item, Spec
 
 OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
@@ -47,7 +55,7 @@ def at(x: float, y: float, side: float = 10, score: float = 0.9, color: str | No
 
 
 def judged(include: list[Item], exclude: tuple[Item, ...] = (), **objects: list[Detection]) -> tuple[str, ...]:
-    return judge(Spec("any", tuple(include), exclude), objects).failed
+    return judge_detections(Spec("any", tuple(include), exclude), objects).failed
 
 
 # --- recorded verdicts ------------------------------------------------------------------------------------------------
@@ -55,7 +63,7 @@ def judged(include: list[Item], exclude: tuple[Item, ...] = (), **objects: list[
 
 def test_all_recorded_verdicts_agree(shared: Path):
     records = [json.loads(line) for line in (shared / "benchmarks" / "geneval_verdicts.jsonl").open()]
-    verdicts = [judge(read_spec(each["metadata"]), read_detections(each["detections"])) for each in records]
+    verdicts = [judge_detections(read_spec(each["metadata"]), read_detections(each["detections"])) for each in records]
     assert len(records) == 400
     assert [verdict.score == 1 for verdict in verdicts] == [each["correct"] for each in records]
     assert [len(verdict.failed) for verdict in verdicts] == [each["n_reasons"] for each in records]
@@ -121,7 +129,9 @@ def test_regions_and_sizes_are_not_geneval():
     with pytest.raises(ValueError, match="neither"):
         judged([Item("cat", region="left")], cat=[at(0, 0)])
     with pytest.raises(ValueError, match="neither"):
-        judge(read_spec({"tag": "x", "include": [{"class": "cat", "count": 1, "size": "larger"}]}), {"cat": [at(0, 0)]})
+        judge_detections(
+            read_spec({"tag": "x", "include": [{"class": "cat", "count": 1, "size": "larger"}]}), {"cat": [at(0, 0)]}
+        )
 
 
 def test_counting_asks_for_more_certainty():
@@ -159,7 +169,7 @@ def test_relations_mirror(one, other):
 @few
 @given(specs(), pictures)
 def test_one_reason_per_item_at_most_and_right_without_any(spec, picture):
-    verdict = judge(spec, picture)
+    verdict = judge_detections(spec, picture)
     assert verdict.score == float(not verdict.failed)
     assert len(verdict.passed) + len(verdict.failed) == len(spec.include) + len(spec.exclude)
 
@@ -169,7 +179,7 @@ def test_one_reason_per_item_at_most_and_right_without_any(spec, picture):
 def test_the_order_of_a_file_does_not_matter(spec, picture, random):
     assume(all(len({each.score for each in own}) == len(own) for own in picture.values()))
     mixed = {name: random.sample(own, len(own)) for name, own in random.sample(sorted(picture.items()), len(picture))}
-    assert judge(spec, mixed) == judge(spec, picture)
+    assert judge_detections(spec, mixed) == judge_detections(spec, picture)
 
 
 @few
@@ -177,8 +187,8 @@ def test_the_order_of_a_file_does_not_matter(spec, picture, random):
 def test_a_less_certain_object_cannot_spoil_what_is_included(spec, picture, box, color):
     extra = {name: [*own, Detection(box, 0.0, color)] for name, own in picture.items()}
     asked = Spec(spec.tag, spec.include)
-    if judge(asked, picture).score == 1:
-        assert judge(asked, extra) == judge(asked, picture)
+    if judge_detections(asked, picture).score == 1:
+        assert judge_detections(asked, extra) == judge_detections(asked, picture)
 
 
 @few

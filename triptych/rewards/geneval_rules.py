@@ -1,16 +1,16 @@
-"""GenEval's rules: from the objects that a detector found to a verdict. Written once, for live and recorded pictures.
+"""GenEval's rules: from a detector's objects to a verdict, written once for live and recorded pictures.
 
 The rules are those of the official evaluation (Ghosh, Hajishirzi, Schmidt, arXiv 2310.11513):
 
 * Only the `count` most confident objects of a class are looked at; fewer than `count` fail the item.
-* All of these must have the item's colour, where one is asked for.
-* All of these must lie on the asked side of all objects of the item that `position` points to, which must itself be
-  right; this is asked only of an item that is right so far.
+* All of these must have the item's color, if it has one.
+* All of these must lie on the right side of all objects of the item that `position` points to, which must itself be
+  right; this is checked only for an item that is right so far.
 * `count` or more objects of an excluded class fail the picture.
 * Each item fails at most once, and a picture is right when nothing failed: there is no partial credit.
 
-Boxes are (left, top, right, bottom) in pixels, y downwards. Which objects a detector keeps (`CONFIDENCE`, `MAX_OBJECTS`) was
-decided before: recorded detections are judged as they are.
+Boxes are (left, top, right, bottom) in pixels, y downwards. Which objects a detector keeps (`CONFIDENCE`,
+`MAX_OBJECTS`) was decided before: recorded detections are judged as they are.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from typing import Any
 
 from triptych.data.layout import RELATIONS
 from triptych.data.prompts import as_array, as_object, short
+from triptych.data.stickers import COLORS
 from triptych.trace import Item, Spec, Verdict
 
-GENEVAL_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-CONFIDENCE = 0.3  # least score of an object that counts ...
-COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting", where a doubtful extra object would fail the picture
-MAX_OBJECTS = 16  # objects kept per class, the most confident ones
-MIN_OFFSET = 0.1  # offsets below this share of both objects' summed sizes are no relation
+GENEVAL_COLORS = tuple(COLORS)  # the sticker world has GenEval's ten, in its order
+CONFIDENCE = 0.3  # an object counts above this score ...
+COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting" above this: a doubtful extra object would fail the picture
+MAX_OBJECTS = 16  # per class, the most confident ones
+MIN_OFFSET = 0.1  # of both objects' summed sizes: a smaller offset of the centers is no relation
+MIN_COSINE = 0.5  # between the offset and an axis: a relation holds within 60 degrees of it
 MAX_COORDINATE = 1e9  # pixels; coordinates beyond this are damage, not pictures
-MIN_COSINE = 0.5  # of the whole offset must be left along an axis: its relation holds within 60 degrees of it
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One found object: its box (left, top, right, bottom) in pixels, its confidence, its colour where one was read."""
+    """One object: its box (left, top, right, bottom) in pixels, its confidence, and its color where one was read."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -64,6 +65,29 @@ def relations(one: Detection, other: Detection) -> frozenset[str]:
     return frozenset(side for side, holds in sides.items() if holds)
 
 
+def judge_detections(spec: Spec, detections: Detections) -> Verdict:
+    """The official verdict on a picture with these objects: 1.0 if nothing failed, else 0.0 with a reason per failure.
+
+    Raises ValueError if an object that needs a color has none, or if an item has a region or a size: GenEval's rules
+    have neither.
+    """
+    if unsupported := [item.name for item in spec.include if item.region or item.size]:
+        raise ValueError(f"{unsupported[0]} is asked for with a region or a size; GenEval's rules have neither")
+    passed: list[str] = []
+    failed: list[str] = []
+    groups: list[Sequence[Detection] | None] = []  # the objects of each item; None where the item failed
+    for item in spec.include:
+        objects = _most_confident(detections, item.name)[: item.count]
+        reason = _shortage(item, objects) or _wrong_color(item, objects) or _wrong_place(item, objects, spec, groups)
+        groups.append(None if reason else objects)
+        failed.append(reason) if reason else passed.append(_demand(item))
+    for item in spec.exclude:
+        count = len(detections.get(item.name, ()))
+        limit = f"{item.name}: expected fewer than {item.count}"
+        failed.append(f"{limit}, found {count}") if count >= item.count else passed.append(limit)
+    return Verdict(0.0 if failed else 1.0, tuple(passed), tuple(failed))
+
+
 def _offset(one: Sequence[float], other: Sequence[float]) -> tuple[tuple[float, float], float]:
     """The shortened offset of the centres from `other` to `one`, and the length of the whole one."""
     whole, shrunk = [], []
@@ -75,51 +99,28 @@ def _offset(one: Sequence[float], other: Sequence[float]) -> tuple[tuple[float, 
     return (shrunk[0], shrunk[1]), math.sqrt(whole[0] ** 2 + whole[1] ** 2)
 
 
-def judge(spec: Spec, detections: Detections) -> Verdict:
-    """The official verdict on a picture with these objects: 1.0 if nothing failed, else 0.0 with a reason per failure.
-
-    Raises ValueError if an object whose colour is asked for has none, or if a region or a size is asked for, of which
-    GenEval's rules know nothing.
-    """
-    if beyond := [item.name for item in spec.include if item.region or item.size]:
-        raise ValueError(f"{beyond[0]} is asked for with a region or a size; GenEval's rules have neither")
-    passed: list[str] = []
-    failed: list[str] = []
-    groups: list[Sequence[Detection] | None] = []  # the objects of each item; None where the item failed
-    for item in spec.include:
-        found = _most_confident(detections, item.name)[: item.count]
-        reason = _shortage(item, found) or _discolored(item, found) or _misplaced(item, found, spec, groups)
-        groups.append(None if reason else found)
-        failed.append(reason) if reason else passed.append(_told(item))
-    for item in spec.exclude:
-        found = detections.get(item.name, ())
-        limit = f"{item.name}: expected fewer than {item.count}"
-        failed.append(f"{limit}, found {len(found)}") if len(found) >= item.count else passed.append(limit)
-    return Verdict(0.0 if failed else 1.0, tuple(passed), tuple(failed))
-
-
 def _most_confident(detections: Detections, name: str) -> list[Detection]:
-    return sorted(detections.get(name, ()), key=lambda found: -found.score)  # stable: ties stay as recorded
+    return sorted(detections.get(name, ()), key=lambda each: -each.score)  # stable: ties stay as recorded
 
 
-def _shortage(item: Item, found: Sequence[Detection]) -> str | None:
-    return f"{item.name}: expected {item.count}, found {len(found)}" if len(found) < item.count else None
+def _shortage(item: Item, objects: Sequence[Detection]) -> str | None:
+    return f"{item.name}: expected {item.count}, found {len(objects)}" if len(objects) < item.count else None
 
 
-def _discolored(item: Item, found: Sequence[Detection]) -> str | None:
+def _wrong_color(item: Item, objects: Sequence[Detection]) -> str | None:
     if item.color is None:
         return None
-    colors = [detection.color for detection in found]
+    colors = [each.color for each in objects]
     if None in colors:
         raise ValueError(f"{item.name} should be {item.color}, but an object has no color; expected one of {GENEVAL_COLORS}")
     if all(color == item.color for color in colors):
         return None
-    seen = ", ".join(f"{colors.count(color)} {color}" for color in GENEVAL_COLORS if color in colors)
-    return f"{item.name}: expected {item.count} {item.color}, found {seen}"
+    counts = ", ".join(f"{colors.count(color)} {color}" for color in GENEVAL_COLORS if color in colors)
+    return f"{item.name}: expected {item.count} {item.color}, found {counts}"
 
 
-def _misplaced(
-    item: Item, found: Sequence[Detection], spec: Spec, groups: Sequence[Sequence[Detection] | None]
+def _wrong_place(
+    item: Item, objects: Sequence[Detection], spec: Spec, groups: Sequence[Sequence[Detection] | None]
 ) -> str | None:
     if item.position is None:
         return None
@@ -127,7 +128,7 @@ def _misplaced(
     target, name = groups[index], spec.include[index].name
     if target is None:
         return f"{item.name}: expected {relation} {name}, which is not as asked itself"
-    for one in found:
+    for one in objects:
         for other in target:
             sides = relations(one, other)
             if relation not in sides:
@@ -136,28 +137,28 @@ def _misplaced(
     return None
 
 
-def _told(item: Item) -> str:
-    """What was asked of an item, in short."""
+def _demand(item: Item) -> str:
+    """What an item demands, in short."""
     side = f" {item.position[0]} another object" if item.position else ""
     return " ".join(word for word in (f"{item.name}:", str(item.count), item.color) if word) + side
 
 
-# --- the recorded form ----------------------------------------------------------------------------------------------
+# --- the recorded form ------------------------------------------------------------------------------------------------
 
 
 def to_record(spec: Spec, prompt: str, detections: Detections) -> dict[str, Any]:
     """One line of a detections file, as JSON values: what `triptych score geneval` reads."""
-    found = {
+    objects_by_class = {
         name: [{"box": list(each.box), "score": each.score, "color": each.color} for each in objects]
         for name, objects in detections.items()
     }
-    return {"metadata": {**spec.to_metadata(), "prompt": prompt}, "detections": found}
+    return {"metadata": {**spec.to_metadata(), "prompt": prompt}, "detections": objects_by_class}
 
 
 def read_detections(record: Any) -> dict[str, list[Detection]]:
-    """The objects of a recorded picture. Raises ValueError, saying what is off, for boxes that are none."""
-    found = {name: as_array(each, f"detections of {name!r}") for name, each in as_object(record, "detections").items()}
-    return {name: [_detection(each, name) for each in objects] for name, objects in found.items()}
+    """The objects of a recorded picture by class. Raises ValueError that says what is wrong with a box or score."""
+    arrays = {name: as_array(each, f"detections of {name!r}") for name, each in as_object(record, "detections").items()}
+    return {name: [_detection(each, name) for each in objects] for name, objects in arrays.items()}
 
 
 def read_box(values: Any, name: str) -> tuple[float, float, float, float]:
