@@ -31,7 +31,7 @@ from triptych.eval.run_folder import (
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, dev_set
 from triptych.model.config import SKETCH, Sampling
 from triptych.model.images import read_image
-from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, verdict
+from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, scene_verdict
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
 
 BLANK = Scene(())
@@ -75,7 +75,7 @@ class Remembering:
         self.painter = painter
 
     def __call__(self, traces):
-        return [verdict(self.painter.scenes[trace.image.tobytes()], trace.prompt.spec) for trace in traces]
+        return [scene_verdict(self.painter.scenes[trace.image.tobytes()], trace.prompt.spec) for trace in traces]
 
 
 class Scripted:

@@ -1,4 +1,4 @@
-"""Laws of ITA and VQA: who knows scores 1.0, who lies or says nothing 0.0, who guesses what a coin gets."""
+"""Laws of ITA and VQA: right answers score 1.0, wrong ones and silence 0.0, guesses what chance gets."""
 
 import json
 import re
@@ -50,16 +50,16 @@ from triptych.eval.vqa import (
 from triptych.model.templates import wrap_reflection
 from triptych.rewards.geneval_detector import DetectedObject
 from triptych.rewards.geneval_rules import Detection
-from triptych.rewards.sticker_judge import WorldJudge, judge_with, verdict
+from triptych.rewards.sticker_judge import WorldJudge, judge_with, scene_verdict
 from triptych.trace import Completion, Verdict
 
 SUITE = GENEVAL_PLUS.thinned(56)  # 8 a column
 
 
-class Known:
-    """An exact judge of a scripted policy's pictures, which it was told of."""
+class ExactJudge:
+    """An exact judge of a scripted policy's pictures: it has the scene of each."""
 
-    name = "known"
+    name = "exact"
 
     def __init__(self, painter: ScriptedPolicy):
         self.painter = painter
@@ -67,7 +67,7 @@ class Known:
     def scenes(self, images) -> list[Scene]:
         return [self.painter.drawn[image.tobytes()] for image in images]
 
-    def things(self, images) -> list[list[VisibleObject]]:
+    def objects(self, images) -> list[list[VisibleObject]]:
         return [scene_objects(scene) for scene in self.scenes(images)]
 
     def __call__(self, traces):
@@ -91,9 +91,9 @@ class Player(ScriptedPolicy):
         return self.answer(images, prompts, sampling, seeds)
 
 
-def draw(folder: Path, mistakes: int = 2, turns: int = 2, suite=SUITE) -> Known:
+def draw(folder: Path, mistakes: int = 2, turns: int = 2, suite=SUITE) -> ExactJudge:
     """A run folder of pictures with two mistakes, one mistake, and none."""
-    judge = Known(ScriptedPolicy(mistakes=mistakes))
+    judge = ExactJudge(ScriptedPolicy(mistakes=mistakes))
     list(benchmark.run(suite, judge.painter, judge, turns=turns, out=folder, batch_size=64))
     return judge
 
@@ -104,33 +104,33 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(folder) -> Known:
+def judge(folder) -> ExactJudge:
     return draw(folder)
 
 
 @pytest.fixture(scope="module")
-def drawn(folder, judge) -> PictureSet:
+def picture_set(folder, judge) -> PictureSet:
     return PictureSet.read(folder)
 
 
 @pytest.fixture(scope="module")
-def ita(drawn) -> Quiz:
-    return alignment(drawn, "stickers")
+def ita(picture_set) -> Quiz:
+    return alignment(picture_set, "stickers")
 
 
 @pytest.fixture(scope="module")
-def vqa(drawn, judge) -> Quiz:
-    return composition(drawn, judge.things, judge.name, "stickers")
+def vqa(picture_set, judge) -> Quiz:
+    return composition(picture_set, judge.objects, judge.name, "stickers")
 
 
 @pytest.fixture(params=["ita", "vqa", "ita open", "vqa open", "ita reflection"])
-def quiz(request, drawn, judge, ita, vqa) -> Quiz:
+def quiz(request, picture_set, judge, ita, vqa) -> Quiz:
     return {
         "ita": ita,
         "vqa": vqa,
-        "ita open": alignment(drawn, "open"),
-        "vqa open": composition(drawn, judge.things, judge.name, "open"),
-        "ita reflection": alignment(drawn, "stickers", by="reflection"),
+        "ita open": alignment(picture_set, "open"),
+        "vqa open": composition(picture_set, judge.objects, judge.name, "open"),
+        "ita reflection": alignment(picture_set, "stickers", by="reflection"),
     }[request.param]
 
 
@@ -180,9 +180,9 @@ def test_the_same_answer_to_all_gets_what_constant_says(ita, vqa):
             assert column == OVERALL or each.majority == max(places.values()) / len(quiz.of(column))
 
 
-def test_the_shipped_player_reflects_and_is_right(ita, drawn, judge):
+def test_the_shipped_player_reflects_and_is_right(ita, picture_set, judge):
     """The scripted policy sees exactly: its stops are right without being told the truth."""
-    quiz = alignment(drawn, "stickers", by="reflection")
+    quiz = alignment(picture_set, "stickers", by="reflection")
     rows = list(run_quiz(quiz, judge.painter, batch_size=64))
     assert {each.accuracy.value for each in accuracy_by_column(quiz, rows).values()} == {1.0}
     assert [one.answer for one in quiz.questions] == [one.answer for one in ita.questions]
@@ -198,7 +198,7 @@ def test_ita_tells_what_the_checks_tell(ita, judge):
         assert one.answer == (YES if fits else NO) and one.picture.text[1:] in one.text
 
 
-def told(scene: Scene, text: str) -> str:
+def exact_answer(scene: Scene, text: str) -> str:
     """The answer to a question in the words of lessons, read off the scene."""
     amounts = Counter(sticker.name for sticker in scene.stickers)
     only = {sticker.name: sticker for sticker in scene.stickers if amounts[sticker.name] == 1}
@@ -218,7 +218,7 @@ def told(scene: Scene, text: str) -> str:
 def test_vqa_tells_what_the_scene_holds(vqa, judge):
     assert {one.column for one in vqa.questions} == set(vqa.columns)
     for one in vqa.questions:
-        assert one.answer == told(judge.painter.drawn[one.picture.load().tobytes()], one.text)
+        assert one.answer == exact_answer(judge.painter.drawn[one.picture.load().tobytes()], one.text)
 
 
 def test_lessons_teach_the_wording_of_vqa(vqa, judge):
@@ -254,8 +254,8 @@ def test_a_sheet_holds_what_the_papers_cells_suggest():
     assert understanding.LIMIT == 480
 
 
-def test_a_limit_holds_and_keeps_the_balance(drawn, judge):
-    for quiz in (alignment(drawn, "stickers", limit=4), composition(drawn, judge.things, "known", "stickers", limit=4)):
+def test_a_limit_holds_and_keeps_the_balance(picture_set, judge):
+    for quiz in (alignment(picture_set, "stickers", limit=4), composition(picture_set, judge.objects, "exact", "stickers", limit=4)):
         for column in quiz.columns:
             assert len(quiz.of(column)) == 4
             if len(quiz.of(column)[0].options) == 2:
@@ -264,26 +264,26 @@ def test_a_limit_holds_and_keeps_the_balance(drawn, judge):
                 assert len({one.answer for one in quiz.of(column)}) == 4
 
 
-def test_one_seed_is_one_sheet_in_whatever_order_the_set_was_drawn(folder, drawn, judge, ita, vqa, tmp_path):
+def test_one_seed_is_one_sheet_in_whatever_order_the_set_was_drawn(folder, picture_set, judge, ita, vqa, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     lines = (folder / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "copy/results.jsonl").write_text("".join(reversed(lines)))
     again = PictureSet.read(tmp_path / "copy")
     assert alignment(again, "stickers").sha256() == ita.sha256()
-    assert composition(again, judge.things, "known", "stickers").sha256() == vqa.sha256()
+    assert composition(again, judge.objects, "exact", "stickers").sha256() == vqa.sha256()
     few = [alignment(again, "stickers", limit=4, seed=seed).sha256() for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2]
 
 
-def shown(score, sha256="a", failed=(), column="Color", text="a photo of a cat", prompt=0):
+def judged_picture(score, sha256="a", failed=(), column="Color", text="a photo of a cat", prompt=0):
     verdict = None if score is None else Verdict(score, (), tuple(failed))
     return JudgedPicture(Path(f"{prompt:05d}-0-0.png"), sha256, prompt, text, column, verdict)
 
 
 def test_a_column_without_right_pictures_is_missing_and_no_other_suffers():
-    pictures = [shown(0.5, f"wrong{n}") for n in range(4)]
-    pictures += [shown(1.0 if n % 2 else 0.0, f"mixed{n}", column="Count") for n in range(4)]
-    quiz = alignment(PictureSet({"columns": ["Color", "Count"], "judge": "known"}, tuple(pictures)), "stickers")
+    pictures = [judged_picture(0.5, f"wrong{n}") for n in range(4)]
+    pictures += [judged_picture(1.0 if n % 2 else 0.0, f"mixed{n}", column="Count") for n in range(4)]
+    quiz = alignment(PictureSet({"columns": ["Color", "Count"], "judge": "exact"}, tuple(pictures)), "stickers")
     found = accuracy_by_column(quiz, [])
     assert quiz.columns == ("Color", "Count") and {one.column for one in quiz.questions} == {"Count"}
     assert found["Color"].chance is None and found["Count"].chance == found[OVERALL].chance == 0.5
@@ -294,8 +294,8 @@ def test_a_column_without_right_pictures_is_missing_and_no_other_suffers():
 
 
 def test_pixels_count_once_and_not_where_the_judge_contradicts_itself():
-    pictures = [shown(1.0, "same"), shown(1.0, "same"), shown(1.0, "torn"), shown(0.5, "torn"), shown(None, "unseen")]
-    pictures += [shown(0.0, f"wrong{n}") for n in range(5)]
+    pictures = [judged_picture(1.0, "same"), judged_picture(1.0, "same"), judged_picture(1.0, "torn"), judged_picture(0.5, "torn"), judged_picture(None, "unseen")]
+    pictures += [judged_picture(0.0, f"wrong{n}") for n in range(5)]
     quiz = alignment(PictureSet({"columns": ["Color"]}, tuple(pictures)), "stickers")
     assert Counter(one.answer for one in quiz.questions) == {YES: 1, NO: 1}
     assert not {"torn", "unseen"} & {one.picture.sha256 for one in quiz.questions}
@@ -303,8 +303,8 @@ def test_pixels_count_once_and_not_where_the_judge_contradicts_itself():
 
 @pytest.mark.parametrize(("near", "far", "expected"), [(6, 6, 2), (1, 6, 1), (6, 1, 3), (6, 0, 4)])
 def test_half_of_the_misses_are_near_where_there_are_so_many(near, far, expected):
-    pictures = [shown(1.0, f"right{n}") for n in range(4)] + [shown(0.5, f"near{n}", ["x"]) for n in range(near)]
-    pictures += [shown(0.5, f"far{n}", ["x", "y"]) for n in range(far)]
+    pictures = [judged_picture(1.0, f"right{n}") for n in range(4)] + [judged_picture(0.5, f"near{n}", ["x"]) for n in range(near)]
+    pictures += [judged_picture(0.5, f"far{n}", ["x", "y"]) for n in range(far)]
     quiz = alignment(PictureSet({"columns": ["Color"]}, tuple(pictures)), "stickers")
     chosen = [one.picture.sha256 for one in quiz.questions if one.answer == NO]
     assert len(chosen) == 4 and sum(name.startswith("near") for name in chosen) == expected
@@ -315,29 +315,29 @@ def test_half_of_the_misses_are_near_where_there_are_so_many(near, far, expected
 LEFT, RIGHT, ACROSS = (0.0, 0.0, 0.4, 0.4), (0.6, 0.0, 0.8, 0.2), (0.4, 0.5, 0.6, 0.7)
 
 
-def asked_of(*things: VisibleObject, wanted=(), classes=("cat", "dog", "bus")) -> dict[str, str]:
-    found = composition_questions(PictureFacts(things, wanted, classes), "stickers", "seed")
+def answers_of(*objects: VisibleObject, prompt_classes=(), set_classes=("cat", "dog", "bus")) -> dict[str, str]:
+    found = composition_questions(PictureFacts(objects, prompt_classes, set_classes), "stickers", "seed")
     return {one.text: one.answer for one in found}
 
 
 def test_what_is_asked_of_two_things():
     cat, dog = VisibleObject("cat", "red", LEFT), VisibleObject("dog", "blue", RIGHT)
-    found = asked_of(cat, dog)
+    found = answers_of(cat, dog)
     assert found["is the cat left or right?"] == "left" and found["is the dog left or right?"] == "right"
     assert found["what color is the cat?"] == "red" and found["is there a bus?"] == NO
     assert found["which is larger, the dog or the cat?"] == "cat" == found["which is larger, the cat or the dog?"]
 
 
 def test_what_can_be_doubted_is_not_asked():
-    across = asked_of(VisibleObject("cat", "red", ACROSS), VisibleObject("dog", None, (0.6, 0.6, 0.85, 0.85)))
+    across = answers_of(VisibleObject("cat", "red", ACROSS), VisibleObject("dog", None, (0.6, 0.6, 0.85, 0.85)))
     assert not any("cat left" in text or "larger" in text or "color is the dog" in text for text in across)
-    two = asked_of(VisibleObject("cat", "red", LEFT), VisibleObject("cat", "red", RIGHT))
+    two = answers_of(VisibleObject("cat", "red", LEFT), VisibleObject("cat", "red", RIGHT))
     assert two["how many cats are there?"] == "two" and not any("the cat" in text for text in two)
-    doubted = asked_of(
+    doubted = answers_of(
         VisibleObject("cat", "red", LEFT), VisibleObject("cat", None, RIGHT, sure=False), classes=("cat",)
     )
     assert doubted == {}
-    crowd = asked_of(*[VisibleObject("cat", "red", LEFT)] * 10, classes=("cat",))
+    crowd = answers_of(*[VisibleObject("cat", "red", LEFT)] * 10, set_classes=("cat",))
     assert crowd == {"is there a cat?": YES}
 
 
@@ -345,43 +345,43 @@ def test_sizes_must_differ_clearly():
     small = VisibleObject("cat", None, (0.0, 0.0, 0.1, 0.1))
     for ratio, askable in ((CLEARLY * 1.01, True), (CLEARLY * 0.99, False)):
         large = VisibleObject("dog", None, (0.5, 0.0, 0.5 + 0.1 * ratio, 0.1))
-        assert any("larger" in text for text in asked_of(small, large)) == askable
+        assert any("larger" in text for text in answers_of(small, large)) == askable
 
 
 def test_what_was_asked_for_and_is_absent_is_asked_about_first():
-    found = asked_of(VisibleObject("cat", "red", LEFT), wanted=("cat", "zebra"))
+    found = answers_of(VisibleObject("cat", "red", LEFT), prompt_classes=("cat", "zebra"))
     assert found["is there a zebra?"] == NO and found["how many zebras are there?"] == "zero"
 
 
-class Eyes:
-    """A detector that sees what it is told, and calls everything red."""
+class FixedDetector:
+    """A detector that finds the same in every picture, and calls everything red."""
 
-    def __init__(self, sight):
-        self.sight = sight
+    def __init__(self, objects):
+        self.objects = objects
 
-    def see(self, pictures):
-        return [self.sight for _ in pictures]
+    def find_objects(self, pictures):
+        return [self.objects for _ in pictures]
 
-    def colors(self, picture, found, name):
-        return ["red"] * len(found)
+    def colors(self, picture, objects, name):
+        return ["red"] * len(objects)
 
 
-def seen(box, score):
+def detection(box, score):
     return DetectedObject(Detection(box, score), np.zeros((1, 1), bool))
 
 
 def test_a_detectors_boxes_become_shares_of_the_picture():
-    sight = {
-        "cat": [seen((0.0, 0.0, 100.0, 50.0), SURE)],
-        "dog": [seen((100.0, 0.0, 200.0, 50.0), 0.95), seen((0.0, 0.0, 10.0, 10.0), 0.4)],
+    classes = {
+        "cat": [detection((0.0, 0.0, 100.0, 50.0), SURE)],
+        "dog": [detection((100.0, 0.0, 200.0, 50.0), 0.95), detection((0.0, 0.0, 10.0, 10.0), 0.4)],
     }
-    (things,) = detected_objects(Eyes(sight), [np.zeros((100, 200, 3), np.uint8)])  # pyright: ignore
+    (things,) = detected_objects(FixedDetector(classes), [np.zeros((100, 200, 3), np.uint8)])  # pyright: ignore
     assert things[0] == VisibleObject("cat", "red", (0.0, 0.0, 0.5, 0.5))
     assert [(thing.name, thing.color, thing.sure) for thing in things[1:]] == [
         ("dog", None, True),
         ("dog", None, False),
     ]
-    assert all("dog" not in text for text in asked_of(*things, classes=("cat", "dog")))
+    assert all("dog" not in text for text in answers_of(*things, set_classes=("cat", "dog")))
 
 
 # --- reading replies --------------------------------------------------------------------------------------------------
@@ -419,10 +419,10 @@ def test_a_reflection_decides_by_stopping():
     assert read_decision("no further edit needed") is None
 
 
-# --- painted sets ---------------------------------------------------------------------------------------------------
+# --- synthetic sets ---------------------------------------------------------------------------------------------------
 
 
-def test_a_painted_set_follows_from_its_seeds_and_every_column_can_be_asked(tmp_path):
+def test_a_synthetic_set_follows_from_its_seeds_and_every_column_can_be_asked(tmp_path):
     rows = list(synthetic_set(SUITE, range(2), tmp_path / "one"))
     assert [row.pictures for row in synthetic_set(SUITE, range(2), tmp_path / "two")] == [row.pictures for row in rows]
     one, two = (PictureSet.read(tmp_path / name) for name in ("one", "two"))
@@ -435,11 +435,11 @@ def test_a_painted_set_follows_from_its_seeds_and_every_column_can_be_asked(tmp_
     assert abs(share - 0.5) < 4 * (0.25 / len(rows)) ** 0.5
 
 
-def test_a_painted_truth_is_what_the_judge_sees(tmp_path):
+def test_a_synthetic_truth_is_what_the_judge_sees(tmp_path):
     rows = list(synthetic_set(SUITE.thinned(14), (0, 1), tmp_path / "set"))
     seen = WorldJudge().scenes([shown.load() for shown in PictureSet.read(tmp_path / "set").pictures])
     specs = [parse_prompt(row.text) for row in sorted(rows, key=lambda row: (row.prompt, row.seed))]
-    found = [verdict(scene, spec).score for scene, spec in zip(seen, specs, strict=True)]
+    found = [scene_verdict(scene, spec).score for scene, spec in zip(seen, specs, strict=True)]
     assert found == [row.score(0) for row in sorted(rows, key=lambda row: (row.prompt, row.seed))]
 
 
@@ -462,7 +462,7 @@ def test_a_killed_quiz_goes_on_where_it_was(ita, tmp_path):
     assert report.accuracy[OVERALL][0] == accuracy_by_column(ita, rows)[OVERALL].accuracy
     written = [json.loads(line) for line in (tmp_path / "ita/questions.jsonl").read_text().splitlines()]
     assert [each["answer"] for each in written] == [one.answer for one in ita.questions]
-    assert RunFolder.read(tmp_path / "ita").manifest["judge"] == "known"
+    assert RunFolder.read(tmp_path / "ita").manifest["judge"] == "exact"
     with pytest.raises(ConfigError, match="prompts_sha256"):
         list(run_quiz(alignment(PictureSet.read(folder_of(ita)), "open"), player, out=tmp_path / "ita", resume=True))
 

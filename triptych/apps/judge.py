@@ -1,9 +1,7 @@
-"""`triptych judge`: what a judge says of pictures that any system drew; one picture, a folder, or a jsonl.
+"""`triptych judge`: a judge's verdicts on images that any system drew: one image, a folder, or a list in JSON lines.
 
-Without an address the judge is that of the sticker world; --judge names another (`judges.py`). The numbers go to
+Without an address the judge is that of the sticker world; --judge names another (judge_choice.py). The numbers go to
 stdout; what is missing goes to stderr, a line each. A missing verdict is in no mean, and the exit code is then 1.
-
-`triptych judge`: a judge of stickers on one picture, as a record and in words.
 """
 
 from __future__ import annotations
@@ -11,179 +9,98 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from rich.progress import Progress
 
+from triptych.apps import score
 from triptych.apps.arguments import check_text, understand
-from triptych.apps.options_judge import STICKERS, JudgeChoice, sticker_judge
+from triptych.apps.commands import JudgeOptions
+from triptych.apps.judge_choice import check_missing, judge_kind, open_judge, open_vlm, sticker_judge
+from triptych.apps.options import STICKER_JUDGES, OpenModel
+from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.data.annotations import plan_text
+from triptych.data.language import check_drawable
 from triptych.errors import ConfigError, OutputError, PromptError
+from triptych.eval.recorded import RecordedVerdict
+from triptych.eval.submissions import Entry, Fault, Judged, judge_pictures, list_pictures, load_pictures, shown
+from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
-from triptych.model.images import read_picture
-from triptych.rewards.sticker_judge import StickerJudge, verdict
-from triptych.trace import Prompt, Spec
+from triptych.model.images import read_image
+from triptych.rewards.judge import Judge
+from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
+from triptych.rewards.vlm_prompts import Checks
+from triptych.trace import Prompt, Spec, Trace
 
-if TYPE_CHECKING:
-    from triptych.eval.recorded import RecordedVerdict
-    from triptych.eval.submissions import Entry, Fault, Judged
-    from triptych.rewards.judge import Judge
-    from triptych.rewards.vlm import Vlm
-    from triptych.rewards.vlm_prompts import Checks
-
-UNREAD = "unread"  # the column of lines that do not say what was asked
+UNREADABLE = "unread"  # the column of lines that hold no prompt
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgePictures(JudgeChoice):
-    """Judge pictures against their prompts: one picture, a folder in GenEval's layout, or a jsonl."""
-
-    image: Annotated[Positional[Path], arg(metavar="IMAGE|DIR|JSONL")]
-    """A picture; a folder with 00000/metadata.jsonl and 00000/samples/0000.png; or lines of image and prompt."""
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
-    """What a single picture should show, in quotes."""
-    judge_model: Annotated[str, arg(aliases=["--model"])] = ""
-    """The vision-language model's name on those servers."""
-    dry_run: FlagCreatePairsOff[bool] = False
-    """Say how many calls and about how many tokens it would cost; ask nobody."""
-    self_check: Annotated[int, arg(metavar="N")] = 0
-    """Only ask twice about the first N pictures, past the cache: how far does the judge agree with itself?"""
-    as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False
-    """Print JSON on stdout."""
-
-    def run(self, open_model: object) -> int:
-        many = self.image.is_dir() or self.image.suffix == ".jsonl"
-        kind = self.kind("world")
-        self._check(many)
-        if kind in STICKERS and not many:
-            verdict = judge_sticker_picture(self.image, self.prompt, sticker_judge(kind))
-            print(json.dumps(verdict) if self.as_json else verdict_lines(verdict), flush=True)
-            return 0
-        entries = self._entries(many)
-        if kind != "vlm":
-            entries = [understood(entry) for entry in entries]
-            checked = [in_world(entry) for entry in entries] if kind in STICKERS else entries
-            return self._judge(checked, self.opened(kind))
-        lists: dict[tuple[str, str], Checks] | None = None
-        if self.ask == "tiif":
-            entries, lists = listed(entries)
-        judge = self.vlm(lists)
-        if self.dry_run:
-            return self._tell_cost(entries, judge)
-        if self.self_check:
-            return self._tell_agreement(entries, judge)
-        return self._judge(entries, judge)
-
-    def only_vlm(self) -> dict[str, bool]:
-        return super().only_vlm() | {"dry-run": self.dry_run, "self-check": bool(self.self_check)}
-
-    def _check(self, many: bool) -> None:
-        if many and self.prompt:
-            raise ConfigError(f"{self.image} brings its own prompts; expected no PROMPT beside it")
-        if self.self_check < 0:
-            raise ConfigError(f"--self-check {self.self_check}: expected 1 or more pictures")
-        if self.record is not None and self.record.exists() and not (self.dry_run or self.self_check):
-            raise OutputError(f"{self.record} exists; expected a new file: choose another --record")
-
-    def _entries(self, many: bool) -> list[Entry | Fault]:
-        from triptych.apps.arguments import check_text
-        from triptych.eval.submissions import Entry, list_pictures, shown
-        from triptych.trace import Prompt
-
-        if not many:
-            return [Entry(shown(self.image), 1, self.image, Prompt(check_text(self.prompt)))]
-        entries = [legible(entry) for entry in list_pictures(self.image)]
-        if self.ask == "tiif":
-            return entries
-        return [replace(entry, checks=None) if isinstance(entry, Entry) else entry for entry in entries]
-
-    def _judge(self, entries: Sequence[Entry | Fault], judge: Judge) -> int:
-        """Judge everything, tell what is missing as it happens, print the result."""
-        from rich.progress import Progress
-
-        from triptych.apps.terminal import COUNTING, open_console
-        from triptych.eval.submissions import judge_pictures
-
-        rows: list[Judged] = []
-        asked = lost = missing = 0
-        cause = ""
-        kept = f"the others are in {self.cache}" if self.cache else "--cache would keep the others"
-        name, console = judge.name, open_console(self.as_json)  # the name may fetch weights, or fail to
-        with Progress(*COUNTING, console=console) as progress:
-            bar = progress.add_task(name, total=len(entries), right="")
-            for row in judge_pictures(entries, judge):
-                rows.append(row)
-                if row.missing:
-                    print(f"missing: {where(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
-                asked, lost, missing = asked + row.asked, lost + row.lost, missing + bool(row.missing)
-                cause = row.missing or "" if row.lost else cause
-                progress.update(bar, advance=1, right=f"missing {missing}")
-                self.check_missing(asked, lost, cause, kept)
-        show(self, judge, rows)
-        return 1 if missing else 0
-
-    def _tell_cost(self, entries: Sequence[Entry | Fault], judge: Vlm) -> int:
-        from triptych.eval.submissions import load_pictures
-        from triptych.trace import Trace
-
-        total = {"pictures": 0, "calls": 0, "cached": 0, "tokens_in": 0, "tokens_out": 0, "missing": 0}
-        for batch in load_pictures(entries):
-            cost = judge.cost([trace for _, trace in batch if isinstance(trace, Trace)])
-            for name in total:
-                total[name] += getattr(cost, name, 0)
-            total["missing"] += sum(isinstance(trace, str) for _, trace in batch)
-        if self.as_json:
-            print(json.dumps({"judge": judge.name, **total}), flush=True)
-            return 0
-        print(
-            f"{total['calls']:,} calls to {self.judge_model} about {total['pictures']:,} pictures "
-            f"({total['cached']:,} answers are cached, {total['missing']:,} pictures cannot be judged)\n"
-            f"about {total['tokens_in']:,} tokens in (one per 28 x 28 pixels, and per 4 letters), "
-            f"at most {total['tokens_out']:,} out; retries would come on top",
-            flush=True,
-        )
+def run(options: JudgeOptions, open_model: OpenModel) -> int:
+    """Judge the images and print the verdicts; returns the exit code, 1 where one is missing."""
+    many = options.image.is_dir() or options.image.suffix == ".jsonl"
+    kind = judge_kind(options, "world")
+    check_options(options, many)
+    if kind in STICKER_JUDGES and not many:
+        record = judge_sticker_image(options.image, options.prompt, sticker_judge(kind))
+        print(json.dumps(record) if options.as_json else verdict_lines(record), flush=True)
         return 0
+    entries = list_entries(options, many)
+    if kind != "vlm":
+        entries = [with_spec(entry) for entry in entries]
+        if kind in STICKER_JUDGES:
+            entries = [drawable(entry) for entry in entries]
+        return judge_entries(options, entries, open_judge(options, kind))
+    checklists: dict[tuple[str, str], Checks] | None = None
+    if options.ask == "tiif":
+        entries, checklists = with_checklists(entries)
+    judge = open_vlm(options, checklists)
+    if options.dry_run:
+        return print_cost(options, entries, judge)
+    if options.self_check:
+        return print_agreement(options, entries, judge)
+    return judge_entries(options, entries, judge)
 
-    def _tell_agreement(self, entries: Sequence[Entry | Fault], judge: Vlm) -> int:
-        from triptych.eval.submissions import load_pictures
-        from triptych.rewards.vlm import self_agreement
-        from triptych.trace import Trace
 
-        loaded = (trace for batch in load_pictures(entries) for _, trace in batch)
-        traces = [trace for trace in loaded if isinstance(trace, Trace)][: self.self_check]
-        share = self_agreement(judge, traces)
-        if self.as_json:
-            print(json.dumps({"judge": judge.name, "pictures": len(traces), "agreement": share}), flush=True)
-        else:
-            told = "no verdict came twice" if share is None else f"{share:.4f} of the verdicts are the same twice"
-            print(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {told}", flush=True)
-        return 1 if share is None else 0
+def check_options(options: JudgeOptions, many: bool) -> None:
+    """Raises ConfigError for a prompt too many, OutputError for a record that exists."""
+    if many and options.prompt:
+        raise ConfigError(f"{options.image} brings its own prompts; expected no PROMPT beside it")
+    if options.record is not None and options.record.exists() and not (options.dry_run or options.self_check):
+        raise OutputError(f"{options.record} exists; expected a new file: choose another --record")
 
 
-def listed(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Fault], dict[tuple[str, str], Checks]]:
+# --- entries ----------------------------------------------------------------------------------------------------------
+
+
+def list_entries(options: JudgeOptions, many: bool) -> list[Entry | Fault]:
+    """Every image with its prompt, those with an unusable prompt as faults."""
+    if not many:
+        return [Entry(shown(options.image), 1, options.image, Prompt(check_text(options.prompt)))]
+    entries = [with_text(entry) for entry in list_pictures(options.image)]
+    if options.ask == "tiif":
+        return entries
+    return [replace(entry, checks=None) if isinstance(entry, Entry) else entry for entry in entries]
+
+
+def with_checklists(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Fault], dict[tuple[str, str], Checks]]:
     """The entries, those without questions as faults, and the questions by source and text of the prompt."""
-    from triptych.eval.submissions import Entry, Fault
-
-    lists: dict[tuple[str, str], Checks] = {}
-    found: list[Entry | Fault] = []
+    checklists: dict[tuple[str, str], Checks] = {}
+    checked: list[Entry | Fault] = []
     for entry in entries:
         if isinstance(entry, Entry):
             key = (entry.prompt.source, entry.prompt.text)
             if entry.checks is None:
                 entry = Fault(entry.name, entry.line, "no questions; --ask tiif needs questions, gt_answers and length")
-            elif lists.setdefault(key, entry.checks).questions != entry.checks.questions:
+            elif checklists.setdefault(key, entry.checks).questions != entry.checks.questions:
                 entry = Fault(entry.name, entry.line, "an earlier line has other questions about this prompt")
-        found.append(entry)
-    return found, lists
+        checked.append(entry)
+    return checked, checklists
 
 
-def legible(entry: Entry | Fault) -> Entry | Fault:
-    """The entry, if its prompt is text that a judge can be told."""
-    from triptych.apps.arguments import check_text
-    from triptych.eval.submissions import Fault
-
+def with_text(entry: Entry | Fault) -> Entry | Fault:
+    """The entry, if its prompt is text that a judge can be asked about."""
     if isinstance(entry, Fault):
         return entry
     try:
@@ -193,12 +110,8 @@ def legible(entry: Entry | Fault) -> Entry | Fault:
     return entry
 
 
-def understood(entry: Entry | Fault) -> Entry | Fault:
-    """The entry with a spec, read from the prompt where it brings none, or why there is none."""
-    from triptych.apps.arguments import understand
-    from triptych.eval.submissions import Fault
-    from triptych.model.config import SKETCH
-
+def with_spec(entry: Entry | Fault) -> Entry | Fault:
+    """The entry with a spec, parsed from the prompt where it brings none."""
     if isinstance(entry, Fault) or entry.prompt.spec is not None:
         return entry
     try:
@@ -207,11 +120,8 @@ def understood(entry: Entry | Fault) -> Entry | Fault:
         return Fault(entry.name, entry.line, str(error))
 
 
-def in_world(entry: Entry | Fault) -> Entry | Fault:
+def drawable(entry: Entry | Fault) -> Entry | Fault:
     """The entry, if the sticker world has a picture that meets its spec."""
-    from triptych.data.language import check_drawable
-    from triptych.eval.submissions import Fault
-
     if isinstance(entry, Fault):
         return entry
     try:
@@ -222,51 +132,108 @@ def in_world(entry: Entry | Fault) -> Entry | Fault:
     return entry
 
 
-def where(entry: Entry | Fault) -> str:
-    """An entry's place, as it is told."""
+def place_of(entry: Entry | Fault) -> str:
+    """Where an entry stands: its file, and its line in a list."""
     return f"{entry.name}, line {entry.line}" if entry.line > 1 or entry.name.endswith(".jsonl") else entry.name
 
 
-def row_of(judged: Judged) -> RecordedVerdict:
-    """The verdict as the scores count it: right of asked questions."""
-    from triptych.eval.recorded import RecordedVerdict
-    from triptych.eval.submissions import Fault
+# --- judging ----------------------------------------------------------------------------------------------------------
 
-    entry, verdict = judged.entry, judged.verdict
+
+def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Judge) -> int:
+    """Judge everything, print what is missing as it happens and the counts at the end; returns the exit code."""
+    rows: list[Judged] = []
+    total = without_verdict = missing = 0
+    cause = ""
+    remedy = f"the others are in {options.cache}" if options.cache else "--cache would keep the others"
+    name, console = judge.name, open_console(options.as_json)  # the name may fetch weights, or fail to
+    with Progress(*COUNT_COLUMNS, console=console) as progress:
+        bar = progress.add_task(name, total=len(entries), right="")
+        for row in judge_pictures(entries, judge):
+            rows.append(row)
+            if row.missing:
+                print(f"missing: {place_of(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
+            total, missing = total + row.asked, missing + bool(row.missing)
+            without_verdict += row.lost
+            cause = row.missing or "" if row.lost else cause
+            progress.update(bar, advance=1, right=f"missing {missing}")
+            # A file at fault says nothing about the judge, so only what it was asked counts here.
+            check_missing(options, total, without_verdict, cause, remedy)
+    print_verdicts(options, judge, rows)
+    return 1 if missing else 0
+
+
+def print_cost(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Any) -> int:
+    """Print requests and tokens of a vision-language model, before any is sent; returns the exit code."""
+    total = {"pictures": 0, "calls": 0, "cached": 0, "tokens_in": 0, "tokens_out": 0, "missing": 0}
+    for batch in load_pictures(entries):
+        cost = judge.cost([trace for _, trace in batch if isinstance(trace, Trace)])
+        for name in total:
+            total[name] += getattr(cost, name, 0)
+        total["missing"] += sum(isinstance(trace, str) for _, trace in batch)
+    if options.as_json:
+        print(json.dumps({"judge": judge.name, **total}), flush=True)
+        return 0
+    print(
+        f"{total['calls']:,} calls to {options.judge_model} about {total['pictures']:,} pictures "
+        f"({total['cached']:,} answers are cached, {total['missing']:,} pictures cannot be judged)\n"
+        f"about {total['tokens_in']:,} tokens in (one per 28 x 28 pixels, and per 4 letters), "
+        f"at most {total['tokens_out']:,} out; retries would come on top",
+        flush=True,
+    )
+    return 0
+
+
+def print_agreement(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Any) -> int:
+    """Print how often a vision-language model gives the same verdict twice; returns the exit code."""
+    from triptych.rewards.vlm import self_agreement
+
+    loaded = (trace for batch in load_pictures(entries) for _, trace in batch)
+    traces = [trace for trace in loaded if isinstance(trace, Trace)][: options.self_check]
+    agreement = self_agreement(judge, traces)
+    if options.as_json:
+        print(json.dumps({"judge": judge.name, "pictures": len(traces), "agreement": agreement}), flush=True)
+    else:
+        result = "no verdict came twice" if agreement is None else f"{agreement:.4f} of the verdicts are the same twice"
+        print(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {result}", flush=True)
+    return 1 if agreement is None else 0
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[Judged]) -> None:
+    """The counts, as JSON with every verdict or as a table."""
+    verdicts = [recorded_verdict(row) for row in rows]
+    benchmark = options.ask
+    if benchmark != "tiif":
+        geneval = {row.column for row in verdicts} <= {*GENEVAL_COLUMNS, UNREADABLE}
+        benchmark = "geneval" if geneval else "genevalpp"
+    record = score.score_record(benchmark, verdicts)
+    if options.as_json:
+        print(json.dumps({**record, "judge": judge.name, "results": [result(row) for row in rows]}), flush=True)
+        return
+    score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts)
+
+
+def recorded_verdict(row: Judged) -> RecordedVerdict:
+    """The verdict as `triptych score` counts it: right of asked questions."""
+    entry, verdict = row.entry, row.verdict
     if isinstance(entry, Fault):
-        return RecordedVerdict(entry.name, entry.line, UNREAD, 0, 0, missing=judged.missing)
+        return RecordedVerdict(entry.name, entry.line, UNREADABLE, 0, 0, missing=row.missing)
     prompt, checks = entry.prompt, entry.checks
     column = f"{checks.attribute}/{checks.length}" if checks else prompt.spec.tag if prompt.spec else "all"
     if verdict is None:
-        return RecordedVerdict(entry.name, entry.line, column, 0, 0, prompt.text, missing=judged.missing)
-    right, asked = int(not verdict.failed), 1
+        return RecordedVerdict(entry.name, entry.line, column, 0, 0, prompt.text, missing=row.missing)
+    right, questions = int(not verdict.failed), 1
     if checks:
-        right, asked = len(verdict.passed), len(verdict.passed) + len(verdict.failed)
-    return RecordedVerdict(entry.name, entry.line, column, right, asked, prompt.text, verdict.failed)
+        right, questions = len(verdict.passed), len(verdict.passed) + len(verdict.failed)
+    return RecordedVerdict(entry.name, entry.line, column, right, questions, prompt.text, verdict.failed)
 
 
-def show(choice: JudgePictures, judge: Judge, rows: Sequence[Judged]) -> None:
-    """The counts, as JSON with every verdict or as a table."""
-    from triptych.apps import score
-    from triptych.eval.suites import GENEVAL_COLUMNS
-
-    counted = [row_of(row) for row in rows]
-    benchmark = choice.ask
-    if benchmark != "tiif":
-        benchmark = "geneval" if {row.column for row in counted} <= {*GENEVAL_COLUMNS, UNREAD} else "genevalpp"
-    record = score.scored(benchmark, counted)
-    if choice.as_json:
-        results = [result(row) for row in rows]
-        print(json.dumps({**record, "judge": judge.name, "results": results}), flush=True)
-        return
-    score.show(benchmark, f"{choice.image}, judged by {judge.name}", record, counted)
-
-
-def result(judged: Judged) -> dict[str, Any]:
-    """One picture's verdict as JSON values."""
-    from triptych.eval.submissions import Fault
-
-    entry, verdict = judged.entry, judged.verdict
+def result(row: Judged) -> dict[str, Any]:
+    """One image's verdict as JSON values."""
+    entry, verdict = row.entry, row.verdict
     return {
         "picture": entry.name,
         "line": entry.line,
@@ -274,30 +241,30 @@ def result(judged: Judged) -> dict[str, Any]:
         "correct": None if verdict is None else not verdict.failed,
         "score": None if verdict is None else verdict.score,
         "passed": [] if verdict is None else list(verdict.passed),
-        "reasons": [judged.missing] if verdict is None else list(verdict.failed),
+        "reasons": [row.missing] if verdict is None else list(verdict.failed),
     }
 
 
-def judge_sticker_picture(path: Path, text: str, eyes: StickerJudge) -> dict[str, Any]:
-    """Score, checks and what was seen. Raises PictureError, PromptError, or JudgeError where it cannot look."""
+def judge_sticker_image(path: Path, text: str, judge: StickerJudge) -> dict[str, Any]:
+    """Score, checks and detected stickers as JSON values. Raises PictureError, PromptError or JudgeError."""
     prompt = understand(Prompt(check_text(text)), SKETCH)
-    image = read_picture(path)
-    (scene,) = eyes.scenes([image])
-    given = verdict(scene, prompt.spec or Spec("free", ()))
+    image = read_image(path)
+    (scene,) = judge.scenes([image])
+    checks = scene_verdict(scene, prompt.spec or Spec("free", ()))
     return {
-        "score": given.score,
-        "passed": list(given.passed),
-        "failed": list(given.failed),
+        "score": checks.score,
+        "passed": list(checks.passed),
+        "failed": list(checks.failed),
         "seen": plan_text(scene),
         "asked": prompt.text,
-        "judge": eyes.name,
+        "judge": judge.name,
     }
 
 
 def verdict_lines(record: dict[str, Any]) -> str:
-    """The record as lines for a person."""
-    asked = len(record["passed"]) + len(record["failed"])
-    lines = [f"asked   {record['asked']}", f"seen    {record['seen'] or 'nothing'}"]
+    """`judge_sticker_image` as lines for a person."""
+    checks = len(record["passed"]) + len(record["failed"])
+    lines = [f"prompt    {record['asked']}", f"detected  {record['seen'] or 'nothing'}"]
     lines += [f"  ✓ {check}" for check in record["passed"]] + [f"  ✗ {check}" for check in record["failed"]]
-    lines.append(f"score   {record['score']:.2f} ({len(record['passed'])} of {asked} checks hold)")
+    lines.append(f"score     {record['score']:.2f} ({len(record['passed'])} of {checks} checks pass)")
     return "\n".join(lines)

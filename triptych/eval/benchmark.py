@@ -1,16 +1,12 @@
 """A benchmark is prompts and the columns to sort them by; `run` plays it and yields a row per finished trace.
 
-The listener prints, stops or collects; `run` itself only keeps the record (`ledger.py`) when it is given a folder.
-Every picture of a trace is judged, not only the last, so one run tells the accuracy for every number of turns.
+The listener prints, stops or collects; `run` itself only keeps the record (run_folder.py) when it is given a folder.
+Every picture of a trace is judged, not only the last, so one run gives the accuracy for every number of turns.
 
-The pictures of a run under another judge: nothing is drawn again, so the difference is the judge's alone.
-
-The new run is a folder like any other. Its manifest is the old one's, but for the judge, the code and its version.
-
-A picture set that no model drew: scenes of the sticker world, right and spoiled, with the exact truth of each.
-
-For models too weak to draw what ITA needs, pictures that fit their prompts, and for numbers that compare across
-machines: a set follows from prompts and seeds alone. Its folder is that of any run, without edits.
+`rejudge` gives the pictures of a finished run to another judge: nothing is drawn again, so the difference is the
+judge's alone. `synthetic_set` is a picture set that no model drew: scenes of the sticker world, right and flawed, with
+the exact truth of each. It serves models too weak to draw what ITA needs, and numbers that compare across machines,
+since it follows from prompts and seeds alone. All three leave the same kind of folder.
 """
 
 from __future__ import annotations
@@ -20,8 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
-import numpy as np
-
 from triptych.data.edits import spoil
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
@@ -29,25 +23,25 @@ from triptych.errors import ConfigError, JudgeError, OutputError, PictureError
 from triptych.eval.results import Report, Row, summarize
 from triptych.eval.run_folder import (
     WHOLE,
-    Job,
-    Result,
+    EvalJob,
+    JobResult,
     RunFolder,
     Shard,
-    code_sha256,
+    code_settings,
+    model_settings,
     pixels_sha256,
+    play_jobs,
     prompts_sha256,
-    read_rows,
-    versions,
 )
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
-from triptych.model.images import read_picture
-from triptych.model.weights import fingerprint
+from triptych.model.images import read_image
 from triptych.rewards.judge import Judge, verdicts_of
-from triptych.rewards.sticker_judge import verdict
-from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
+from triptych.rewards.sticker_judge import scene_verdict
+from triptych.seeds import derive
+from triptych.trace import Drawing, Prompt, Spec, Trace, Turn, Verdict
 
-Play = Callable[..., Iterator[list[Trace]]]  # called as triptych.loop.play is
+PlayFunction = Callable[..., Iterator[list[Trace]]]  # called as triptych.loop.play is
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +59,8 @@ class Benchmark:
     @property
     def titles(self) -> tuple[str, ...]:
         """Columns that hold prompts, in the order of `columns`, then in that of the prompts."""
-        found = dict.fromkeys(self.column(prompt) for prompt in self.prompts)
-        return tuple(title for title in dict.fromkeys([*self.columns.values(), *found]) if title in found)
+        used = dict.fromkeys(self.column(prompt) for prompt in self.prompts)
+        return tuple(title for title in dict.fromkeys([*self.columns.values(), *used]) if title in used)
 
     def thinned(self, count: int) -> Benchmark:
         """About `count` of the prompts, evenly spread, for a quick look; the name says so."""
@@ -92,13 +86,13 @@ def run(
     batch_size: int = 16,
     out: Path | None = None,
     resume: bool = False,
-    play: Play = play,
+    play: PlayFunction = play,
     shard: Shard = WHOLE,
-    keep: bool = True,
+    keep_pictures: bool = True,
 ) -> Iterator[Row]:
     """Yield one Row per prompt and seed as it is finished: first all prompts with the first seed, then the next.
 
-    With `out`, each row is written there before it is yielded, with its pictures unless `keep` is False, and
+    With `out`, each row is written there before it is yielded, with its pictures if `keep_pictures`, and
     report.json after the last one. With `resume`, rows that are there already are yielded first and not played again,
     unless one of their verdicts is missing. `shard` (i, n) plays every n-th job, beside other processes that play the
     others into the same folder. `sampling` is the policy's own where None. Nothing happens before the first row is
@@ -115,62 +109,70 @@ def run(
     if out is None and shard != WHOLE:
         raise ConfigError(f"shard {shard[0]}/{shard[1]} without a folder; expected the one that all shards share: out")
     sampling = policy.config.sampling if sampling is None else sampling
-    ledger = None
+    run_folder = None
     if out is not None:
-        about = manifest(benchmark, policy, judge, turns, seeds, sampling, plan)
-        ledger = RunFolder.open(out, about, resume, shard, keep)
+        manifest = run_manifest(benchmark, policy, judge, turns, seeds, sampling, plan)
+        run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures)
 
-    def work(jobs: Sequence[Job]) -> Iterator[Result]:
-        prompts, own_seeds = [benchmark.prompts[index] for index, _ in jobs], [trace_seed(*job) for job in jobs]
-        untouched = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, own_seeds, strict=True)]
-        beats = play(policy, prompts, seeds=own_seeds, turns=turns, plan=plan, sampling=sampling)
-        *_, traces = untouched, *beats  # no beat at all where pictures are given and turns is 0
-        for (index, seed), trace, given in zip(jobs, traces, judged(judge, traces), strict=True):
-            yield _row(benchmark, index, seed, trace, given), trace.images
+    def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
+        prompts, trace_seeds = [benchmark.prompts[index] for index, _ in jobs], [trace_seed(*job) for job in jobs]
+        roots = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, trace_seeds, strict=True)]
+        beats = play(policy, prompts, seeds=trace_seeds, turns=turns, plan=plan, sampling=sampling)
+        *_, traces = roots, *beats  # no beat at all where pictures are given and turns is 0
+        for (index, seed), trace, verdicts in zip(jobs, traces, picture_verdicts(judge, traces), strict=True):
+            yield _row(benchmark, index, seed, trace, verdicts), trace.images
 
-    jobs = [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
-    yield from read_rows(jobs, work, ledger, batch_size)
+    yield from play_jobs(_jobs(benchmark, seeds), work, run_folder, batch_size)
+
+
+def _jobs(benchmark: Benchmark, seeds: Sequence[int]) -> list[EvalJob]:
+    return [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
 
 
 def trace_seed(index: int, seed: int) -> int:
-    """The seed of a prompt's trace, for `draw --seed` too: prompts of one run must not all begin from one noise, or an
-    interval over prompts would know nothing of the chance that they share."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
+    """The seed of a prompt's trace, for `draw --seed` too.
+
+    Were it the run's `seed` itself, all prompts of a run would begin from one initial noise, and an interval over
+    prompts would not hold the variance that they share.
+    """
+    return derive(seed, index, bits=31)
 
 
-def manifest(
+def run_manifest(
     benchmark: Benchmark, policy: Policy, judge: Judge, turns: int, seeds: Sequence[int], sampling: Sampling, plan: bool
 ) -> dict[str, object]:
     """What would have to be the same for the same numbers, as JSON values."""
-    device = getattr(policy, "device", None)
-    dtype = getattr(policy, "dtype", None)  # of compute
     return {
-        "benchmark": benchmark.name,
-        "columns": list(benchmark.titles),
-        "prompts": len(benchmark.prompts),
-        "prompts_sha256": prompts_sha256(benchmark.prompts),
-        "model": fingerprint(policy),
-        "device": getattr(device, "type", "cpu"),  # without a number: shards may play on cuda:0 and cuda:1
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        **_task(benchmark),
+        **model_settings(policy),
         "judge": judge.name,
         "turns": turns,
         "seeds": list(seeds),
         "plan": plan,
         "sampling": asdict(sampling),
-        "code_sha256": code_sha256(),
-        "versions": versions(),
+        **code_settings(),
     }
 
 
-def judged(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
+def _task(benchmark: Benchmark) -> dict[str, object]:
+    return {
+        "benchmark": benchmark.name,
+        "columns": list(benchmark.titles),
+        "prompts": len(benchmark.prompts),
+        "prompts_sha256": prompts_sha256(benchmark.prompts),
+    }
+
+
+def picture_verdicts(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
     """A verdict for each picture of each trace, None where it is missing: all pictures in one call."""
-    looks = [_looks(trace) for trace in traces]
-    found = iter(verdicts_of(judge, [look for trace_looks in looks for look in trace_looks]))
-    given = (None if isinstance(each, JudgeError) else each for each in found)
-    return [tuple(next(given) for _ in trace_looks) for trace_looks in looks]
+    prefixes = [_prefixes(trace) for trace in traces]
+    verdicts = iter(verdicts_of(judge, [prefix for own in prefixes for prefix in own]))
+    return [
+        tuple(None if isinstance(verdict := next(verdicts), JudgeError) else verdict for _ in own) for own in prefixes
+    ]
 
 
-def _looks(trace: Trace) -> list[Trace]:
+def _prefixes(trace: Trace) -> list[Trace]:
     """The trace as it stood at each of its pictures, the given one first where there is one."""
     newest = [trace.prompt.image, *(turn.drew for turn in trace.turns)]
     return [replace(trace, turns=trace.turns[:count]) for count, picture in enumerate(newest) if picture is not None]
@@ -185,7 +187,7 @@ def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tu
         verdicts=verdicts,
         stopped=trace.finished,
         said=tuple(None if turn.said is None else turn.said.text for turn in trace.turns),
-        seconds=sum(sum(turn.seconds.values()) for turn in trace.turns),
+        seconds=float(sum(sum(turn.seconds.values()) for turn in trace.turns)),
         pictures=tuple(pixels_sha256(picture) for picture in trace.images),
     )
 
@@ -198,49 +200,52 @@ def rejudge(
     out: Path | None = None,
     resume: bool = False,
     shard: Shard = WHOLE,
-    keep: bool = True,
+    keep_pictures: bool = True,
 ) -> Iterator[Row]:
     """Yield each row of the finished run `source` with the verdicts of `judge` on its kept pictures.
 
-    Raises ConfigError where `source` played other prompts, OutputError where it is not finished, or where a picture is
-    gone or is not the one that was drawn.
+    The new manifest is that of `source`, but for the judge, the code and its version. Raises ConfigError where `source`
+    played other prompts, OutputError where it is not finished, or where a picture is gone or is not the one that was
+    drawn.
     """
-    check_source(benchmark, source)
-    rows = {(row.prompt, row.seed): row for row in source.rows()}
-    ledger = None if out is None else RunFolder.open(out, rejudged_manifest(source, judge), resume, shard, keep)
+    rows = {(row.prompt, row.seed): row for row in check_source(benchmark, source)}
+    run_folder = None
+    if out is not None:
+        manifest = {**source.manifest, "judge": judge.name, **code_settings()}
+        run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures)
 
-    def work(jobs: Sequence[Job]) -> Iterator[Result]:
-        traces = [replayed(benchmark, source, rows[job]) for job in jobs]
-        for job, trace, verdicts in zip(jobs, traces, judged(judge, traces), strict=True):
+    def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
+        traces = [recorded_trace(benchmark, source, rows[job]) for job in jobs]
+        for job, trace, verdicts in zip(jobs, traces, picture_verdicts(judge, traces), strict=True):
             yield replace(rows[job], verdicts=verdicts), trace.images
 
-    yield from read_rows(source.jobs, work, ledger, batch_size)
+    yield from play_jobs(source.jobs, work, run_folder, batch_size)
 
 
-def check_source(benchmark: Benchmark, source: RunFolder) -> None:
-    """Raises ConfigError for a run of other prompts, OutputError for one that is not finished or kept no pictures."""
+def check_source(benchmark: Benchmark, source: RunFolder) -> list[Row]:
+    """The rows of a finished run of this benchmark. Raises ConfigError for a run of other prompts, OutputError for one
+    that is not finished or kept no pictures."""
     if source.manifest.get("prompts_sha256") != prompts_sha256(benchmark.prompts):
-        told = f"{source.folder} played {source.manifest['benchmark']}, with other prompts than {benchmark.name} here"
-        raise ConfigError(f"{told}; expected the same benchmark, and the same --limit and --prompts")
-    if left := len(source.open_jobs()):
+        raise ConfigError(
+            f"{source.folder} played {source.manifest['benchmark']}, with other prompts than {benchmark.name} here; "
+            "expected the same benchmark, and the same --limit and --prompts"
+        )
+    rows = source.rows()
+    if left := len(source.open_jobs(rows)):
         raise OutputError(f"{source.folder} is not finished, {left} jobs are open; expected a whole run: --resume it")
-    for row in source.rows():
+    for row in rows:
         for turn in range(len(row.verdicts)):
-            source.picture(row, turn)
+            source.kept_picture(row, turn)
+    return rows
 
 
-def rejudged_manifest(source: RunFolder, judge: Judge) -> dict[str, object]:
-    """What would have to be the same for the same numbers."""
-    return {**source.manifest, "judge": judge.name, "code_sha256": code_sha256(), "versions": versions()}
-
-
-def replayed(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
+def recorded_trace(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
     """The trace of a row, as far as a judge looks: its prompt, and its pictures in order."""
     trace = Trace(replace(benchmark.prompts[row.prompt], image=None), seed=row.seed)  # a given one is among the others
     for turn in range(len(row.verdicts)):
-        path = source.picture(row, turn)
+        path = source.kept_picture(row, turn)
         try:
-            picture = read_picture(path)
+            picture = read_image(path)
         except PictureError as error:
             raise OutputError(f"{error}; expected the pictures as they were drawn") from error
         if row.pictures and pixels_sha256(picture) != row.pictures[turn]:
@@ -249,50 +254,42 @@ def replayed(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
     return trace
 
 
-PAINTER, TRUTH = "painted", "world-truth"  # for manifests: who drew, and whose word counts
-MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}  # mistakes of a picture, and how often: half are right, half of the others near
+SYNTHETIC, TRUTH = "synthetic", "world-truth"  # for manifests: who drew, and whose verdicts count
+# Mistakes of a picture, and how often: half of the pictures are right, and half of the others miss by one check, as
+# ITA wants its near misses (`vqa.NEAR`).
+MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}
 
 
 def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume: bool = False) -> Iterator[Row]:
-    """Paint a picture for each prompt and seed into the folder `out`; yield a Row each. Errors are those of
-    `benchmark.run`, and ConfigError for a prompt without a spec."""
-    ledger = RunFolder.open(out, _manifest(benchmark, seeds), resume)
-
-    def work(jobs: Sequence[Job]) -> Iterator[Result]:
-        for index, seed in jobs:
-            prompt = benchmark.prompts[index]
-            if prompt.spec is None:
-                raise ConfigError(f"{prompt.text!r} has no spec; expected prompts of the sticker world")
-            scene = synthetic_record(benchmark, index, seed)
-            picture, told = render_array(scene), verdict(scene, prompt.spec)
-            column, sha256 = benchmark.column(prompt), (pixels_sha256(picture),)
-            yield Row(index, prompt.text, column, seed, (told,), False, (None,), 0.0, sha256), [picture]
-
-    yield from read_rows([(index, seed) for seed in seeds for index in range(len(benchmark.prompts))], work, ledger)
-
-
-def synthetic_record(benchmark: Benchmark, index: int, seed: int) -> Scene:
-    """The scene of a prompt and a seed: right, or with a few mistakes."""
-    spec = benchmark.prompts[index].spec
-    assert spec is not None
-    rng = Random(f"painted {index} {seed}")
-    (count,) = rng.choices(list(MISTAKES), list(MISTAKES.values()))
-    own = rng.randrange(1 << 40)
-    scene = Scene.sample(spec, own)
-    return spoil(scene, spec, own, count) if count else scene
-
-
-def _manifest(benchmark: Benchmark, seeds: Sequence[int]) -> dict[str, object]:
-    return {
-        "benchmark": benchmark.name,
-        "columns": list(benchmark.titles),
-        "prompts": len(benchmark.prompts),
-        "prompts_sha256": prompts_sha256(benchmark.prompts),
-        "model": PAINTER,
+    """Render a picture for each prompt and seed into the folder `out`; yield a Row each. Errors are those of `run`, and
+    ConfigError for a prompt without a spec."""
+    manifest = {
+        **_task(benchmark),
+        "model": SYNTHETIC,
         "judge": TRUTH,
         "turns": 0,
         "seeds": list(seeds),
         "mistakes": {str(count): weight for count, weight in MISTAKES.items()},
-        "code_sha256": code_sha256(),
-        "versions": versions(),
+        **code_settings(),
     }
+    run_folder = RunFolder.open(out, manifest, resume)
+
+    def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
+        for index, seed in jobs:
+            prompt = benchmark.prompts[index]
+            if prompt.spec is None:
+                raise ConfigError(f"{prompt.text!r} has no spec; expected prompts of the sticker world")
+            scene = synthetic_scene(prompt.spec, index, seed)
+            trace = Trace(prompt) + Turn(None, Drawing(render_array(scene)))
+            yield _row(benchmark, index, seed, trace, (scene_verdict(scene, prompt.spec),)), trace.images
+
+    yield from play_jobs(_jobs(benchmark, seeds), work, run_folder)
+
+
+def synthetic_scene(spec: Spec, index: int, seed: int) -> Scene:
+    """The scene of the prompt at `index` and a seed: right, or with a few mistakes."""
+    rng = Random(f"painted {index} {seed}")  # the name of 0.1, so that its sets stay the same
+    (mistakes,) = rng.choices(list(MISTAKES), list(MISTAKES.values()))
+    scene_seed = rng.randrange(1 << 40)
+    scene = Scene.sample(spec, scene_seed)
+    return spoil(scene, spec, scene_seed, mistakes) if mistakes else scene

@@ -127,7 +127,7 @@ class GenEvalDetector:
     @torch.no_grad()
     def find_objects(self, pictures: Sequence[ImageArray]) -> list[dict[str, list[DetectedObject]]]:
         """Every object above CONFIDENCE, most confident first, at most MAX_OBJECTS per class, by class."""
-        found: list[dict[str, list[DetectedObject]]] = [{} for _ in pictures]
+        objects: list[dict[str, list[DetectedObject]]] = [{} for _ in pictures]
         for indices in _batches(pictures):
             inputs = [self._scaled(pictures[index]) for index in indices]
             height, width = inputs[0].shape[1:]
@@ -136,8 +136,8 @@ class GenEvalDetector:
             logits = zip(indices, outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
             for index, classes, masks in logits:
                 full = F.interpolate(masks[None], padded.shape[2:], mode="bilinear")[:, :, :height, :width]
-                found[index] = objects_from_logits(classes, full, pictures[index].shape[:2])
-        return found
+                objects[index] = objects_from_logits(classes, full, pictures[index].shape[:2])
+        return objects
 
     @torch.no_grad()
     def colors(self, picture: ImageArray, objects: Sequence[DetectedObject], name: str) -> list[str]:

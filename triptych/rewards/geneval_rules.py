@@ -54,7 +54,7 @@ def confidence(tag: str) -> float:
 def relations(one: Detection, other: Detection) -> frozenset[str]:
     """Where `one` lies as seen from `other`: none, one or two of RELATIONS.
 
-    The offset of the centres is shortened along each axis by a tenth of both objects' sizes; what is left is compared
+    The offset of the centers is shortened along each axis by a tenth of both objects' sizes; what is left is compared
     with the length of the whole offset.
     """
     shrunk, length = _offset(one.box, other.box)
@@ -89,7 +89,7 @@ def judge_detections(spec: Spec, detections: Detections) -> Verdict:
 
 
 def _offset(one: Sequence[float], other: Sequence[float]) -> tuple[tuple[float, float], float]:
-    """The shortened offset of the centres from `other` to `one`, and the length of the whole one."""
+    """The shortened offset of the centers from `other` to `one`, and the length of the whole one."""
     whole, shrunk = [], []
     for low, high in ((0, 2), (1, 3)):
         offset = (one[low] + one[high]) / 2 - (other[low] + other[high]) / 2
@@ -112,7 +112,8 @@ def _wrong_color(item: Item, objects: Sequence[Detection]) -> str | None:
         return None
     colors = [each.color for each in objects]
     if None in colors:
-        raise ValueError(f"{item.name} should be {item.color}, but an object has no color; expected one of {GENEVAL_COLORS}")
+        choices = ", ".join(GENEVAL_COLORS)
+        raise ValueError(f"{item.name} should be {item.color}, but an object has no color; expected one of {choices}")
     if all(color == item.color for color in colors):
         return None
     counts = ", ".join(f"{colors.count(color)} {color}" for color in GENEVAL_COLORS if color in colors)
@@ -190,5 +191,6 @@ def _detection(record: Any, name: str) -> Detection:
     record = as_object(record, f"an object {name!r}")
     color = record.get("color")
     if color is not None and color not in GENEVAL_COLORS:
-        raise ValueError(f"an object {name!r} has the color {short(color)}; expected one of {', '.join(GENEVAL_COLORS)}")
+        choices = ", ".join(GENEVAL_COLORS)
+        raise ValueError(f"an object {name!r} has the color {short(color)}; expected one of {choices}")
     return Detection(read_box(record.get("box"), name), number(record.get("score"), f"the score of {name!r}"), color)

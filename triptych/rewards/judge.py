@@ -1,6 +1,6 @@
 """What a judge is: a callable from traces to verdicts on their newest pictures, with a name for the record.
 
-A judge for dry runs: how bright a picture is. It tells pictures of an untrained model apart, and nothing more.
+`BrightnessJudge` is one for dry runs: it tells pictures of an untrained model apart, and nothing more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class BatchJudge(Protocol):
-    """A judge that tells missing verdicts apart, so that one of them costs the others nothing."""
+    """A judge that reports each missing verdict, so that the others are not lost with it."""
 
     def verdicts(self, traces: Sequence[Trace]) -> Sequence[Verdict | JudgeError]:
         """One verdict per trace, in order, or why it is missing."""
@@ -36,8 +36,7 @@ class BatchJudge(Protocol):
 def verdicts_of(judge: Judge, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
     """One verdict per trace, in order, or why it is missing.
 
-    A judge that tells missing verdicts apart is asked once; another one is asked about each trace alone if it fails on
-    all of them together.
+    A BatchJudge is called once. Any other judge is called again on each trace alone if it fails on all of them.
     """
     if not traces:
         return []

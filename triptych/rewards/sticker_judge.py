@@ -1,14 +1,12 @@
-"""Picture to Scene: the eyes of the world judge. A small convolutional network finds stickers; pixels give the colours.
+"""The judge of sticker pictures: a small detector reads the stickers, exact rules check them against the spec.
 
-Centre-point detection (Objects as Points, arXiv 1904.07850) on the 96 px canvas at stride 4: every cell of a 24 x 24
-map says whether a sticker's centre lies in it, where inside the cell, which of the 80 classes it is, and its size.
-Colour is not learnt: it is the least-squares colour of the found silhouette over the canvas, matched to the ten of the
-palette. Coordinates are pixels of the canvas, x to the right and y down. `sft/sticker_detector.py` trains the network.
+The detector follows Objects as Points (arXiv 1904.07850) on the 96 px canvas at stride 4: every cell of a 24 x 24 map
+says whether a sticker's center lies in it, where inside the cell, which of the 80 classes it is, and its size. The
+color is not learned: it is the palette color that explains the silhouette's pixels best. Coordinates are pixels of the
+canvas, x to the right and y down. `triptych sft sticker-detector` trains the network.
 
-The exact judge of sticker pictures: find the stickers, then check them against the spec, fact by fact.
-
-The score is the share of checks that hold, so a dense reward and, at 1.0, a strict verdict: every sticker asked for is
-there as asked, and nothing else is. Finding is the only learnt part (`finder.py`); checking is `data/scene.check`.
+The score is the share of checks of `data/scene.check` that hold: a dense reward, and at 1.0 a strict verdict, since
+every sticker of the spec is there as demanded and nothing else is.
 """
 
 from __future__ import annotations
@@ -34,192 +32,18 @@ from triptych.errors import JudgeError, ModelError, PictureError
 from triptych.rewards.judge import Judge
 from triptych.trace import Spec, Trace, Verdict
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "judge" / "finder.safetensors"
-STRIDE = 4  # pixels per map cell: the centres of two small stickers side by side stay 4 cells apart
-THRESHOLD = 0.5  # of the centre heat; ghosts below a third of full opacity are taught as absent
+WEIGHTS = Path(__file__).parents[1] / "weights" / "judge" / "detector.safetensors"
+STRIDE = 4  # pixels per map cell: the centers of two small stickers side by side stay 4 cells apart
+THRESHOLD = 0.5  # of the center heat; in training, a sticker below a third of full opacity counts as absent
 DETECTOR_BATCH = 64  # pictures per forward pass: beyond this a CPU gains nothing
-COLOR_GRID = 24  # points per side of a box at which its colour is read
-MIN_OPACITY, MAX_OPACITY = 0.45, 1.15  # opacities that a colour may be read at: blur and fading mix in the canvas
-OPACITY_PENALTY = 0.2  # how much an opacity other than 1 tells against a colour: a dark green is no faded black
+COLOR_GRID = 24  # points per side of a box at which its color is read
+MIN_OPACITY, MAX_OPACITY = 0.45, 1.15  # that a color may be read at: blur and fading mix in the canvas
+OPACITY_PENALTY = 0.2  # weight of an opacity other than 1 against a color: a dark green is no faded black
 MAX_TINT = 24  # levels by which a picture's own canvas may differ from the true one
 
 
-@dataclass(frozen=True)
-class StickerDetections:
-    """What the network says of each map cell, before any decision. `offset` is in cells, 0 to 1 from the top left."""
-
-    heat: Float[Tensor, "batch 24 24"]
-    name: Float[Tensor, "batch 80 24 24"]
-    size: Float[Tensor, "batch 3 24 24"]
-    offset: Float[Tensor, "batch 2 24 24"]
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution, then batch norm: `fold` turns the pair into one convolution for reading."""
-
-    def __init__(self, into: int, out: int, kernel: int = 3, stride: int = 1) -> None:
-        super().__init__(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions around which the input is carried on."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = ConvNorm(width, width), ConvNorm(width, width)
-
-    def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
-        return F.relu(x + self.second(F.relu(self.first(x))))
-
-
-class StickerDetector(nn.Module):
-    """Picture to Sight: fine maps (stride 4) for places, coarse maps (stride 8) for what is there."""
-
-    def __init__(self, fine: int = 64, coarse: int = 128) -> None:
-        super().__init__()
-        self.stem = ConvNorm(3 * STRIDE**2, fine)
-        self.places = ResidualBlock(fine)
-        self.down = ConvNorm(fine, coarse, stride=2)
-        self.things = nn.Sequential(ResidualBlock(coarse), ResidualBlock(coarse), ResidualBlock(coarse))
-        self.up = ConvNorm(coarse, fine, kernel=1)
-        self.join = ConvNorm(fine, fine)
-        self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
-        nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # most cells hold no centre
-
-    def forward(self, images: UInt8[Tensor, "batch 96 96 3"]) -> StickerDetections:
-        background = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
-        pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)
-        x = F.pixel_unshuffle(pixels, STRIDE).contiguous(memory_format=torch.channels_last)
-        fine = self.places(F.relu(self.stem(x)))
-        coarse = self.things(F.relu(self.down(fine)))
-        fine = F.relu(fine + F.interpolate(self.up(coarse), scale_factor=2))
-        maps = self.head(F.relu(self.join(fine))).float()
-        heat, name, size, offset = maps.split([1, len(CLASSES), len(SIZES), 2], dim=1)
-        return StickerDetections(heat[:, 0], name, size, offset)
-
-
-def fold(finder: StickerDetector) -> StickerDetector:
-    """The same finder with every batch norm folded into its convolution: for reading only."""
-    for module in list(finder.modules()):
-        if isinstance(module, ConvNorm):
-            convolution, norm = module
-            module[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())  # type: ignore[arg-type]
-            module[1] = nn.Identity()
-    return finder.eval()
-
-
-def load_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
-    """A finder ready to read, from the weights of a folded one. ModelError if the file is missing or does not fit."""
-    if not Path(path).is_file():
-        raise ModelError(f"no judge weights at {path}; make them with scripts/train_finder.py, or reinstall triptych")
-    finder = fold(StickerDetector())
-    try:
-        finder.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not fit the finder: {error}; train it anew: scripts/train_finder.py") from error
-    return finder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@lru_cache(maxsize=4)
-def packaged_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
-    """`load_finder`, once per file and device. Without arguments, the finder that ships with the package."""
-    return load_detector(path, device)
-
-
-@lru_cache(maxsize=4)
-def detector_fingerprint(path: Path = WEIGHTS) -> str:
-    """First 12 hex digits of the sha256 of a weights file, for manifests."""
-    return sha256(Path(path).read_bytes()).hexdigest()[:12]
-
-
-def on_canvas(image: np.ndarray | Tensor) -> UInt8[Tensor, "96 96 3"]:
-    """One picture `[height width 3] uint8` of any size, brought to 96 x 96. PictureError for anything else."""
-    pixels = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape or pixels.dtype != torch.uint8:
-        found = f"{list(pixels.shape)} {pixels.dtype}".replace("torch.", "")
-        raise PictureError(f"expected a picture [height width 3] uint8, found {found}; convert it to RGB first")
-    if pixels.shape[:2] == (CANVAS, CANVAS):
-        return pixels
-    channels = pixels.permute(2, 0, 1)[None].float()
-    resized = F.interpolate(channels, (CANVAS, CANVAS), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
-
-
-@torch.inference_mode()
-def detect(
-    images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor, finder: StickerDetector | None = None
-) -> list[Scene]:
-    """The stickers of each picture `[height width 3] uint8`, row by row from the top. Any size is brought to 96 px.
-
-    Uses the packaged network on the CPU unless a `finder` is given; in its own precision, whatever the caller computes
-    in, so that a picture has one verdict.
-    """
-    finder = packaged_detector() if finder is None else finder
-    device = next(finder.parameters()).device
-    canvases = [on_canvas(image) for image in images]
-    scenes: list[Scene] = []
-    with torch.autocast(device.type, enabled=False):  # in bfloat16 the heat of neighbouring cells would be equal
-        for start in range(0, len(canvases), DETECTOR_BATCH):
-            batch = torch.stack(canvases[start : start + DETECTOR_BATCH]).to(device)
-            scenes.extend(read_scene(batch, finder(batch)))
-    return scenes
-
-
-def read_scene(images: UInt8[Tensor, "batch 96 96 3"], sight: StickerDetections) -> list[Scene]:
-    """Decide: peaks of the heat become stickers, with class and size of their cell and the colour of their pixels."""
-    highest = F.max_pool2d(sight.heat[:, None], kernel_size=5, stride=1, padding=2)[:, 0]
-    peak = (sight.heat == highest) & (sight.heat.sigmoid() > THRESHOLD)
-    row, down, right = peak.nonzero(as_tuple=True)
-    name = sight.name[row, :, down, right].argmax(1)
-    size = sight.size[row, :, down, right].argmax(1)
-    cell = torch.stack([right, down], dim=1).float()
-    inside = sight.offset[row, :, down, right].clamp(-0.5, 1.5)  # the peak may be the next cell's, as in the lessons
-    centre = ((cell + inside) * STRIDE * 4).round() / 4  # quarter pixels: the same in a batch of any size
-    color = read_color(images, row, name, centre, torch.tensor(list(SIZES.values()), device=row.device)[size])
-    found: list[list[Sticker]] = [[] for _ in images]
-    sizes, colors = list(SIZES), list(COLORS)
-    facts = torch.stack([row, name, color, size], dim=1).tolist()
-    for (r, n, c, s), (x, y) in zip(facts, centre.tolist(), strict=True):
-        found[r].append(Sticker(CLASSES[n], colors[c], x, y, sizes[s]))
-    return [Scene(tuple(stickers)) for stickers in found]
-
-
-def read_color(
-    images: UInt8[Tensor, "batch 96 96 3"],
-    row: Int[Tensor, " sticker"],
-    name: Int[Tensor, " sticker"],
-    centre: Float[Tensor, "sticker 2"],
-    side: Int[Tensor, " sticker"],
-) -> Int[Tensor, " sticker"]:
-    """Index into COLORS of each found sticker: the palette colour that, at some opacity, explains its pixels best.
-
-    Pixels are modelled as canvas + alpha (color - canvas), alpha being the class's silhouette in the found box.
-    """
-    device = images.device
-    canvas = canvas_color(images)[row]
-    ink = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - canvas[:, None]
-    alpha = silhouettes(COLOR_GRID).to(device)[name].flatten(1)
-    steps = (torch.arange(COLOR_GRID, device=device) + 0.5) / COLOR_GRID - 0.5
-    spot = (centre[:, :, None] + steps * side[:, None, None]).floor().long()
-    inside = ((spot >= 0) & (spot < CANVAS)).float()
-    alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
-    across, along = spot.clamp(0, CANVAS - 1).unbind(1)
-    pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
-    seen = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
-    opacity = (torch.einsum("sc,skc->sk", seen, ink) / (ink**2).sum(2)).clamp(MIN_OPACITY, MAX_OPACITY)
-    misfit = (seen[:, None] - opacity[:, :, None] * ink).norm(dim=2)
-    return (misfit + OPACITY_PENALTY * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
-
-
-def canvas_color(images: UInt8[Tensor, "batch 96 96 3"]) -> Float[Tensor, "batch 3"]:
-    """Each picture's own canvas: its median colour, unless so many stickers cover it that this is one of theirs."""
-    true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
-    tint = images.flatten(1, 2).float().median(dim=1).values - true
-    return true + tint.clamp(-MAX_TINT, MAX_TINT)
-
-
 class StickerJudge(Judge, Protocol):
-    """A judge that also tells what each picture shows, sticker by sticker."""
+    """A judge that also says what each picture shows, sticker by sticker."""
 
     def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]: ...
 
@@ -241,12 +65,12 @@ class WorldJudge:
         return detect(images, packaged_detector(self.weights, self.device))
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
-        """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture to look at."""
+        """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture."""
         return judge_with(self.scenes, traces)
 
 
 def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequence[Trace]) -> list[Verdict]:
-    """Verdicts on the newest pictures, by eyes that say what each shows. JudgeError if there is nothing to judge."""
+    """Verdicts on the newest pictures, by a function that reads their scenes. JudgeError if there is none to judge."""
     specs, pictures = [], []
     for index, trace in enumerate(traces):
         if trace.prompt.spec is None:
@@ -259,15 +83,189 @@ def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequen
         specs.append(trace.prompt.spec)
         pictures.append(trace.image)
     try:
-        found = scenes(pictures)
+        return [scene_verdict(scene, spec) for scene, spec in zip(scenes(pictures), specs, strict=True)]
     except PictureError as error:
         raise JudgeError(f"cannot look at a picture: {error}") from error
-    return [verdict(scene, spec) for scene, spec in zip(found, specs, strict=True)]
 
 
-def verdict(scene: Scene, spec: Spec) -> Verdict:
+def scene_verdict(scene: Scene, spec: Spec) -> Verdict:
     """The verdict on a picture that shows `scene`: the share of the spec's checks that hold."""
     checks = check(scene, spec)
-    passed = tuple(c.text for c in checks if c.held)
-    failed = tuple(c.text for c in checks if not c.held)
+    passed = tuple(each.text for each in checks if each.held)
+    failed = tuple(each.text for each in checks if not each.held)
     return Verdict(score=len(passed) / len(checks), passed=passed, failed=failed)
+
+
+@torch.inference_mode()
+def detect(
+    images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor, detector: StickerDetector | None = None
+) -> list[Scene]:
+    """The stickers of each picture `[height width 3] uint8`, row by row from the top. Any size is brought to 96 px.
+
+    Uses the packaged network on the CPU unless a `detector` is given; in its own precision, whatever the caller
+    computes in, so that a picture has one verdict.
+    """
+    detector = packaged_detector() if detector is None else detector
+    device = next(detector.parameters()).device
+    canvases = [to_canvas(image) for image in images]
+    scenes: list[Scene] = []
+    with torch.autocast(device.type, enabled=False):  # in bfloat16 the heat of neighboring cells would be equal
+        for start in range(0, len(canvases), DETECTOR_BATCH):
+            batch = torch.stack(canvases[start : start + DETECTOR_BATCH]).to(device)
+            scenes.extend(scenes_from_detections(batch, detector(batch)))
+    return scenes
+
+
+def to_canvas(image: np.ndarray | Tensor) -> UInt8[Tensor, "96 96 3"]:
+    """One picture `[height width 3] uint8` of any size, brought to 96 x 96. PictureError for anything else."""
+    pixels = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape or pixels.dtype != torch.uint8:
+        actual = f"{list(pixels.shape)} {pixels.dtype}".replace("torch.", "")
+        raise PictureError(f"expected a picture [height width 3] uint8, found {actual}; convert it to RGB first")
+    if pixels.shape[:2] == (CANVAS, CANVAS):
+        return pixels
+    channels = pixels.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(channels, (CANVAS, CANVAS), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def packaged_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+    """`load_detector`, once per file and device. Without arguments, the detector that ships with the package."""
+    return load_detector(path, device)
+
+
+def load_detector(path: Path = WEIGHTS, device: str = "cpu") -> StickerDetector:
+    """A detector from the weights of a folded one. ModelError if the file is missing or does not fit."""
+    remedy = "train one with triptych sft sticker-detector, or reinstall triptych"
+    if not Path(path).is_file():
+        raise ModelError(f"no judge weights at {path}; {remedy}")
+    detector = fold(StickerDetector())
+    try:
+        detector.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit the detector: {error}; {remedy}") from error
+    return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@lru_cache(maxsize=4)
+def detector_fingerprint(path: Path = WEIGHTS) -> str:
+    """First 12 hex digits of the sha256 of a weights file, for manifests."""
+    return sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class StickerDetections:
+    """The network's output maps, before any decision. `offset` is in cells, 0 to 1 from the top left of the cell."""
+
+    heat: Float[Tensor, "batch 24 24"]  # logit of a center in the cell
+    name: Float[Tensor, "batch 80 24 24"]
+    size: Float[Tensor, "batch 3 24 24"]
+    offset: Float[Tensor, "batch 2 24 24"]
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, then batch norm: `fold` turns the pair into one convolution for inference."""
+
+    def __init__(self, into: int, out: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = ConvNorm(width, width), ConvNorm(width, width)
+
+    def forward(self, x: Float[Tensor, "batch width h w"]) -> Float[Tensor, "batch width h w"]:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class StickerDetector(nn.Module):
+    """Pictures to detections: fine maps (stride 4) for places, coarse maps (stride 8) for classes."""
+
+    def __init__(self, fine: int = 64, coarse: int = 128) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3 * STRIDE**2, fine)
+        self.places = ResidualBlock(fine)
+        self.down = ConvNorm(fine, coarse, stride=2)
+        self.things = nn.Sequential(ResidualBlock(coarse), ResidualBlock(coarse), ResidualBlock(coarse))
+        self.up = ConvNorm(coarse, fine, kernel=1)
+        self.join = ConvNorm(fine, fine)
+        self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
+        nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # most cells hold no center
+
+    def forward(self, images: UInt8[Tensor, "batch 96 96 3"]) -> StickerDetections:
+        background = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+        pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)
+        x = F.pixel_unshuffle(pixels, STRIDE).contiguous(memory_format=torch.channels_last)
+        fine = self.places(F.relu(self.stem(x)))
+        coarse = self.things(F.relu(self.down(fine)))
+        fine = F.relu(fine + F.interpolate(self.up(coarse), scale_factor=2))
+        maps = self.head(F.relu(self.join(fine))).float()
+        heat, name, size, offset = maps.split([1, len(CLASSES), len(SIZES), 2], dim=1)
+        return StickerDetections(heat[:, 0], name, size, offset)
+
+
+def fold(detector: StickerDetector) -> StickerDetector:
+    """The same detector with every batch norm folded into its convolution: for inference only."""
+    for module in list(detector.modules()):
+        if isinstance(module, ConvNorm):
+            convolution, norm = module
+            module[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())  # type: ignore[arg-type]
+            module[1] = nn.Identity()
+    return detector.eval()
+
+
+def scenes_from_detections(images: UInt8[Tensor, "batch 96 96 3"], maps: StickerDetections) -> list[Scene]:
+    """Peaks of the heat become stickers, with class and size of their cell and the color of their pixels."""
+    highest = F.max_pool2d(maps.heat[:, None], kernel_size=5, stride=1, padding=2)[:, 0]
+    peak = (maps.heat == highest) & (maps.heat.sigmoid() > THRESHOLD)
+    row, down, right = peak.nonzero(as_tuple=True)
+    name = maps.name[row, :, down, right].argmax(1)
+    size = maps.size[row, :, down, right].argmax(1)
+    cell = torch.stack([right, down], dim=1).float()
+    inside = maps.offset[row, :, down, right].clamp(-0.5, 1.5)  # the peak may be the next cell's, as in training
+    center = ((cell + inside) * STRIDE * 4).round() / 4  # quarter pixels: the same in a batch of any size
+    color = sticker_colors(images, row, name, center, torch.tensor(list(SIZES.values()), device=row.device)[size])
+    stickers: list[list[Sticker]] = [[] for _ in images]
+    sizes, colors = list(SIZES), list(COLORS)
+    facts = torch.stack([row, name, color, size], dim=1).tolist()
+    for (r, n, c, s), (x, y) in zip(facts, center.tolist(), strict=True):
+        stickers[r].append(Sticker(CLASSES[n], colors[c], x, y, sizes[s]))
+    return [Scene(tuple(own)) for own in stickers]
+
+
+def sticker_colors(
+    images: UInt8[Tensor, "batch 96 96 3"],
+    row: Int[Tensor, " sticker"],
+    name: Int[Tensor, " sticker"],
+    center: Float[Tensor, "sticker 2"],
+    side: Int[Tensor, " sticker"],
+) -> Int[Tensor, " sticker"]:
+    """Index into COLORS of each sticker: the palette color that, at some opacity, explains its pixels best.
+
+    Least squares on pixels = canvas + alpha (color - canvas), alpha being the class's silhouette in the sticker's box.
+    """
+    device = images.device
+    canvas = canvas_color(images)[row]
+    ink = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=device) - canvas[:, None]
+    alpha = silhouettes(COLOR_GRID).to(device)[name].flatten(1)
+    steps = (torch.arange(COLOR_GRID, device=device) + 0.5) / COLOR_GRID - 0.5
+    spot = (center[:, :, None] + steps * side[:, None, None]).floor().long()
+    inside = ((spot >= 0) & (spot < CANVAS)).float()
+    alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
+    across, along = spot.clamp(0, CANVAS - 1).unbind(1)
+    pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
+    actual = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
+    opacity = (torch.einsum("sc,skc->sk", actual, ink) / (ink**2).sum(2)).clamp(MIN_OPACITY, MAX_OPACITY)
+    misfit = (actual[:, None] - opacity[:, :, None] * ink).norm(dim=2)
+    return (misfit + OPACITY_PENALTY * (1 - opacity).abs() * ink.norm(dim=2)).argmin(1)
+
+
+def canvas_color(images: UInt8[Tensor, "batch 96 96 3"]) -> Float[Tensor, "batch 3"]:
+    """Each picture's own canvas: its median color, unless so many stickers cover it that this is one of theirs."""
+    true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+    tint = images.flatten(1, 2).float().median(dim=1).values - true
+    return true + tint.clamp(-MAX_TINT, MAX_TINT)

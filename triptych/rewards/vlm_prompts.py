@@ -49,7 +49,8 @@ CHECKLIST_WORDING = """Answer these questions about the picture, each by what yo
 Write one line for each question, in the same order and without numbers. Begin each line with yes or no, then a comma,
 then a few words about what you see. Write no other lines."""
 
-FIT_WORDING = """Does this picture show what was asked for, with nothing missing, miscounted, misplaced or of another colour?
+FIT_WORDING = """\
+Does this picture show what was asked for, with nothing missing, miscounted, misplaced or of another colour?
 
 Asked for: "{prompt}"
 
@@ -132,7 +133,7 @@ class Strict:
 class YesNo:
     """One question; the score is the probability of "yes" where the server tells likelihoods, else 1 or 0.
 
-    With the wording `FIT_WORDING` the question is whether the picture fits the prompt; with `QUESTION_WORDING` the prompt's text is
+    With FIT_WORDING the question is whether the picture fits the prompt; with QUESTION_WORDING the prompt's text is
     itself the question.
     """
 
@@ -335,7 +336,7 @@ def _named(kind: str, wording: str) -> str:
 
 
 YES_NO_LINE = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
-LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # what may stand before it
+LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # before an answer
 MAX_LINE_MARKS = 8  # pieces before an answer; more is prose
 VERDICT_KEYS = ("correct", "verdict", "answer")  # of a strict verdict
 VERDICT_FIELD = re.compile(
