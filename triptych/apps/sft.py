@@ -1,11 +1,10 @@
-"""`triptych lessons`: teach a model, with a bar per stage and a line of steps.jsonl per update.
+"""`triptych sft`: supervised fine-tuning by a recipe, with a bar per stage and a line of steps.jsonl per update.
 
-The recipes are `rl.lessons.RECIPES`; every field of theirs is an option, such as `--model.steps 9000`.
+The recipes are `sft.curriculum.SFT_RECIPES`; every field of theirs is an option, such as `--joint.steps 9000`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -15,93 +14,99 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tyro.conf import FlagCreatePairsOff, arg, subcommand
 
 from triptych.apps.arguments import device_of
-from triptych.apps.output import naming_errors
 from triptych.apps.terminal import open_console
-from triptych.sft.curriculum import SFT_RECIPES, SFTConfig, SFTStep, run_sft
+from triptych.files import JsonLog
+from triptych.sft.curriculum import SFT_RECIPES
+from triptych.sft.optim import SFTStep
+from triptych.sft.run import LOG, RecipeConfig, run_sft
 
 COLUMNS = (
-    TextColumn("{task.description:<12}"),
+    TextColumn("{task.description:<16}"),
     BarColumn(),
     MofNCompleteColumn(),
     TextColumn("loss {task.fields[loss]:.4f}"),
     TimeRemainingColumn(),
 )
 
-
-ABOUT = {"sketch": "The recipe of the packaged weights.", "debug": "Two steps of everything, to see that it runs."}
+_STAGES = {"autoencoder": "vae", "eyes": "vision", "model": "joint", "own": "self-generated", "draw": "gen"} | {
+    "polish": "final-decoder",
+    "connector": "connector",
+    "decoder": "decoder",
+}
+_FIELDS = {"rate": "lr", "matrix-rate": "muon-lr", "warmup": "warmup-steps", "average": "ema-decay"} | {
+    **{"clip": "max-grad-norm", "few": "few-colors", "plans": "plan-share", "answers": "answer-share"},
+    **{"own": "self-generated-share", "recall": "previous-token-weight"},
+    **dict.fromkeys(("noises", "focus", "time-shift", "drop-text", "drop-image"), ""),
+    **dict.fromkeys(("strewn", "unrelated", "loudness"), ""),
+}
+# Options of 0.1 and their names of today, "" for those that are gone: cli.py answers with them.
+RENAMED_OPTIONS = {
+    **{"--every": "--save-every", "--hands": "--threads", "--workers": "--num-workers"},
+    **{"--own-pictures": "--self-generated.images", "--own-guidance": "--self-generated.guidance"},
+    **{f"--{old}.": f"--{new}." for old, new in _STAGES.items() if old != new},
+    **{
+        f"--{old}.{field}": name and f"--{new}.{name}"
+        for old, new in _STAGES.items()
+        for field, name in _FIELDS.items()
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFTOptions:
-    """Lessons by one recipe."""
+    """Supervised fine-tuning by one recipe."""
 
-    config: Annotated[SFTConfig, arg(name="")]
+    config: Annotated[RecipeConfig, arg(name="")]
     out: Path
-    """Where checkpoints, the log and, at the end, the folder `model` go."""
+    """Where checkpoints, the log and, at the end, the result go."""
     resume: FlagCreatePairsOff[bool] = False
-    """Go on exactly where the lessons in --out were left."""
-
-    def run(self, open_model: Any = None) -> int:
-        """Teach to the end; returns the exit code."""
-        device_of(self.config.device)  # an unknown one is refused before there is a folder
-        log, console = StepLog(self.out / "steps.jsonl"), open_console(as_json=False)
-        bars: dict[str, TaskID] = {}
-        try:
-            with Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
-                for step in run_sft(self.config, self.out, self.resume):
-                    log.add(step)
-                    if step.stage not in bars:
-                        bars[step.stage] = progress.add_task(step.stage, total=step.total, loss=step.loss)
-                    progress.update(bars[step.stage], completed=step.index + 1, loss=step.loss)
-        except KeyboardInterrupt:
-            console.print(f"\ninterrupted; go on with --out {self.out} --resume", style="yellow")
-            return 130
-        console.print(f"{self.out / 'model'}/", style="bold", soft_wrap=True)
-        return 0
+    """Go on exactly where the run in --out was left."""
 
 
-def parse(arguments: list[str]) -> SFTOptions:
-    """The course that a command line asks for: a recipe's name, then options that override its fields."""
-    recipes = tuple(
-        Annotated[
-            SFTOptions,
-            subcommand(
-                name, default=SFTOptions(config=config, out=Path("runs") / f"lessons-{name}"), description=ABOUT[name]
-            ),
-        ]
-        for name, config in SFT_RECIPES.items()
-    )
-    union = Union[recipes]  # noqa: UP007  (built from a table)
-    about = "Teach a model from nothing; every field of a recipe is an option."
-    return tyro.cli(union, args=arguments, prog="triptych lessons", description=about)  # pyright: ignore
+def run(options: SFTOptions, open_model: Any = None) -> int:
+    """Train to the end; returns the exit code."""
+    config, out = options.config, options.out
+    device_of(config.device)  # an unknown one is refused before there is a folder
+    log, console = StepLog(out / LOG), open_console(as_json=False)
+    bars: dict[str, TaskID] = {}
+    try:
+        with Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
+            for step in run_sft(config, out, options.resume):
+                log.add(step)
+                if step.stage not in bars:
+                    bars[step.stage] = progress.add_task(step.stage, total=step.total, loss=step.loss)
+                progress.update(bars[step.stage], completed=step.index + 1, loss=step.loss)
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
+        return 130
+    console.print(str(out / config.result), style="bold", soft_wrap=True)
+    return 0
 
 
 class StepLog:
-    """One JSON line per update. Steps that are taught again after a resume replace what was logged of them."""
+    """One JSON line per update. Updates that are done again after a resume replace what was logged of them."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.stages: set[str] = set()
+        self._log = JsonLog(path)
+        self._stages: set[str] = set()
 
     def add(self, step: SFTStep) -> None:
-        """Append a step. Raises OutputError if it cannot be written."""
-        with naming_errors(self.path):
-            if step.stage not in self.stages:
-                self.stages.add(step.stage)
-                self._forget(step)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(step)) + "\n")
+        """Append an update. Raises OutputError if it cannot be written."""
+        if step.stage not in self._stages:
+            self._stages.add(step.stage)
+            self._log.keep(lambda record: record["stage"] != step.stage or record["index"] < step.index)
+        self._log.append(asdict(step))
 
-    def _forget(self, step: SFTStep) -> None:
-        """Drop what was logged of this stage from this step on, and a torn last line."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                old = json.loads(line)
-            except ValueError:
-                continue
-            if old["stage"] != step.stage or old["index"] < step.index:
-                kept.append(line)
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+def parse(arguments: list[str]) -> SFTOptions:
+    """The run that a command line asks for: a recipe's name, then options that override its fields."""
+    recipes = tuple(
+        Annotated[
+            SFTOptions,
+            subcommand(name, default=SFTOptions(config=config, out=Path("runs") / f"sft-{name}"), description=about),
+        ]
+        for name, (config, about) in SFT_RECIPES.items()
+    )
+    union = Union[recipes]  # noqa: UP007  (built from a table)
+    about = "Supervised fine-tuning from nothing; every field of a recipe is an option."
+    return tyro.cli(union, args=arguments, prog="triptych sft", description=about)  # pyright: ignore

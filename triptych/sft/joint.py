@@ -1,28 +1,24 @@
-"""The third lesson: to plan, draw, edit, reflect and answer. Turns lessons into rows of blocks, and rows into a loss.
+"""The joint stage: to plan, draw, edit, reflect and answer, all at once. Samples to rows of blocks, rows to a loss.
 
-Every step teaches three groups, each packed tightly: pictures from a prompt (with and without a plan), edits, and words
-about pictures. Their losses are added: cross entropy of the words, squared error of the velocity (parity kit b.8).
-
-A lesson beside the others: every token knows the word before it, early enough for later layers to use it.
-
-To find what was asked of a class ("which colour?"), a word in a list must meet the same word in the prompt, and by then
-that one must have taken in its neighbours. Where nothing asks for it early on, layers learn it late or never, and what
-depends on it stays a guess (LOG.md). The head that asks belongs to the lessons; no checkpoint holds it.
+Every update has three groups, each packed tightly: pictures from a prompt (with and without a plan), edits, and words
+about pictures. Their losses are added: cross entropy of the text, squared error of the velocity (parity kit b.8).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, Share
 from triptych.data.annotations import split_remarks
 from triptych.data.render import render
 from triptych.data.sft_samples import DataMix, SampleKind, SFTSample, sft_sample
@@ -31,48 +27,64 @@ from triptych.model import flow
 from triptych.model.bagel import Bagel
 from triptych.model.packing import Block, Latent, Pack, Text, View
 from triptych.model.templates import encode, wrap_answer, wrap_plan, wrap_reflection
-from triptych.model.transformer import Experts
+from triptych.model.transformer import Experts, belongs_to
 from triptych.model.vae import patchify
-from triptych.sft.vae import to_unit
-from triptych.sft.vision import worn
+from triptych.seeds import START
+from triptych.sft.optim import (
+    SEED_STRIDE,
+    FitConfig,
+    Metrics,
+    Part,
+    Stage,
+    accumulate_gradients,
+    copies,
+    muon_and_adamw,
+)
+from triptych.sft.vae import Pixels, to_unit
+from triptych.sft.vision import degrade
 
-SEEING = ("answer", "reflect")  # lessons in words about a picture
-DOUBT = 1e-3  # least doubt about a word, so that those which are sure still count
+NOISY_COPIES = 2  # of a picture in one row, each at its own time: they share the cost of reading its context
+TIME_SHIFT = 6.0  # of the times of training: the layout is decided at high noise, so more of them lie there
+DROP_TEXT = 0.1  # of the rows: guidance needs a branch without the text (classifier-free guidance)
+DROP_IMAGE = 0.05  # of the edits: and one without the picture
+PREVIOUS_TOKEN_LAYER = 1  # the second: the first copies what stands before, and all others can use it
+HEAD = "previous_token."  # what its weights are called among those of a stage
+ABOUT_PICTURES = ("answer", "reflect")  # kinds whose words say what is seen
 
 
 @dataclass(frozen=True)
-class JointConfig:
-    """How the joined model is taught. Rows are per step."""
+class JointData:
+    """What a joint batch holds. Counts are rows per update."""
 
-    steps: int = 2600
-    pictures: int = 32
-    edits: int = 20
-    words: int = 72
-    plans: float = 0.4  # share of the pictures that are planned first
-    answers: float = 0.5  # share of the words that answer a question; the others reflect
-    noises: int = 2  # noisy copies of a picture in one row: they share the cost of reading its context
-    rate: float = 2e-3  # AdamW: embeddings, heads, norms, biases
-    matrix_rate: float = 0.02  # Muon: the matrices of the layers
-    warmup: int = 100
-    cooldown: float = 0.5
-    clip: float = 1.0  # longest gradient; 0 is any
-    average: float = 0.998
-    words_weight: float = 1.0
-    focus: float = 0.0  # words weigh by (1 - p) to this power: most words of an answer are sure once learnt
-    time_shift: float = 6.0  # the layout is decided at high noise: look there more often
-    drop_text: float = 0.1  # so that guidance has a branch without the text
-    drop_image: float = 0.05  # and one without the picture, for edits
-    own: float = 0.0  # share of edits, reflections and answers on the model's own pictures
-    recall: float = 0.0  # weight of the lesson that tokens know the word before them, in `recall.py`
-    experts: Experts = "both"  # which weights learn; "gen" leaves every word as it is
+    pictures: NonNegativeInt = 32  # to draw from a prompt
+    edits: NonNegativeInt = 20
+    words: NonNegativeInt = 72  # answers and reflections
+    plan_share: Share = 0.4  # of the pictures are planned first
+    answer_share: Share = 0.5  # of the words answer a question; the others reflect
+    self_generated_share: Share = 0.0  # of edits and words are on the model's own pictures
+    words_weight: NonNegativeFloat = 1.0  # of the cross entropy beside the velocity error
     mix: DataMix = field(default_factory=DataMix)
+
+
+@dataclass(frozen=True)
+class JointConfig(JointData, FitConfig):
+    """How the joined model learns."""
+
+    steps: NonNegativeInt = 2600
+    lr: NonNegativeFloat = 2e-3  # of embeddings, heads, norms, biases
+    muon_lr: NonNegativeFloat = 0.02  # of the matrices of the layers
+    warmup_steps: NonNegativeInt = 100
+    cooldown: Share = 0.5
+    ema_decay: Share = 0.998
+    previous_token_weight: NonNegativeFloat = 0.0  # of the previous-token auxiliary loss
+    experts: Experts = "both"  # which weights learn; "gen" leaves every text as it is
 
     def check(self, stage: str) -> None:
         """Raises ConfigError for rows that teach nothing; `stage` is what its options begin with."""
         if not self.steps:
             return
         if not self.pictures + self.edits + self.words:
-            raise ConfigError(f"--{stage}.pictures, .edits and .words are all 0: expected a row or more for each step")
+            raise ConfigError(f"--{stage}.pictures, .edits and .words are all 0: expected a row or more per update")
         if self.words and self.experts == "gen":
             raise ConfigError(
                 f"--{stage}.words {self.words} and --{stage}.experts gen, which hold no words: expected 0 words, or "
@@ -80,263 +92,275 @@ class JointConfig:
             )
 
 
-@dataclass(frozen=True)
-class SFTBatch:
-    """The lessons of one step, drawn from (seed, step) alone: three groups and the seed of their noise."""
+class SFTBatch(NamedTuple):
+    """The samples of one update, a function of (seed, step): three groups, and the seed of their noise."""
 
     groups: tuple[tuple[SFTSample, ...], ...]
     seed: int
 
 
-def kinds_of_step(config: JointConfig) -> tuple[tuple[SampleKind, ...], ...]:
-    """The kind of every row, group by group."""
-    plans, answers = round(config.pictures * config.plans), round(config.words * config.answers)
-    counts: tuple[tuple[tuple[SampleKind, int], ...], ...] = (
-        (("plan", plans), ("depict", config.pictures - plans)),
-        (("edit", config.edits),),
-        (("answer", answers), ("reflect", config.words - answers)),
-    )
-    return tuple(tuple(kind for kind, count in group for _ in range(count)) for group in counts)
+class SFTPart(NamedTuple):
+    """Samples of one group that are packed together, and the seed of their noise."""
 
-
-def sft_batch(config: JointConfig, seed: int, step: int, own: Sequence[SFTSample] = ()) -> SFTBatch:
-    """The lessons of a step; a share of edits, reflections and answers is taken from `own`."""
-    rows = config.pictures + config.edits + config.words
-    first = (seed * 1_000_003 + 500_000_000) + step * rows
-    chance = random.Random(first)
-    edits, reflections, quizzes = ([one for one in own if one.kind == kind] for kind in ("edit", "reflect", "answer"))
-    content = [one for one in reflections if one.reply is None]
-    critical = [one for one in reflections if one.reply is not None]
-    groups = []
-    for kinds in kinds_of_step(config):
-        group = []
-        for kind in kinds:
-            mine = {"edit": edits, "answer": quizzes}.get(kind, [])
-            if kind == "reflect":  # most own pictures may be right: stops are balanced as in other lessons
-                mine = content if not critical or (content and chance.random() < config.mix.right) else critical
-            if mine and chance.random() < config.own:
-                group.append(chance.choice(mine))
-            else:
-                group.append(sft_sample(kind, first, config.mix))
-            first += 1
-        groups.append(tuple(group))
-    return SFTBatch(tuple(groups), first)
-
-
-class BatchStream(torch.utils.data.Dataset):
-    """The endless set of lesson sheets, by step number."""
-
-    def __init__(self, lessons: JointConfig, seed: int, own: Sequence[SFTSample]):
-        self.lessons, self.seed, self.own = lessons, seed, own
-
-    def __getitem__(self, step: int):
-        return sft_batch(self.lessons, self.seed, step, self.own)
-
-
-@contextmanager
-def shared_cores(hands: int) -> Iterator[None]:
-    """Divide torch's intra-op threads among the hands for a while: more threads than cores stall one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // hands))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def train_joint(
-    bagel: Bagel,
-    config: JointConfig,
-    page: SFTBatch,
-    device: torch.device,
-    hands: int = 1,
-    recall: PreviousTokenLoss | None = None,
-) -> dict[str, float]:
-    """Put a step's gradients on the parameters, those of `recall` included; returns the metrics.
-
-    Each group is cut into `hands` parts that are worked on at the same time, one thread each; gradients are added in a
-    fixed order, so that a step is the same number whatever the threads do. With one intra-op thread per hand, two hands
-    on two CPU cores do nearly twice the work of one, where two intra-op threads do a fifth more.
-    """
-    learners = [bagel] if recall is None else [bagel, recall]
-    parameters = [parameter for one in learners for parameter in one.parameters() if parameter.requires_grad]
-    parts = [
-        (lessons[hand::hands], len(lessons[hand::hands]) / len(lessons), page.seed + hands * group + hand)
-        for group, lessons in enumerate(page.groups)
-        for hand in range(hands)
-        if lessons[hand::hands]
-    ]
-
-    def work(part: tuple[tuple[SFTSample, ...], float, int]):
-        lessons, share, seed = part
-        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):  # a cache would be shared by the hands
-            rows, targets = told(bagel, config, lessons, torch.Generator().manual_seed(seed))
-            loss, metrics = group_loss(bagel, config, rows, targets, lessons[0].kind, recall)
-        gradients = torch.autograd.grad(loss * share, parameters, allow_unused=True)
-        return gradients, {name: value * share for name, value in ({"loss": float(loss.detach())} | metrics).items()}
-
-    with ThreadPoolExecutor(hands) as pool:
-        done = list(pool.map(work, parts))
-    totals: dict[str, float] = {}
-    for gradients, metrics in done:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
-
-
-def told(
-    bagel: Bagel, config: JointConfig, lessons: Sequence[SFTSample], generator: torch.Generator
-) -> tuple[list[list[Block]], Tensor]:
-    """Each lesson as blocks, and the velocities `[noisy tokens, latent]` that its noise blocks should get."""
-    seen = _pixels([one for one in lessons if one.before is not None], "before", bagel.device)
-    drawn = _pixels([one for one in lessons if one.after is not None], "after", bagel.device)
-    side, patch = bagel.config.latent_downsample, bagel.config.vision.patch_size
-    views: list[View] = []
-    clean: list[Latent] = []
-    with torch.no_grad():
-        if seen is not None:
-            seen = worn(seen, generator)
-            grid = (seen.shape[2] // patch, seen.shape[3] // patch)
-            views = [View(tokens, grid) for tokens in patchify(seen, patch)]
-            if lessons[0].kind == "edit":
-                clean = [
-                    Latent(tokens, (seen.shape[2] // side, seen.shape[3] // side))
-                    for tokens in bagel.encode_pictures(seen)
-                ]
-        if drawn is None:
-            looked = iter(views)
-            return [
-                [*_lead(bagel, one), *([] if one.before is None else [next(looked)]), *_words(bagel, one)]
-                for one in lessons
-            ], torch.zeros(0)
-        target = bagel.encode_pictures(drawn)
-    grid = (drawn.shape[2] // side, drawn.shape[3] // side)
-    copies = len(lessons) * config.noises
-    times = flow.training_times(torch.randn(copies, generator=generator), config.time_shift)
-    noise = torch.randn(copies, *target.shape[1:], generator=generator).to(target.device)
-    many = target.repeat_interleave(config.noises, dim=0)
-    noisy = flow.noised(many, noise, times.to(target.device))
-    chances = torch.rand(len(lessons), generator=generator).tolist()
-    rows = []
-    for index, one in enumerate(lessons):
-        canvas: list[Block] = [
-            Latent(noisy[copy], grid, float(times[copy]), loss=True)
-            for copy in range(index * config.noises, (index + 1) * config.noises)
-        ]
-        silent = chances[index] < config.drop_text
-        if one.kind == "edit":
-            blind = not silent and chances[index] < config.drop_text + config.drop_image
-            rows.append(
-                [*([] if blind else [clean[index], views[index]]), *([] if silent else _words(bagel, one)), *canvas]
-            )
-        else:
-            rows.append([*_lead(bagel, one), *([] if silent else _words(bagel, one)), *canvas])
-    return rows, (noise - many).flatten(0, 1)
-
-
-def group_loss(
-    bagel: Bagel,
-    config: JointConfig,
-    rows: list[list[Block]],
-    targets: Tensor,
-    name: str,
-    recall: PreviousTokenLoss | None = None,
-) -> tuple[Tensor, dict[str, float]]:
-    """Velocity error plus cross entropy of one packed group, and what the words know of one another if asked."""
-    batch, heard = bagel.pack(rows), list[Tensor]()
-    und, gen = bagel(batch, heard=heard)
-    metrics: dict[str, float] = {}
-    loss = torch.zeros((), device=bagel.device)
-    if recall is not None and config.recall and name in SEEING:
-        missed = recall.loss(heard[LAYER], batch)
-        loss = loss + config.recall * missed
-        metrics["recall"] = float(missed.detach())
-    if len(batch.mse_slots):
-        velocity = bagel.llm2vae(gen.flatten(0, 1)[batch.mse_slots]).float()
-        error = (velocity - targets).square().mean()
-        loss = loss + error
-        metrics[f"mse_{'edit' if name == 'edit' else 'draw'}"] = float(error.detach())
-    if len(batch.ce_slots):
-        logits = bagel.language_model.lm_head(und.flatten(0, 1)[batch.ce_slots]).float()
-        each = F.cross_entropy(logits, batch.ce_targets, reduction="none")
-        doubt = (1 - torch.exp(-each.detach())).clamp(min=DOUBT) ** (config.focus if name in SEEING else 0.0)
-        loss = loss + config.words_weight * (each * doubt).sum() / doubt.sum()
-        metrics[f"ce_{'words' if name in SEEING else 'plan'}"] = float(each.detach().mean())
-    return loss, metrics
-
-
-def _lead(bagel: Bagel, one: SFTSample) -> list[Block]:
-    """The system prompt of a lesson's kind, as the verbs put it first."""
-    templates = bagel.config.templates
-    systems = {"plan": templates.plan_system, "reflect": templates.reflect_system, "answer": templates.answer_system}
-    return bagel.system_blocks(systems.get(one.kind, ""))
-
-
-def _words(bagel: Bagel, one: SFTSample) -> list[Block]:
-    """What is asked and what should be said to it, in the words of the verbs."""
-    templates, tokenizer = bagel.config.templates, bagel.tokenizer
-    asked = {
-        "reflect": templates.reflect.format(prompt=one.asked),
-        "answer": templates.answer.format(question=one.asked),
-    }
-    blocks: list[Block] = [Text(encode(tokenizer, asked.get(one.kind, one.asked)))]
-    if one.kind == "plan":
-        blocks.append(Text(encode(tokenizer, wrap_plan(one.thought or "")), loss=True))
-    elif one.kind == "reflect":
-        blocks.append(_thoughtful(bagel, one, wrap_reflection(one.thought or "", one.reply)))
-    elif one.kind == "answer":
-        blocks.append(_thoughtful(bagel, one, wrap_answer(one.thought, one.reply or "")))
-    for question, reply in one.more:
-        blocks.append(Text(encode(tokenizer, templates.answer.format(question=question))))
-        blocks.append(Text(encode(tokenizer, reply), loss=True))
-    return blocks
-
-
-def _thoughtful(bagel: Bagel, one: SFTSample, said: str) -> Text:
-    """What should be said of a picture; of one that is not seen, what it shows is given."""
-    if one.before is not None or one.thought is None:
-        return Text(encode(bagel.tokenizer, said), loss=True)
-    lead, _, tail = said.partition(one.thought)
-    ids, given = [], []
-    for piece, learnt in [(lead, False), *split_remarks(one.thought), (tail, True)]:
-        more = encode(bagel.tokenizer, piece)
-        given += [] if learnt else range(len(ids), len(ids) + len(more))
-        ids += more
-    return Text(ids, loss=True, given=given)
-
-
-def _pixels(lessons: Sequence[SFTSample], which: str, device: torch.device) -> Tensor | None:
-    """The pictures `[batch 3 height width]` in [-1, 1] that lessons see or draw: real pixels where they bring them."""
-    if not lessons:
-        return None
-    pictures = render([getattr(one, which) for one in lessons], device=str(device))
-    if which == "before":
-        for index, one in enumerate(lessons):
-            if one.picture is not None:
-                pictures[index] = torch.from_numpy(np.ascontiguousarray(one.picture)).to(device)
-    return to_unit(pictures)
-
-
-LAYER = 1  # the second: a first one that copies what stands before, and all others to work with it
+    samples: Sequence[SFTSample]
+    seed: int
 
 
 class PreviousTokenLoss(nn.Module):
-    """Tells the token before a text token from what the second layer makes of it; begins by telling nothing."""
+    """Auxiliary loss: every text token knows the token before it, early enough for later layers to use it.
+
+    To find what was asked of a class ("which color?"), a word in a list must meet the same word in the prompt, and by
+    then that one must have taken in its neighbors. Where nothing asks for it, layers learn this late or never, and what
+    depends on it stays a guess (LOG.md). The head is of training alone; no published checkpoint holds it.
+    """
 
     def __init__(self, bagel: Bagel):
         super().__init__()
         language = bagel.config.language
         self.norm = nn.RMSNorm(language.hidden_size, eps=1e-6, elementwise_affine=False)
         self.head = nn.Linear(language.hidden_size, language.vocab_size)
-        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.weight)  # uniform logits at first: no gradient from a random guess
         nn.init.zeros_(self.head.bias)
 
-    def loss(self, heard: Tensor, batch: Pack) -> Tensor:
-        """Mean cross entropy over text tokens behind a text token; `heard [batch und hidden]` is of layer `LAYER`."""
+    def loss(self, hidden: Float[Tensor, "batch und hidden"], batch: Pack) -> Float[Tensor, ""]:
+        """Mean cross entropy over text tokens that follow a text token; `hidden` is of `PREVIOUS_TOKEN_LAYER`."""
         layout = batch.layout
         text = ((layout.block < 0) & layout.valid)[:, : batch.und]
         pairs = text[:, 1:] & text[:, :-1]
-        return F.cross_entropy(self.head(self.norm(heard[:, 1:][pairs].float())).float(), batch.ids[:, :-1][pairs])
+        return F.cross_entropy(self.head(self.norm(hidden[:, 1:][pairs].float())).float(), batch.ids[:, :-1][pairs])
+
+
+class Auxiliary(NamedTuple):
+    """The previous-token loss and its weight."""
+
+    head: PreviousTokenLoss
+    weight: float
+
+
+def row_kinds(data: JointData) -> tuple[tuple[SampleKind, ...], ...]:
+    """The kind of every row of an update, group by group."""
+    plans, answers = round(data.pictures * data.plan_share), round(data.words * data.answer_share)
+    counts: tuple[tuple[tuple[SampleKind, int], ...], ...] = (
+        (("plan", plans), ("draw", data.pictures - plans)),
+        (("edit", data.edits),),
+        (("answer", answers), ("reflect", data.words - answers)),
+    )
+    return tuple(tuple(kind for kind, count in group for _ in range(count)) for group in counts)
+
+
+def sft_batch(data: JointData, seed: int, step: int, self_generated: Sequence[SFTSample] = ()) -> SFTBatch:
+    """The samples of an update; a share of edits, reflections and answers is taken from `self_generated`."""
+    rows = data.pictures + data.edits + data.words
+    index = START["joint"] + seed * SEED_STRIDE + step * rows
+    rng = random.Random(index)
+    own = {kind: [one for one in self_generated if one.kind == kind] for kind in ("edit", "answer", "reflect")}
+    stops = [one for one in own["reflect"] if one.reply is None]
+    instructions = [one for one in own["reflect"] if one.reply is not None]
+    groups = []
+    for kinds in row_kinds(data):
+        group = []
+        for kind in kinds:
+            choices = own.get(kind, [])
+            if kind == "reflect":  # most pictures of the model may be right: stops are as frequent as in other samples
+                choices = (
+                    stops if not instructions or (stops and rng.random() < data.mix.correct_pictures) else instructions
+                )
+            if choices and rng.random() < data.self_generated_share:
+                group.append(rng.choice(choices))
+            else:
+                group.append(sft_sample(kind, index, data.mix))
+            index += 1
+        groups.append(tuple(group))
+    return SFTBatch(tuple(groups), index)
+
+
+def split_batch(batch: SFTBatch, threads: int) -> list[Part]:
+    """A batch as parts for so many threads: each group is cut into as many, weighted by their share of its rows."""
+    return [
+        (
+            SFTPart(group[thread::threads], batch.seed + threads * number + thread),
+            len(group[thread::threads]) / len(group),
+        )
+        for number, group in enumerate(batch.groups)
+        for thread in range(threads)
+        if group[thread::threads]
+    ]
+
+
+def accumulate_joint(bagel: Bagel, data: JointData, batch: SFTBatch) -> Metrics:
+    """Add the gradients of a joint batch to the parameters of `bagel` that learn; returns the loss and the metrics."""
+    parameters = [parameter for parameter in bagel.parameters() if parameter.requires_grad]
+    return accumulate_gradients(partial(joint_loss, bagel, data, None), split_batch(batch, 1), parameters)
+
+
+def joint_stage(
+    name: str,
+    config: JointConfig,
+    bagel: Bagel,
+    head: PreviousTokenLoss,
+    ema: Mapping[str, Tensor],
+    seed: int,
+    threads: int,
+    self_generated: Sequence[SFTSample] = (),
+) -> Stage:
+    """The weights of `bagel` that `ema` averages, of the experts that the config chooses; all else is frozen.
+
+    `ema` goes on from the stage before and is updated in place.
+    """
+    bagel.requires_grad_(False)
+    tensors = {name: p for name, p in bagel.named_parameters() if name in ema and belongs_to(name, config.experts)}
+    averages = {name: ema[name] for name in tensors}
+    auxiliary = None
+    if config.previous_token_weight:
+        auxiliary = Auxiliary(head, config.previous_token_weight)
+        of_head = {f"{HEAD}{name}": parameter for name, parameter in head.named_parameters()}
+        tensors, averages = tensors | of_head, averages | copies(of_head)
+    for tensor in tensors.values():
+        tensor.requires_grad_(True)
+
+    def samples(step: int) -> list[Part]:
+        return split_batch(sft_batch(config, seed, step, self_generated), threads)
+
+    optimizers = muon_and_adamw(tensors, config, config.muon_lr)
+    loss = partial(joint_loss, bagel, config, auxiliary)
+    return Stage(name, config, tensors, averages, optimizers, samples, loss, threads)
+
+
+def joint_loss(
+    bagel: Bagel, data: JointData, auxiliary: Auxiliary | None, part: SFTPart
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """The loss of samples of one group, with its parts as metrics."""
+    with torch.autocast(bagel.device.type, torch.bfloat16, cache_enabled=False):  # threads would share a cache
+        rows, velocities = sample_rows(bagel, part.samples, torch.Generator().manual_seed(part.seed))
+        return rows_loss(bagel, data, rows, velocities, part.samples[0].kind, auxiliary)
+
+
+def sample_rows(
+    bagel: Bagel, samples: Sequence[SFTSample], generator: torch.Generator
+) -> tuple[list[list[Block]], Float[Tensor, "*token_latent"]]:
+    """Samples as rows of blocks, and the velocities `[noisy token, latent]` of their noisy blocks, in order.
+
+    The velocities are empty where nothing is drawn. Samples are all of one group.
+    """
+    seen = _pixels([one for one in samples if one.before is not None], "before", bagel.device)
+    target = _pixels([one for one in samples if one.after is not None], "after", bagel.device)
+    downsample, patch = bagel.config.latent_downsample, bagel.config.vision.patch_size
+    views: list[View] = []
+    clean: list[Latent] = []
+    with torch.no_grad():
+        if seen is not None:
+            seen = degrade(seen, generator)
+            grid = (seen.shape[2] // patch, seen.shape[3] // patch)
+            views = [View(tokens, grid) for tokens in patchify(seen, patch)]
+            if samples[0].kind == "edit":
+                grid = (seen.shape[2] // downsample, seen.shape[3] // downsample)
+                clean = [Latent(tokens, grid) for tokens in bagel.encode_images(seen)]
+        if target is None:
+            remaining = iter(views)
+            rows = [
+                [*_system(bagel, one), *([] if one.before is None else [next(remaining)]), *_texts(bagel, one)]
+                for one in samples
+            ]
+            return rows, torch.zeros(0)
+        latents = bagel.encode_images(target)
+    grid = (target.shape[2] // downsample, target.shape[3] // downsample)
+    count = len(samples) * NOISY_COPIES
+    times = flow.training_times(torch.randn(count, generator=generator), TIME_SHIFT)
+    noise = torch.randn(count, *latents.shape[1:], generator=generator).to(latents.device)
+    latents = latents.repeat_interleave(NOISY_COPIES, dim=0)
+    noisy = flow.noised(latents, noise, times.to(latents.device))
+    dropped = torch.rand(len(samples), generator=generator).tolist()
+    rows = []
+    for index, one in enumerate(samples):
+        own = range(index * NOISY_COPIES, (index + 1) * NOISY_COPIES)
+        noisy_blocks: list[Block] = [Latent(noisy[copy], grid, float(times[copy]), loss=True) for copy in own]
+        texts = [] if dropped[index] < DROP_TEXT else _texts(bagel, one)
+        if one.kind == "edit":
+            no_image = DROP_TEXT <= dropped[index] < DROP_TEXT + DROP_IMAGE
+            context: list[Block] = [] if no_image else [clean[index], views[index]]
+        else:
+            context = _system(bagel, one)
+        rows.append([*context, *texts, *noisy_blocks])
+    return rows, (noise - latents).flatten(0, 1)
+
+
+def rows_loss(
+    bagel: Bagel,
+    data: JointData,
+    rows: list[list[Block]],
+    velocities: Float[Tensor, "*token_latent"],
+    kind: SampleKind,
+    auxiliary: Auxiliary | None = None,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Velocity error plus cross entropy of one packed group, plus the auxiliary loss where words are about pictures."""
+    batch, layers = bagel.pack(rows), list[Tensor]()
+    und, gen = bagel(batch, layer_outputs=layers)
+    metrics: Metrics = {}
+    loss = torch.zeros((), device=bagel.device)
+    if auxiliary is not None and kind in ABOUT_PICTURES:
+        previous = auxiliary.head.loss(layers[PREVIOUS_TOKEN_LAYER], batch)
+        loss = loss + auxiliary.weight * previous
+        metrics["ce_previous_token"] = float(previous.detach())
+    if len(batch.mse_slots):
+        predicted = bagel.llm2vae(gen.flatten(0, 1)[batch.mse_slots]).float()
+        error = (predicted - velocities).square().mean()
+        loss = loss + error
+        metrics[f"mse_{'edit' if kind == 'edit' else 'draw'}"] = float(error.detach())
+    if len(batch.ce_slots):
+        logits = bagel.language_model.lm_head(und.flatten(0, 1)[batch.ce_slots]).float()
+        cross_entropy = F.cross_entropy(logits, batch.ce_targets, reduction="none").sum() / len(batch.ce_slots)
+        loss = loss + data.words_weight * cross_entropy
+        metrics[f"ce_{'words' if kind in ABOUT_PICTURES else 'plan'}"] = float(cross_entropy.detach())
+    return loss, metrics
+
+
+def _system(bagel: Bagel, one: SFTSample) -> list[Block]:
+    """The system prompt of a sample's kind, first in its row as in the verbs."""
+    templates = bagel.config.templates
+    systems = {"plan": templates.plan_system, "reflect": templates.reflect_system, "answer": templates.answer_system}
+    return bagel.system_blocks(systems.get(one.kind, ""))
+
+
+def _texts(bagel: Bagel, one: SFTSample) -> list[Block]:
+    """What is asked, and what should be said to it, in the templates of the verbs."""
+    templates, tokenizer = bagel.config.templates, bagel.tokenizer
+    asked = {
+        "reflect": templates.reflect.format(prompt=one.prompt),
+        "answer": templates.answer.format(question=one.prompt),
+    }
+    blocks: list[Block] = [Text(encode(tokenizer, asked.get(one.kind, one.prompt)))]
+    if one.kind == "plan":
+        blocks.append(Text(encode(tokenizer, wrap_plan(one.thought or "")), loss=True))
+    elif one.kind == "reflect":
+        blocks.append(_target(bagel, one, wrap_reflection(one.thought or "", one.reply)))
+    elif one.kind == "answer":
+        blocks.append(_target(bagel, one, wrap_answer(one.thought, one.reply or "")))
+    for question, reply in one.follow_ups:
+        blocks.append(Text(encode(tokenizer, templates.answer.format(question=question))))
+        blocks.append(Text(encode(tokenizer, reply), loss=True))
+    return blocks
+
+
+def _target(bagel: Bagel, one: SFTSample, text: str) -> Text:
+    """The text to learn; of a picture that is not in the row, the list of what it shows is given, not learned."""
+    if one.before is not None or one.thought is None:
+        return Text(encode(bagel.tokenizer, text), loss=True)
+    lead, _, tail = text.partition(one.thought)
+    ids, given = [], []
+    for piece, learned in [(lead, False), *split_remarks(one.thought), (tail, True)]:
+        tokens = encode(bagel.tokenizer, piece)
+        given += [] if learned else range(len(ids), len(ids) + len(tokens))
+        ids += tokens
+    return Text(ids, loss=True, ignore=given)
+
+
+def _pixels(samples: Sequence[SFTSample], which: str, device: torch.device) -> Pixels | None:
+    """The pictures that samples see ("before") or draw ("after"): the model's own pixels where a sample has them."""
+    if not samples:
+        return None
+    pictures = render([getattr(one, which) for one in samples], device=str(device))
+    if which == "before":
+        for index, one in enumerate(samples):
+            if one.picture is not None:
+                pictures[index] = torch.from_numpy(np.ascontiguousarray(one.picture)).to(device)
+    return to_unit(pictures)

@@ -1,144 +1,269 @@
-"""A course: one part of the model learns on its own, resumed exactly, with a running average of its weights.
+"""Training of one stage: what every stage of SFT is made of, and the one loop that fits it.
 
-Muon for the matrices of the layers, AdamW for everything else: what teaches fastest from nothing.
+A stage is a value: which tensors it changes, its optimizers, its samples as a function of the update's number alone,
+and its loss. `fit` warms the learning rate up, holds it, lets it fall to 0, averages the weights (EMA), and saves its
+whole state so that a run that was killed at any update ends in the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from triptych.errors import ConfigError
-from triptych.model.bagel import Bagel
+from triptych import files
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, Share
+from triptych.errors import ConfigError, TrainingError
 from triptych.sft import checkpoint
 
-FitStep = tuple[int, float, dict[str, float]]  # step, loss, what else was measured
+PREFETCH = 4  # batches that a worker process holds ready
+SEED_STRIDE = 1_000_003  # between the samples of two seeds: a prime above the number of samples of a stage
+
+Optimizers = dict[str, torch.optim.Optimizer]
+Metrics = dict[str, float]
+Part = tuple[Any, float]  # samples of one forward pass, and the weight of their loss in the update
 
 
 @dataclass(frozen=True)
-class StageFit:
-    """How long and how fast a part learns; each lesson has numbers of its own."""
+class FitConfig:
+    """How long and how fast a stage learns; each stage has its own defaults."""
 
-    steps: int
-    batch: int
-    rate: float  # AdamW's
-    warmup: int
-    cooldown: float  # share of the steps over which the rate falls to 0
-    average: float  # share of the running average that a step keeps
-    clip: float = 1.0  # longest gradient; 0 is any
+    steps: NonNegativeInt
+    lr: NonNegativeFloat  # of AdamW
+    warmup_steps: NonNegativeInt  # updates over which the learning rates rise
+    cooldown: Share  # of the updates, over which the learning rates fall to 0
+    ema_decay: Share  # of the averaged weights, kept by each update
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0  # 0 disables clipping
 
 
-def fit(
-    pupil: nn.Module,
-    schools: Mapping[str, torch.optim.Optimizer],
-    course: StageFit,
-    lesson: Callable[[int], tuple[Tensor, dict[str, float]]],
-    folder: Path,
-    every: int,
-) -> Generator[FitStep, None, dict[str, Tensor]]:
-    """Train `pupil` from the newest checkpoint in `folder`, yielding a step at a time; returns its averaged weights.
+@dataclass(frozen=True)
+class SFTStep:
+    """One update: its stage, its place in it, the loss and what else was measured."""
 
-    `lesson` gives the loss of a step, a function of its number alone, and numbers to log. Saves every `every` steps and
-    after the last.
+    stage: str
+    index: int
+    total: int
+    loss: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of SFT.
+
+    `tensors` are all that it changes: weights that learn (`requires_grad`) and running statistics. `ema` has the same
+    names, and holds the averaged weights when the stage is over. `samples` gives the parts of a batch and `loss` the
+    loss of one part with its metrics; both are functions of their argument alone.
     """
-    average = {name: tensor.detach().clone() for name, tensor in pupil.state_dict().items()}
-    bases, start = rates(schools), 0
-    if (found := checkpoint.latest(folder, next(pupil.parameters()).device)) is not None:
-        tensors, record = found
-        start = record["step"]
-        average = checkpoint.unpack_course(tensors, pupil, schools)
-    for step in range(start, course.steps):
-        set_rates(schools, bases, rate_at(step, course.steps, course.warmup, course.cooldown))
-        loss, metrics = lesson(step)
-        pupil.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(pupil.parameters(), course.clip or math.inf)
-        step_all(schools)
-        blend(average, pupil, keep_at(step, course.average))
-        if (step + 1) % every == 0 or step + 1 == course.steps:
-            checkpoint.save(folder, step + 1, checkpoint.pack_course(pupil, average, schools), {})
-        yield step, float(loss.detach()), metrics
-    return average
+
+    name: str
+    config: FitConfig
+    tensors: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizers: Optimizers
+    samples: Callable[[int], Sequence[Part]]
+    loss: Callable[[Any], tuple[Tensor, Metrics]]
+    threads: int = 1  # that work on the parts of a batch side by side
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What learns, in a fixed order: the gradient norm is a sum over it."""
+        return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
 
 
-def initialise(bagel: Bagel) -> None:
-    """Small normal matrices, quiet residual branches, a velocity head that starts at zero; the eyes stay."""
-    depth = bagel.config.language.num_hidden_layers
-    for name, parameter in bagel.named_parameters():
-        if name.startswith(("autoencoder.", "vit_model.")) or not parameter.requires_grad:
-            continue
-        if name.startswith("llm2vae.") or (parameter.dim() == 1 and name.endswith("bias")):
-            torch.nn.init.zeros_(parameter)
-        elif parameter.dim() == 2:
-            deviation = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
-            quiet = (2 * depth) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
-            torch.nn.init.normal_(parameter, std=deviation * quiet)
+def fit(stage: Stage, folder: Path, save_every: int, num_workers: int = 0) -> Iterator[SFTStep]:
+    """Run a stage from its newest checkpoint in `folder` to its end, yielding after every update.
+
+    Saves every `save_every` updates and after the last. `num_workers` processes prepare samples ahead; with 0 they are
+    prepared between updates. Raises TrainingError where gradients are not finite, OutputError, and ModelError for a
+    checkpoint of other settings.
+    """
+    config, parameters = stage.config, stage.parameters
+    start = _restore(stage, folder)
+    schedules = [
+        LambdaLR(optimizer, partial(lr_factor, config), last_epoch=start - 1) for optimizer in stage.optimizers.values()
+    ]
+    for step, parts in enumerate(_load(stage.samples, range(start, config.steps), num_workers), start):
+        with divided_threads(stage.threads):
+            metrics = accumulate_gradients(stage.loss, parts, parameters, stage.threads)
+            metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
+            if not math.isfinite(metrics["grad_norm"]):
+                raise TrainingError(
+                    f"{stage.name}, update {step}: the gradient norm is {metrics['grad_norm']}; expected a finite one: "
+                    f"lower --{stage.name.replace('_', '-')}.lr (now {config.lr}); the last checkpoint is untouched"
+                )
+            with ThreadPoolExecutor(stage.threads) as pool:  # optimizers share no parameter
+                list(pool.map(lambda optimizer: optimizer.step(), stage.optimizers.values()))
+        for optimizer, schedule in zip(stage.optimizers.values(), schedules, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+        update_ema(stage.ema, stage.tensors, step, config.ema_decay)
+        if (step + 1) % save_every == 0 or step + 1 == config.steps:
+            checkpoint.save(folder, step + 1, checkpoint.pack(stage.tensors, stage.ema, stage.optimizers), {})
+        yield SFTStep(stage.name, step, config.steps, metrics.pop("loss"), metrics)
 
 
-def adamw(pupil: nn.Module, rate: float, betas: tuple[float, float] = (0.9, 0.95)) -> dict[str, torch.optim.Optimizer]:
-    """AdamW without decay for everything, under the name that checkpoints know."""
-    return {"adamw": torch.optim.AdamW(pupil.parameters(), lr=rate, betas=betas, weight_decay=0.0)}
+def accumulate_gradients(
+    loss: Callable[[Any], tuple[Tensor, Metrics]], parts: Sequence[Part], parameters: Sequence[Tensor], threads: int = 1
+) -> Metrics:
+    """Add the gradients of all parts to the parameters; returns the loss and the metrics, summed by weight.
+
+    Parts are worked on side by side, and their gradients are added in a fixed order, so that an update is the same
+    number whatever the threads do.
+    """
+
+    def weighted(part: Part) -> tuple[Tensor, Metrics]:
+        samples, weight = part
+        value, metrics = loss(samples)
+        metrics = {"loss": float(value.detach())} | metrics
+        return value * weight, {name: each * weight for name, each in metrics.items()}
+
+    def work(part: Part) -> tuple[Sequence[Tensor | None], Metrics]:
+        value, metrics = weighted(part)
+        # Not `backward`, which would add to `.grad` in whatever order the threads arrive.
+        return torch.autograd.grad(value, list(parameters), allow_unused=True), metrics
+
+    if len(parts) == 1:
+        value, metrics = weighted(parts[0])
+        value.backward(inputs=list(parameters))
+        return metrics
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(work, parts))
+    totals: Metrics = {}
+    for gradients, metrics in results:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
-def rate_at(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """Share of the learning rate: a linear warm-up, a plateau, a linear fall to zero over the last part."""
-    rise = min(1.0, (step + 1) / max(warmup, 1))
-    fall = min(1.0, (steps - step) / max(steps * cooldown, 1))
+@contextmanager
+def divided_threads(threads: int) -> Iterator[None]:
+    """Divide torch's intra-op threads among so many Python threads: more threads than cores stall one another.
+
+    With one intra-op thread each, two threads on two CPU cores do nearly twice the work of one, where two intra-op
+    threads do a fifth more.
+    """
+    whole = torch.get_num_threads()
+    torch.set_num_threads(max(1, whole // threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(whole)
+
+
+def lr_factor(config: FitConfig, step: int) -> float:
+    """Share of the learning rate at an update: a linear warm-up, a plateau, a linear fall to 0 (a trapezoid)."""
+    rise = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    fall = min(1.0, (config.steps - step) / max(config.steps * config.cooldown, 1))
     return rise * fall
 
 
-def keep_at(step: int, keep: float) -> float:
-    """How much of a running average is kept: little at first, so that nothing of the first weights stays in it."""
-    return min(keep, (step + 1) / (step + 10))
+def ema_decay(step: int, decay: float) -> float:
+    """The decay of the averaged weights at an update: low at first, so that nothing of the first weights stays."""
+    return min(decay, (step + 1) / (step + 10))
 
 
-def blend(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
-    """Move a running average of the weights towards the model."""
-    state = model.state_dict()
-    for name, kept in average.items():
-        if kept.is_floating_point():
-            kept.lerp_(state[name].detach(), 1 - keep)
+def update_ema(ema: Mapping[str, Tensor], tensors: Mapping[str, Tensor], step: int, decay: float) -> None:
+    """Move averaged weights towards `tensors` of the same names; whole numbers, such as counters, stay.
+
+    The arithmetic is torch's. Its `AveragedModel` is not used: it copies the whole module, frozen weights and all, and
+    its first update replaces the weights instead of averaging them.
+    """
+    names = [name for name, average in ema.items() if average.is_floating_point()]
+    if names:
+        current = [tensors[name].detach() for name in names]
+        get_ema_multi_avg_fn(ema_decay(step, decay))([ema[name] for name in names], current, 0)
 
 
-def optimizers(parameters: Mapping[str, Tensor], matrix_rate: float, rate: float) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers by name; each expert's matrices have their own, so that they can step at the same time.
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detached copy of each tensor: where averaged weights begin."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    Raises ConfigError where torch has no Muon.
+
+@torch.no_grad()
+def load_weights(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values, such as averaged weights, into the tensors of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
+
+
+def adamw(tensors: Iterable[Tensor], config: FitConfig, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW of a stage; the scheduler of a resumed run reads `initial_lr`."""
+    group = {"params": list(tensors), "initial_lr": config.lr}
+    return torch.optim.AdamW([group], lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def muon_and_adamw(tensors: Mapping[str, Tensor], config: FitConfig, muon_lr: float) -> Optimizers:
+    """Muon for the matrices of the layers, AdamW for the rest: what learns fastest from nothing.
+
+    Each expert's matrices have an optimizer of their own, so that both step at the same time. Raises ConfigError where
+    torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(f"torch {torch.__version__} has no Muon; expected 2.9 or newer for lessons: upgrade it")
-    matrices = {name for name, p in parameters.items() if p.dim() == 2 and ".layers." in name}
-    drawing = {name for name in matrices if "_moe_gen" in name}
-    parts = {"muon_und": matrices - drawing, "muon_gen": drawing}
-    schools: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.Muon([p for n, p in parameters.items() if n in part], lr=matrix_rate, weight_decay=0.0)
-        for name, part in parts.items()
-        if part
+        raise ConfigError(f"torch {torch.__version__} has no Muon; expected 2.9 or newer for SFT: upgrade torch")
+    matrices = [name for name, tensor in tensors.items() if tensor.dim() == 2 and ".layers." in name]
+    experts = {
+        "muon_und": [name for name in matrices if "_moe_gen" not in name],
+        "muon_gen": [name for name in matrices if "_moe_gen" in name],
     }
-    rest = [p for n, p in parameters.items() if n not in matrices]
-    schools["adamw"] = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    return schools
+    optimizers: Optimizers = {}
+    for expert, names in experts.items():
+        if names:
+            group = {"params": [tensors[name] for name in names], "initial_lr": muon_lr}
+            optimizers[expert] = torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay)
+    rest = [tensor for name, tensor in tensors.items() if name not in set(matrices)]
+    optimizers["adamw"] = adamw(rest, config, betas=(0.9, 0.98))
+    return optimizers
 
 
-def rates(schools: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
-    """The base rate of each optimiser, to be scaled by the schedule."""
-    return {name: optimizer.param_groups[0]["lr"] for name, optimizer in schools.items()}
+def _load(samples: Callable[[int], Sequence[Part]], steps: range, num_workers: int) -> Iterable[Sequence[Part]]:
+    if not num_workers:
+        return map(samples, steps)
+    return torch.utils.data.DataLoader(
+        _Samples(samples),
+        batch_size=None,
+        sampler=steps,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context="fork",  # closures over the recipe need no pickling
+    )
 
 
-def step_all(schools: Mapping[str, torch.optim.Optimizer], hands: int = 1) -> None:
-    """One step of every optimiser, `hands` of them at a time: they share no parameter."""
-    with ThreadPoolExecutor(hands) as pool:
-        list(pool.map(lambda optimizer: optimizer.step(), schools.values()))
+class _Samples(torch.utils.data.Dataset):
+    """The endless set of batches of a stage, by the number of the update."""
+
+    def __init__(self, samples: Callable[[int], Sequence[Part]]):
+        self.samples = samples
+
+    def __getitem__(self, step: int) -> Sequence[Part]:
+        return self.samples(step)
 
 
-def set_rates(schools: Mapping[str, torch.optim.Optimizer], bases: Mapping[str, float], share: float) -> None:
-    """Bring every optimiser to a share of its base rate."""
-    for name, optimizer in schools.items():
-        for group in optimizer.param_groups:
-            group["lr"] = bases[name] * share
+def _as_is(parts: Sequence[Part]) -> Sequence[Part]:
+    return parts
+
+
+def _restore(stage: Stage, folder: Path) -> int:
+    """Put the newest checkpoint of a stage back, if there is one; returns the number of updates done."""
+    files.sweep(folder)  # what a kill has left
+    device = next(iter(stage.tensors.values())).device
+    if (saved := checkpoint.latest(folder, device)) is None:
+        return 0
+    tensors, record = saved
+    checkpoint.unpack(tensors, stage.tensors, stage.ema, stage.optimizers)
+    return record["step"]

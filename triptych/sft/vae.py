@@ -1,25 +1,25 @@
-"""The first lesson: pictures to latents and back. Trains the autoencoder on endless scenes, then measures its scale.
+"""The VAE stages: pictures to latents and back, and later the decoder alone.
 
-The loss is the squared error of the pixels plus its square root's cousin, the absolute error (sharper edges), plus a
-small KL to a standard normal, so that the latents are smooth enough to be painted by a flow.
+The VAE stage trains encoder and decoder on endless scenes: squared error of the pixels, absolute error for sharper
+edges, and a small KL to the standard normal, so that the latents are smooth enough for a flow. The scale and shift that
+bring latents to mean 0 and deviation 1 are measured afterwards.
 
-A last lesson for the autoencoder: its decoder alone, on latents that stay as they are.
-
-A model that paints latents is tied to the encoder it learnt from, but not to the decoder. So the decoder may go on
-learning at any time: on scenes of the world as lessons lay them out, from latents as noisy as a flow leaves them. The
-absolute error weighs more than in the first lesson, since blurred edges are what is left to mend.
+A flow is tied to the encoder that it learned from, but not to the decoder. So the decoder may learn further at any
+time, from latents as noisy as a flow leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
 from triptych.data.layout import CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, SIZES, Layout, scatter
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker
@@ -27,155 +27,177 @@ from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.config import AutoencoderConfig
 from triptych.model.vae import Autoencoder
-from triptych.sft.optim import FitStep, StageFit, adamw, fit
+from triptych.seeds import START
+from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, Stage, adamw, copies
+
+NOISE_STRIDE = 7919  # between the noise seeds of two runs, above the number of updates of a stage
+ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one, in the VAE stage
+BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than AdamW's .999: stages are short
+MEASURED_SCENES = 64  # from which scale and shift of the latents are measured
+
+Pixels = Float[Tensor, "batch 3 height width"]  # in [-1, 1]
+Latents = Float[Tensor, "batch channel h w"]
 
 
 @dataclass(frozen=True)
-class AutoencoderStage(StageFit):
-    """How the autoencoder is taught."""
+class VAEConfig(FitConfig):
+    """How the autoencoder learns."""
 
-    steps: int = 1000
-    batch: int = 8
-    rate: float = 1e-3
-    warmup: int = 50
-    cooldown: float = 0.5
-    average: float = 0.99
-    kl: float = 1e-3  # weight of the KL per latent number
+    steps: NonNegativeInt = 1000
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat = 1e-3
+    warmup_steps: NonNegativeInt = 50
+    cooldown: Share = 0.5
+    ema_decay: Share = 0.99
+    kl: NonNegativeFloat = 1e-3  # weight of the KL per latent number
+
+
+@dataclass(frozen=True)
+class DecoderConfig(FitConfig):
+    """How the decoder learns once the encoder is fixed."""
+
+    steps: NonNegativeInt = 2400
+    batch: PositiveInt = 8
+    lr: NonNegativeFloat = 6e-4
+    warmup_steps: NonNegativeInt = 30
+    cooldown: Share = 0.6
+    ema_decay: Share = 0.99
+    noise: NonNegativeFloat = 0.3  # largest noise on a latent, as a share of the latents' standard deviation
+    few_colors: Share = 0.0  # of the scenes are half white or of one color, as other scenes hardly ever are
+
+
+class SceneBatch(NamedTuple):
+    """Scenes of one update, and the seed of the noise that goes with them."""
+
+    scenes: list[Scene]
+    seed: int
 
 
 def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
     """Fresh scenes: scene i of the endless set is a function of (seed, i)."""
-    first = seed * 1_000_003 + step * batch
-    return [Scene.sample(random_spec(first + row), first + row) for row in range(batch)]
+    first = seed * SEED_STRIDE + step * batch
+    return [Scene.sample(random_spec(index), index) for index in range(first, first + batch)]
 
 
-def crowd(seed: int, layout: Layout = FREE_LAYOUT) -> Scene:
+def full_scene(seed: int, layout: Layout = FREE_LAYOUT) -> Scene:
     """A scene with a sticker in every cell: pixels that are worth the work of an autoencoder."""
     rng = Random(seed)
     sizes = rng.choices(tuple(SIZES), weights=(1, 3, 1), k=len(CELLS))
-    centres = scatter([(cell, SIZES[size]) for cell, size in enumerate(sizes)], rng, layout)
+    centers = scatter([(cell, SIZES[size]) for cell, size in enumerate(sizes)], rng, layout)
     return Scene(
         tuple(
             Sticker(rng.choice(CLASSES), rng.choice(tuple(COLORS)), x, y, size)
-            for size, (x, y) in zip(sizes, centres, strict=True)
+            for size, (x, y) in zip(sizes, centers, strict=True)
         )
     )
 
 
-def scenes_for_pixels(first: int, batch: int) -> list[Scene]:
-    """Crowds and ordinary scenes in turn: the group norms must meet empty pictures as well as full ones."""
+def vae_scenes(first: int, batch: int) -> list[Scene]:
+    """Full and ordinary scenes in turn: the group norms must meet empty pictures as well as full ones."""
     seeds = range(first, first + batch)
-    return [crowd(seed) if seed % 2 else Scene.sample(random_spec(seed), seed) for seed in seeds]
+    return [full_scene(seed) if seed % 2 else Scene.sample(random_spec(seed), seed) for seed in seeds]
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Pixels `[batch height width 3] uint8` to `[batch 3 height width]` in [-1, 1]."""
+def to_unit(images: UInt8[Tensor, "batch height width 3"]) -> Pixels:
+    """Pixels of 0 to 255 to [-1, 1], channels first."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def autoencoder_loss(model: Autoencoder, pixels: Tensor, noise: Tensor, kl: float) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch of pixels in [-1, 1], with PSNR in dB (of a range of 2) and nats per latent number."""
+def vae_loss(model: Autoencoder, pixels: Pixels, noise: Latents, kl: float) -> tuple[Float[Tensor, ""], Metrics]:
+    """The loss of a batch, with PSNR in dB (of a range of 2) and the KL in nats per latent number."""
     mean, logvar = model.moments(pixels)
     sample = mean + torch.exp(0.5 * logvar) * noise
     decoded = model.decoder(sample).float()
-    square = (decoded - pixels).square().mean()
+    squared = (decoded - pixels).square().mean()
     divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-    loss = square + 0.2 * (decoded - pixels).abs().mean() + kl * divergence
-    return loss, {"psnr": float(10 * torch.log10(4 / square.detach())), "kl": float(divergence.detach())}
+    loss = squared + ABSOLUTE_WEIGHT * (decoded - pixels).abs().mean() + kl * divergence
+    return loss, {"psnr": _psnr(squared), "kl": float(divergence.detach())}
 
 
-def train_autoencoder(
-    config: AutoencoderConfig, lessons: AutoencoderStage, seed: int, device: torch.device, folder: Path, every: int
-) -> Iterator[FitStep]:
-    """Train from the newest checkpoint in `folder`, yielding a step at a time."""
+def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, device: torch.device) -> Stage:
+    """A new autoencoder, encoder and decoder."""
     torch.manual_seed(seed)
-    model, side = Autoencoder(config).to(device), 2 ** (len(config.ch_mult) - 1)
+    model = Autoencoder(model_config).to(device)
 
-    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(seed * 7919 + step)
-        first = seed * 1_000_003 + step * lessons.batch
-        pixels = to_unit(render(scenes_for_pixels(first, lessons.batch), device=str(device)))
-        shape = (lessons.batch, config.z_channels, pixels.shape[2] // side, pixels.shape[3] // side)
-        noise = torch.randn(shape, generator=generator).to(device)
+    def samples(step: int) -> list[Part]:
+        scenes = vae_scenes(seed * SEED_STRIDE + step * config.batch, config.batch)
+        return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
+
+    def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
+        pixels = to_unit(render(batch.scenes, device=str(device)))
+        height, width = (side // model_config.downsample for side in pixels.shape[2:])
+        generator = torch.Generator().manual_seed(batch.seed)  # on the CPU: the same noise on every device
+        noise = torch.randn((len(pixels), model_config.z_channels, height, width), generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            return autoencoder_loss(model, pixels, noise, lessons.kl)
+            return vae_loss(model, pixels, noise, config.kl)
 
-    yield from fit(model, adamw(model, lessons.rate), lessons, lesson, folder, every)
+    tensors = dict(model.named_parameters())
+    optimizers = {"adamw": adamw(tensors.values(), config, BETAS)}
+    return Stage("vae", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 @torch.no_grad()
-def measured(config: AutoencoderConfig, weights: dict[str, Tensor], scenes: Sequence[Scene]) -> AutoencoderConfig:
-    """The config with the scale and shift that make latents of these scenes have mean 0 and deviation 1."""
-    plain = replace(config, scale_factor=1.0, shift_factor=0.0)
-    model = Autoencoder(plain)
+def measure_latents(
+    config: AutoencoderConfig, weights: dict[str, Tensor], scenes: Sequence[Scene]
+) -> AutoencoderConfig:
+    """The config with the scale and shift that bring latents of these scenes to mean 0 and deviation 1."""
+    model = Autoencoder(replace(config, scale_factor=1.0, shift_factor=0.0))
     model.load_state_dict(weights)
-    latent = torch.cat([model.encode(to_unit(render(scenes[i : i + 32]))) for i in range(0, len(scenes), 32)])
-    return replace(config, scale_factor=float(1 / latent.std()), shift_factor=float(latent.mean()))
+    latents = torch.cat([model.encode(to_unit(render(scenes[i : i + 32]))) for i in range(0, len(scenes), 32)])
+    return replace(config, scale_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
 
 
-FIRST = 3_000_000_000  # seeds of these scenes begin here, far from those of other lessons
+def decoder_scenes(first: int, batch: int, few: float = 0.0) -> list[Scene]:
+    """Ordinary scenes, and every third time a full one in the middle of its cells; a share `few` are `few_colors`."""
+    return [_decoder_scene(seed, few) for seed in range(first, first + batch)]
 
 
-@dataclass(frozen=True)
-class DecoderStage(StageFit):
-    """How the decoder is taught once the encoder is fixed."""
-
-    steps: int = 2400
-    batch: int = 8
-    rate: float = 6e-4
-    warmup: int = 30
-    cooldown: float = 0.6
-    average: float = 0.99
-    noise: float = 0.3  # most noise on a latent, as a share of the latents' spread
-    few: float = 0.0  # share of scenes that are half white or of one colour, which other scenes hardly ever are
-
-
-def scenes_for_edges(first: int, batch: int, few: float = 0.0) -> list[Scene]:
-    """Ordinary scenes, and every third time a crowd in the middle of its cells; a share of them is `few_colors`."""
-    return [_scene_for_edges(seed, few) for seed in range(first, first + batch)]
-
-
-def _scene_for_edges(seed: int, few: float) -> Scene:
+def _decoder_scene(seed: int, few: float) -> Scene:
     if Random(f"few colors {seed}").random() < few:
         return few_colors(seed)
-    return crowd(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
+    return full_scene(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
 
 
 def few_colors(seed: int) -> Scene:
-    """One to nine stickers in the middle of their cells: half of them white, all of them, or all of another colour."""
-    chance = Random(f"colors {seed}")
-    stickers = crowd(seed, DEFAULT_LAYOUT).stickers
-    chosen = chance.sample(stickers, chance.randint(1, len(stickers)))
-    share, color = chance.choice([(0.5, "white"), (1.0, "white"), (1.0, chance.choice(tuple(COLORS)))])
-    return Scene(tuple(replace(one, color=color) if chance.random() < share else one for one in chosen))
+    """One to nine stickers in the middle of their cells: half of them white, all of them, or all of another color."""
+    rng = Random(f"colors {seed}")
+    stickers = full_scene(seed, DEFAULT_LAYOUT).stickers
+    chosen = rng.sample(stickers, rng.randint(1, len(stickers)))
+    share, color = rng.choice([(0.5, "white"), (1.0, "white"), (1.0, rng.choice(tuple(COLORS)))])
+    return Scene(tuple(replace(one, color=color) if rng.random() < share else one for one in chosen))
 
 
-def train_decoder(model: Autoencoder, lessons: DecoderStage, seed: int, folder: Path, every: int) -> Iterator[FitStep]:
-    """Train the decoder of `model` from the newest checkpoint in `folder`, yielding a step at a time.
-
-    At the end `model` holds the averaged decoder; its encoder is never touched.
-    """
+def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: int) -> Stage:
+    """The decoder of `model` alone; the encoder is never touched, so a flow that learned from it stays true."""
     device = next(model.parameters()).device
-    decoder = model.decoder.requires_grad_(True)
+    tensors = dict(model.decoder.requires_grad_(True).named_parameters())
 
-    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
-        first = FIRST + seed * 1_000_003 + step * lessons.batch
-        pixels = to_unit(render(scenes_for_edges(first, lessons.batch, lessons.few), device=str(device)))
+    def samples(step: int) -> list[Part]:
+        first = START["decoder"] + seed * SEED_STRIDE + step * config.batch
+        return [(SceneBatch(decoder_scenes(first, config.batch, config.few_colors), first), 1.0)]
+
+    def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
+        pixels = to_unit(render(batch.scenes, device=str(device)))
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                latent = _worn(model.moments(pixels)[0].float(), first, lessons.noise)
-            decoded = decoder(latent).float()
-            square, gap = (decoded - pixels).square().mean(), (decoded - pixels).abs().mean()
-        return square + gap, {"psnr": float(10 * torch.log10(4 / square.detach()))}
+                latents = add_noise(model.moments(pixels)[0].float(), batch.seed, config.noise)
+            decoded = model.decoder(latents).float()
+            # Both errors weigh alike, unlike in the VAE stage: blurred edges are what is left to learn.
+            squared, absolute = (decoded - pixels).square().mean(), (decoded - pixels).abs().mean()
+        return squared + absolute, {"psnr": _psnr(squared)}
 
-    average = yield from fit(decoder, adamw(decoder, lessons.rate), lessons, lesson, folder, every)
-    decoder.load_state_dict(average)
-    decoder.requires_grad_(False)
+    optimizers = {"adamw": adamw(tensors.values(), config, BETAS)}
+    return Stage(name, config, tensors, copies(tensors), optimizers, samples, loss)
 
 
-def _worn(latent: Tensor, seed: int, most: float) -> Tensor:
-    """Latents with noise of a strength of its own for each picture, up to `most` of their spread."""
-    generator, chance = torch.Generator().manual_seed(seed), Random(seed)
-    strength = torch.tensor([chance.uniform(0, most) for _ in range(len(latent))]).view(-1, 1, 1, 1)
-    noise = torch.randn(latent.shape, generator=generator) * strength
-    return latent + latent.std() * noise.to(latent)
+def add_noise(latents: Latents, seed: int, largest: float) -> Latents:
+    """Latents with noise, its strength drawn for each picture from 0 to `largest` of the latents' deviation."""
+    generator, rng = torch.Generator().manual_seed(seed), Random(seed)
+    strength = torch.tensor([rng.uniform(0, largest) for _ in range(len(latents))]).view(-1, 1, 1, 1)
+    noise = torch.randn(latents.shape, generator=generator) * strength
+    return latents + latents.std() * noise.to(latents)
+
+
+def _psnr(squared: Float[Tensor, ""]) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error; the peak is 2, the width of [-1, 1]."""
+    return float(10 * torch.log10(4 / squared.detach()))

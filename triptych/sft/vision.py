@@ -1,34 +1,32 @@
-"""The second lesson: to see. The vision tower learns to name what stands in each patch, before it is joined to words.
+"""The vision stages: the tower learns to see, then the connector learns to put what it sees into the model's words.
 
-This is what SigLIP's pretraining does for BAGEL: a tower that already tells things apart. Heads for class, colour and
-size are read off every patch that holds the centre of a sticker (`nothing` elsewhere) and are thrown away afterwards.
-The judge's network has no part in it.
+The vision stage does what SigLIP's pretraining does for BAGEL: a tower that tells things apart before it is joined to a
+language model. Linear heads for class, color and size read every patch that holds the center of a sticker ("nothing"
+elsewhere), and are thrown away afterwards. The judge's detector has no part in it.
 
-The lesson between seeing and speaking: the connector learns to say in the model's own words what a patch shows.
-
-Its output at a patch is drawn towards the embeddings of the class and the colour of the sticker that covers the patch,
-and of "nothing" where none does. A language model that can copy a word from a prompt can then copy it from a picture;
-without this, SKETCH read colours off a picture within a few hundred updates and classes not in three thousand.
-Tower and embeddings stay as they are.
+The connector stage draws the connector's output at a patch towards the embeddings of the class and the color of the
+sticker that covers the patch, or of "nothing". A language model that can copy a word from a prompt can then copy it
+from a picture. Without this stage SKETCH read colors off a picture within a few hundred updates, and classes not within
+three thousand. Tower and embeddings stay as they are.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
 from triptych.data.layout import DEFAULT_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import CANVAS, SIZES, Scene, Sticker
-from triptych.data.sft_samples import assorted
+from triptych.data.sft_samples import random_scene
 from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.bagel import Bagel
@@ -36,215 +34,237 @@ from triptych.model.config import VisionConfig
 from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
-from triptych.sft.optim import FitStep, StageFit, adamw, fit, optimizers
-from triptych.sft.vae import scenes_of_step, to_unit
+from triptych.seeds import START
+from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, Stage, adamw, copies, muon_and_adamw
+from triptych.sft.vae import NOISE_STRIDE, Pixels, SceneBatch, scenes_of_step, to_unit
 
-NOTHING = 0.05  # weight of an empty patch beside one with a sticker
-NAMES, HUES, SIDES = list(CLASSES), list(COLORS), list(SIZES)
+NOTHING_WEIGHT = 0.05  # of an empty patch: at 1, "nothing everywhere" is where learning rests for a long time
+TOWER_MOVED = 0.4  # share of the tower's scenes whose stickers lie anywhere: places must not give classes away
+CONNECTOR_MOVED = 0.2  # the same of the connector's scenes
+CONNECTOR_ASSORTED = 0.5  # share of the connector's scenes whose stickers have nothing to do with one another
+LOGIT_SCALE = 16.0  # logit of a patch that points exactly at a word
+MIN_COVER = 0.2  # least share of a patch that a sticker's box must cover to name it
+CONNECTOR_RMS = 1.0  # root mean square of the connector's output; the table of positions that is added has 0.7
+PIXEL_NOISE = 0.15  # largest standard deviation of the noise on degraded pixels, of a range of 2
+CLASS_NAMES, COLOR_NAMES, SIZE_NAMES = list(CLASSES), list(COLORS), list(SIZES)
 
 
 @dataclass(frozen=True)
-class VisionStage(StageFit):
-    """How the vision tower is taught to see."""
+class VisionStageConfig(FitConfig):
+    """How the vision tower learns to see."""
 
-    steps: int = 1100
-    batch: int = 96
-    rate: float = 1e-3  # of embeddings, heads, norms, biases
-    warmup: int = 100
-    cooldown: float = 0.6
-    average: float = 0.99
-    matrix_rate: float = 0.02  # Muon: the matrices of the layers
-    strewn: float = 0.4  # share of scenes whose stickers lie anywhere
-    frozen: bool = True  # from here on: lessons in words, few of which turn on a class, would wash out what is named
+    steps: NonNegativeInt = 1100
+    batch: PositiveInt = 96
+    lr: NonNegativeFloat = 1e-3  # of embeddings, heads, norms, biases
+    muon_lr: NonNegativeFloat = 0.02  # of the matrices of the layers
+    warmup_steps: NonNegativeInt = 100
+    cooldown: Share = 0.6
+    ema_decay: Share = 0.99
+    frozen: bool = True  # from here on: few texts turn on a class, so joint training would wash out what is named
 
 
-class Naming(nn.Module):
-    """A vision tower with three linear heads on every patch: class or nothing, colour, size."""
+@dataclass(frozen=True)
+class ConnectorConfig(FitConfig):
+    """How the connector learns."""
+
+    steps: NonNegativeInt = 500
+    batch: PositiveInt = 96
+    lr: NonNegativeFloat = 2e-3
+    warmup_steps: NonNegativeInt = 20
+    cooldown: Share = 0.6
+    ema_decay: Share = 0.98
+    max_grad_norm: NonNegativeFloat = 0.0
+
+
+class PatchClassifier(nn.Module):
+    """A vision tower with three linear heads on every patch: class or nothing, color, size."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.tower = VisionTower(config)
         self.heads = nn.ModuleList(
-            nn.Linear(config.hidden_size, size) for size in (len(NAMES) + 1, len(HUES), len(SIDES))
+            nn.Linear(config.hidden_size, size) for size in (len(CLASS_NAMES) + 1, len(COLOR_NAMES), len(SIZE_NAMES))
         )
 
-    def forward(self, tokens: Tensor, ids: Tensor) -> list[Tensor]:
+    def forward(
+        self, tokens: Float[Tensor, "batch patch pixel"], ids: Int[Tensor, "batch patch"]
+    ) -> list[Float[Tensor, "batch patch _"]]:
+        """Logits of class, color and size, in float32."""
         hidden = self.tower(tokens, ids)
         return [head(hidden).float() for head in self.heads]
 
 
-def strewn(scene: Scene, seed: int) -> Scene:
-    """The same stickers anywhere on the canvas, none on top of another's centre."""
-    chance = random.Random(seed)
+def moved_anywhere(scene: Scene, seed: int) -> Scene:
+    """The same stickers anywhere on the canvas, none on top of another's center; one that finds no room is left out."""
+    rng = Random(seed)
     placed: list[Sticker] = []
     for sticker in scene.stickers:
-        side = SIZES[sticker.size] / 2
+        half = SIZES[sticker.size] / 2
         for _ in range(20):
-            x, y = chance.uniform(side, CANVAS - side), chance.uniform(side, CANVAS - side)
-            if all(max(abs(x - other.x), abs(y - other.y)) >= 0.9 * (side + SIZES[other.size] / 2) for other in placed):
+            x, y = rng.uniform(half, CANVAS - half), rng.uniform(half, CANVAS - half)
+            if all(max(abs(x - other.x), abs(y - other.y)) >= 0.9 * (half + SIZES[other.size] / 2) for other in placed):
                 placed.append(Sticker(sticker.name, sticker.color, x, y, sticker.size))
                 break
     return Scene(tuple(placed))
 
 
-def targets(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Class, colour, size `[3 batch patch]` of the sticker centred in each patch; class 0 is nothing, -1 no target."""
+def center_targets(scenes: Sequence[Scene], side: int) -> Int[Tensor, "3 batch patch"]:
+    """Class, color and size of the sticker centered in each patch of `side` px; class 0 is nothing, -1 no target."""
     columns = CANVAS // side
-    found = np.full((3, len(scenes), columns * columns), -1, np.int64)
-    found[0] = 0
+    targets = np.full((3, len(scenes), columns * columns), -1, np.int64)
+    targets[0] = 0
     for row, scene in enumerate(scenes):
         for sticker in scene.stickers:
-            place = min(int(sticker.y // side), columns - 1) * columns + min(int(sticker.x // side), columns - 1)
-            found[:, row, place] = NAMES.index(sticker.name) + 1, HUES.index(sticker.color), SIDES.index(sticker.size)
-    return torch.from_numpy(found)
+            patch = min(int(sticker.y // side), columns - 1) * columns + min(int(sticker.x // side), columns - 1)
+            targets[:, row, patch] = (
+                CLASS_NAMES.index(sticker.name) + 1,
+                COLOR_NAMES.index(sticker.color),
+                SIZE_NAMES.index(sticker.size),
+            )
+    return torch.from_numpy(targets)
 
 
-def worn(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(pixels: Pixels, generator: torch.Generator) -> Pixels:
     """Pixels in [-1, 1] a little blurred and noisy, as a decoded latent is; half of the pictures stay clean."""
-    batch = pixels.shape[0]
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    amount = (torch.rand(batch, 1, 1, 1, generator=generator) * 2 - 1).clamp(min=0).to(pixels.device)
+    amount = (torch.rand(len(pixels), 1, 1, 1, generator=generator) * 2 - 1).clamp(min=0).to(pixels.device)
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
-    return (pixels + amount * (blurred - pixels) + 0.15 * amount * noise).clamp(-1, 1)
+    return (pixels + amount * (blurred - pixels) + PIXEL_NOISE * amount * noise).clamp(-1, 1)
 
 
-def naming_loss(outputs: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropies added up; the metric is the share of stickers whose class, colour and size are all right."""
-    rare = torch.ones(len(NAMES) + 1, device=outputs[0].device)
-    rare[0] = NOTHING  # else "nothing everywhere" is where learning rests for a long time
-    loss = F.cross_entropy(outputs[0].flatten(0, 1), wanted[0].flatten(), rare)
-    for out, want in zip(outputs[1:], wanted[1:], strict=True):
-        loss = loss + F.cross_entropy(out.flatten(0, 1), want.flatten(), ignore_index=-1)
-    right = torch.stack([out.argmax(-1) == want for out, want in zip(outputs, wanted, strict=True)]).all(0)
-    there = wanted[0] > 0
+def vision_loss(
+    logits: Sequence[Float[Tensor, "batch patch _"]], targets: Int[Tensor, "3 batch patch"]
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Cross entropies of class, color and size added up.
+
+    Metrics: `accuracy` is the share of stickers whose class, color and size are all right, `empty` the share of empty
+    patches in which nothing is seen.
+    """
+    weight = torch.ones(len(CLASS_NAMES) + 1, device=logits[0].device)
+    weight[0] = NOTHING_WEIGHT
+    loss = F.cross_entropy(logits[0].flatten(0, 1), targets[0].flatten(), weight)
+    for values, target in zip(logits[1:], targets[1:], strict=True):
+        loss = loss + F.cross_entropy(values.flatten(0, 1), target.flatten(), ignore_index=-1)
+    right = torch.stack([values.argmax(-1) == target for values, target in zip(logits, targets, strict=True)]).all(0)
+    sticker = targets[0] > 0
     return loss, {
-        "named": float(right[there].float().mean()),
-        "empty": float((outputs[0].argmax(-1) == 0)[~there].float().mean()),
+        "accuracy": float(right[sticker].float().mean()),
+        "empty": float((logits[0].argmax(-1) == 0)[~sticker].float().mean()),
     }
 
 
-def train_vision(
-    config: VisionConfig, lessons: VisionStage, seed: int, device: torch.device, folder: Path, every: int
-) -> Iterator[FitStep]:
-    """Train from the newest checkpoint in `folder`, yielding a step at a time."""
+def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: int, device: torch.device) -> Stage:
+    """A new vision tower with the heads that are only used here."""
     torch.manual_seed(seed)
-    model = Naming(config).to(device)
-    columns = CANVAS // config.patch_size
-    ids = torch.from_numpy(grid_ids((columns, columns), config.patches_per_side)).to(device).expand(lessons.batch, -1)
+    model, side = PatchClassifier(model_config).to(device), model_config.patch_size
+    ids = _patch_ids(model_config, device).expand(config.batch, -1)
 
-    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(seed * 7919 + step)
-        scenes = scenes_of_step(seed + 1, step, lessons.batch)
-        loose = int(lessons.batch * lessons.strewn)
-        scenes[:loose] = [strewn(scene, step * lessons.batch + row) for row, scene in enumerate(scenes[:loose])]
-        tokens = patchify(worn(to_unit(render(scenes, device=str(device))), generator), config.patch_size)
+    def samples(step: int) -> list[Part]:
+        scenes, moved = scenes_of_step(seed + 1, step, config.batch), int(config.batch * TOWER_MOVED)
+        for row, scene in enumerate(scenes[:moved]):
+            scenes[row] = moved_anywhere(scene, step * config.batch + row)
+        return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
+
+    def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
+        pixels = to_unit(render(batch.scenes, device=str(device)))
+        tokens = patchify(degrade(pixels, torch.Generator().manual_seed(batch.seed)), side)
         with torch.autocast(device.type, torch.bfloat16):
-            return naming_loss(model(tokens, ids), targets(scenes, config.patch_size).to(device))
+            return vision_loss(model(tokens, ids), center_targets(batch.scenes, side).to(device))
 
-    schools = optimizers(dict(model.named_parameters()), lessons.matrix_rate, lessons.rate)
-    yield from fit(model, schools, lessons, lesson, folder, every)
-
-
-FIRST = 4_000_000_000  # seeds of these scenes begin here, far from those of other lessons
-SHARPNESS = 16.0  # logit of a patch that points exactly at a word
-COVERED = 0.2  # least share of a patch that a sticker's box must cover to name it
+    tensors = dict(model.named_parameters())
+    optimizers = muon_and_adamw(tensors, config, config.muon_lr)
+    return Stage("vision", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
-@dataclass(frozen=True)
-class ConnectorStage(StageFit):
-    """How the connector is taught."""
-
-    steps: int = 500
-    batch: int = 96
-    rate: float = 2e-3
-    warmup: int = 20
-    cooldown: float = 0.6
-    average: float = 0.98
-    clip: float = 0
-    strewn: float = 0.2  # share of scenes whose stickers lie anywhere
-    unrelated: float = 0.5  # share of scenes of stickers that have nothing to do with one another
-    loudness: float = 1.0  # root mean square of what it says; the table of places that is added has 0.7
-
-
-def scenes_for_words(first: int, lessons: ConnectorStage) -> list[Scene]:
-    """Scenes of all kinds: assorted stickers, ordinary ones, and some strewn anywhere."""
-    unrelated, loose = int(lessons.batch * lessons.unrelated), int(lessons.batch * lessons.strewn)
-    found = [
-        assorted(Random(seed), DEFAULT_LAYOUT) if seed < first + unrelated else Scene.sample(random_spec(seed), seed)
-        for seed in range(first, first + lessons.batch)
+def connector_scenes(first: int, batch: int) -> list[Scene]:
+    """Scenes of all kinds: assorted stickers, ordinary ones, and some of both with stickers anywhere."""
+    apart, moved = int(batch * CONNECTOR_ASSORTED), int(batch * CONNECTOR_MOVED)
+    scenes = [
+        random_scene(Random(seed), DEFAULT_LAYOUT) if seed < first + apart else Scene.sample(random_spec(seed), seed)
+        for seed in range(first, first + batch)
     ]
-    return [strewn(scene, first + row) if row < loose else scene for row, scene in enumerate(found)]
+    return [moved_anywhere(scene, first + row) if row < moved else scene for row, scene in enumerate(scenes)]
 
 
-def covering(scenes: Sequence[Scene], side: int) -> Tensor:
-    """Class and colour `[2 batch patch]` of the sticker that covers most of each patch; class 0 is nothing, -1 none."""
+def cover_targets(scenes: Sequence[Scene], side: int) -> Int[Tensor, "2 batch patch"]:
+    """Class and color of the sticker that covers most of each patch of `side` px; class 0 is nothing, color -1 none."""
     columns = CANVAS // side
     edges = np.arange(columns) * side
-    found = np.full((2, len(scenes), columns, columns), -1, np.int64)
-    found[0] = 0
+    targets = np.full((2, len(scenes), columns, columns), -1, np.int64)
+    targets[0] = 0
     for row, scene in enumerate(scenes):
-        most = np.full((columns, columns), COVERED * side * side)
+        largest = np.full((columns, columns), MIN_COVER * side * side)
         for sticker in scene.stickers:
             half = SIZES[sticker.size] / 2
             across = np.clip(np.minimum(edges + side, sticker.x + half) - np.maximum(edges, sticker.x - half), 0, None)
             down = np.clip(np.minimum(edges + side, sticker.y + half) - np.maximum(edges, sticker.y - half), 0, None)
             area = down[:, None] * across
-            here = area > most
-            most[here] = area[here]
-            found[0, row, here] = CLASSES.index(sticker.name) + 1
-            found[1, row, here] = list(COLORS).index(sticker.color)
-    return torch.from_numpy(found).flatten(2)
+            here = area > largest
+            largest[here] = area[here]
+            targets[0, row, here] = CLASS_NAMES.index(sticker.name) + 1
+            targets[1, row, here] = COLOR_NAMES.index(sticker.color)
+    return torch.from_numpy(targets).flatten(2)
 
 
-def words_loss(said: Tensor, bagel: Bagel, wanted: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropies of the words that patches `said [batch patch hidden]` point at; the metric is the share right."""
-    table = bagel.language_model.model.embed_tokens.weight.detach()
-    loss, right = torch.zeros((), device=said.device), []
-    direction = F.normalize(said.float(), dim=-1)
-    for words, want in zip((["nothing", *CLASSES], list(COLORS)), wanted, strict=True):
-        ids = [bagel.tokenizer.token_to_id(f" {word}") for word in words]
-        rows = table[ids]
-        logits = SHARPNESS * direction @ F.normalize(rows - rows.mean(0), dim=-1).T
-        weight = torch.tensor([NOTHING if word == "nothing" else 1.0 for word in words], device=said.device)
-        loss = loss + F.cross_entropy(logits.flatten(0, 1), want.flatten(), weight, ignore_index=-1)
-        right.append(logits.argmax(-1) == want)
-    there = wanted[1] >= 0
-    return loss, {"said": float((right[0] & right[1])[there].float().mean())}
+def connector_loss(
+    features: Float[Tensor, "batch patch hidden"], bagel: Bagel, targets: Int[Tensor, "2 batch patch"]
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Cross entropies of the class and color words that patch features point at, by cosine similarity.
 
-
-def train_connector(bagel: Bagel, lessons: ConnectorStage, seed: int, folder: Path, every: int) -> Iterator[FitStep]:
-    """Train the connector of `bagel` from the newest checkpoint in `folder`, yielding a step at a time.
-
-    At the end `bagel` holds the averaged connector, brought to its loudness.
+    The metric `accuracy` is the share of covered patches whose two words are both right.
     """
-    if not lessons.steps:
-        return
-    connector, side, device = bagel.connector, bagel.config.vision.patch_size, bagel.device
-    columns = CANVAS // side
-    ids = torch.from_numpy(grid_ids((columns, columns), bagel.config.vision.patches_per_side)).to(device)
+    table = bagel.language_model.model.embed_tokens.weight.detach()
+    loss, right = torch.zeros((), device=features.device), []
+    direction = F.normalize(features.float(), dim=-1)
+    for words, target in zip((["nothing", *CLASS_NAMES], COLOR_NAMES), targets, strict=True):
+        embeddings = table[[bagel.tokenizer.token_to_id(f" {word}") for word in words]]
+        # Without their mean, in which all words point the same way, the words are far apart.
+        logits = LOGIT_SCALE * direction @ F.normalize(embeddings - embeddings.mean(0), dim=-1).T
+        weight = torch.tensor([NOTHING_WEIGHT if word == "nothing" else 1.0 for word in words], device=features.device)
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight, ignore_index=-1)
+        right.append(logits.argmax(-1) == target)
+    covered = targets[1] >= 0
+    return loss, {"accuracy": float((right[0] & right[1])[covered].float().mean())}
 
-    def lesson(step: int) -> tuple[Tensor, dict[str, float]]:
-        first = FIRST + seed * 1_000_003 + step * lessons.batch
-        scenes = scenes_for_words(first, lessons)
-        pixels = worn(to_unit(render(scenes, device=str(device))), torch.Generator().manual_seed(first))
+
+def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> Stage:
+    """The connector of `bagel` alone; call `scale_connector` when it has learned."""
+    device, side = bagel.device, bagel.config.vision.patch_size
+    ids = _patch_ids(bagel.config.vision, device)
+    tensors = dict(bagel.connector.requires_grad_(True).named_parameters())
+
+    def samples(step: int) -> list[Part]:
+        first = START["connector"] + seed * SEED_STRIDE + step * config.batch
+        return [(SceneBatch(connector_scenes(first, config.batch), first), 1.0)]
+
+    def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
+        pixels = to_unit(render(batch.scenes, device=str(device)))
+        tokens = patchify(degrade(pixels, torch.Generator().manual_seed(batch.seed)), side)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                seen = bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1))
-            said = connector(seen)
-        return words_loss(said, bagel, covering(scenes, side).to(device))
+                seen = bagel.vit_model(tokens, ids.expand(len(tokens), -1))
+            features = bagel.connector(seen)
+        return connector_loss(features, bagel, cover_targets(batch.scenes, side).to(device))
 
-    schools = adamw(connector, lessons.rate, (0.9, 0.98))
-    average = yield from fit(connector, schools, lessons, lesson, folder, every)
-    connector.load_state_dict(average)
-    _bring_to_loudness(bagel, lessons, ids, side)
+    optimizers = {"adamw": adamw(tensors.values(), config, betas=(0.9, 0.98))}
+    return Stage("connector", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 @torch.no_grad()
-def _bring_to_loudness(bagel: Bagel, lessons: ConnectorStage, ids: Tensor, side: int) -> None:
-    """Scale the last matrix so that what is said has the loudness asked for, on scenes of its own."""
-    scenes = scenes_for_words(FIRST - lessons.batch, lessons)
-    pixels = to_unit(render(scenes, device=str(bagel.device)))
-    said = bagel.connector(bagel.vit_model(patchify(pixels, side), ids.expand(len(scenes), -1)))
-    share = lessons.loudness / float(said.square().mean().sqrt())
-    bagel.connector.fc2.weight.mul_(share)
-    bagel.connector.fc2.bias.mul_(share)
+def scale_connector(bagel: Bagel, batch: int) -> None:
+    """Scale the connector's last layer so that its output has `CONNECTOR_RMS`, on `batch` scenes of no update.
+
+    The loss of the connector stage sees directions alone, so that the length of its output is nobody's choice.
+    """
+    pixels = to_unit(render(connector_scenes(START["connector"] - batch, batch), device=str(bagel.device)))
+    ids = _patch_ids(bagel.config.vision, bagel.device).expand(batch, -1)
+    features = bagel.connector(bagel.vit_model(patchify(pixels, bagel.config.vision.patch_size), ids))
+    factor = CONNECTOR_RMS / float(features.square().mean().sqrt())
+    bagel.connector.fc2.weight.mul_(factor)
+    bagel.connector.fc2.bias.mul_(factor)
+
+
+def _patch_ids(config: VisionConfig, device: torch.device) -> Int[Tensor, " patch"]:
+    """Position ids of the patches of one canvas."""
+    columns = CANVAS // config.patch_size
+    return torch.from_numpy(grid_ids((columns, columns), config.patches_per_side)).to(device)
