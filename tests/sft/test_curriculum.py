@@ -304,7 +304,7 @@ def test_a_picture_that_is_not_seen_is_given_in_words():
         whole = bagel.tokenizer.encode(wrap_reflection(one.thought, one.reply), add_special_tokens=False).ids
         assert list(said.ids) == whole
         batch = bagel.pack([row])
-        learnt = [whole[place] for place in range(len(whole)) if place not in set(said.given)]
+        learnt = [whole[place] for place in range(len(whole)) if place not in set(said.ignore)]
         assert batch.ce_targets.tolist() == [*learnt, bagel.special.eos]
         words = bagel.tokenizer.decode(learnt)
         assert "<think>" not in words and "</think>" in words
@@ -330,7 +330,7 @@ def test_questions_are_answered_behind_what_is_seen():
     for one, row in zip(unseen, rows, strict=True):
         assert not any(isinstance(block, View) for block in row)
         first, *_ = [block for block in row if isinstance(block, Text) and block.loss]
-        learnt = [token for place, token in enumerate(first.ids) if place not in set(first.given)]
+        learnt = [token for place, token in enumerate(first.ids) if place not in set(first.ignore)]
         words = bagel.tokenizer.decode(learnt)
         assert "<think>" not in words and words.endswith(f"</think>{one.reply}")
         assert ". " in one.thought or words == f"</think>{one.reply}"

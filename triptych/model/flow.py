@@ -1,9 +1,9 @@
-"""Rectified flow. Time 1 is noise, 0 is the picture (BAGEL's convention; many papers use the reverse).
+"""Rectified flow. Time 1 is noise, 0 is the image (BAGEL's convention; many papers use the reverse).
 
-x_t = (1 - t) picture + t noise, and the velocity v = noise - picture points to noise, so a step subtracts it.
-Drawing takes ODE steps; FlowGRPO makes some of them stochastic (SDE) and scores the step that was taken.
+x_t = (1 - t) image + t noise, and the velocity v = noise - image points to noise, so a step subtracts it.
+Drawing takes ODE steps; FlowGRPO makes some of them SDE steps and scores each state that was drawn.
 Every function is pure and works in float32. A time or step size is one number, or a tensor `[batch]`; the first axis of
-a picture is the batch, and no sample sees its neighbours.
+an image is the batch, and no sample depends on another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from triptych.errors import ConfigError
 from triptych.model.config import EtaMode, Renorm
 
 Sample = Float[Tensor, "batch *axes"]  # "batch patch latent" in the model
-Spread = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all
+Std = Float[Tensor, "#batch *#axes"]  # one number per sample, as the model has it, or one for all
 Time = float | Float[Tensor, ""] | Float[Tensor, "batch"]
 
 
@@ -42,7 +42,7 @@ def training_times(normal: Float[Tensor, "batch"], shift: float = 1.0) -> Float[
 
 
 def noised(x0: Sample, noise: Sample, t: Time) -> Sample:
-    """The straight line from the picture (t = 0) to the noise (t = 1)."""
+    """The straight line from the image (t = 0) to the noise (t = 1)."""
     share = _column(t, x0)
     return (1 - share) * x0 + share * noise
 
@@ -57,10 +57,10 @@ def eta_at(t: float | Float[Tensor, "*time"], eta: float, mode: EtaMode) -> Floa
     at = torch.as_tensor(t, dtype=torch.float32)
     if mode == "constant":
         return torch.full_like(at, eta)
-    return eta * torch.sqrt(at / (1 - at.clamp(max=0.95)))
+    return eta * torch.sqrt(at / (1 - at.clamp(max=0.95)))  # at t = 1 the root alone would be infinite
 
 
-def sde_mean_std(x: Sample, v: Sample, t: Time, dt: Time, eta: float, mode: EtaMode) -> tuple[Sample, Spread]:
+def sde_mean_std(x: Sample, v: Sample, t: Time, dt: Time, eta: float, mode: EtaMode) -> tuple[Sample, Std]:
     """Mean `[batch *sample]` and standard deviation `[batch, 1, ...]` of a stochastic step from t to t - dt, dt <= t.
 
     mean = x - (v - eta(t)^2 / 2 score) dt with score = -(x - (1 - t) x0) / t^2 and x0 = x - t v. Since
@@ -70,11 +70,12 @@ def sde_mean_std(x: Sample, v: Sample, t: Time, dt: Time, eta: float, mode: EtaM
     now, length = _column(t, x), _column(dt, x)
     eta_now = eta_at(now, eta, mode)
     noise = x + (1 - now) * v
+    # tiny: at t = 0 there is no step left, and dt / t is 0 / 0
     pull = 0.5 * eta_now**2 * (length / now.clamp(min=torch.finfo(torch.float32).tiny))
     return ode_step(x, v, dt) - pull * noise, eta_now * torch.sqrt(length)
 
 
-def step_logprob(after: Sample, mean: Sample, std: Spread) -> Float[Tensor, "batch"]:
+def step_logprob(after: Sample, mean: Sample, std: Std) -> Float[Tensor, "batch"]:
     """Log-probability of the stochastic step that led to `after`, one number per sample.
 
     As in the release, -1/2 z^2 is averaged over channels and tokens (not summed) and constants are left out, so that a
@@ -84,8 +85,8 @@ def step_logprob(after: Sample, mean: Sample, std: Spread) -> Float[Tensor, "bat
     return -0.5 * z.square().flatten(1).mean(1)
 
 
-def gaussian_kl(mean: Sample, mean_ref: Sample, std: Spread, half: bool = True) -> Float[Tensor, "batch"]:
-    """KL between two stochastic steps of the same spread, averaged over tokens and channels of a sample.
+def gaussian_kl(mean: Sample, mean_ref: Sample, std: Std, half: bool = True) -> Float[Tensor, "batch"]:
+    """KL between two stochastic steps of the same standard deviation, averaged over tokens and channels of a sample.
 
     `half=False` leaves out the factor 1/2, as the release does.
     """
@@ -108,21 +109,21 @@ def guide(
     text_scale: float,
     image_scale: float,
     renorm: Renorm,
-    floor: float = 0.0,
+    renorm_min: float = 0.0,
 ) -> Float[Tensor, "batch patch latent"]:
-    """Classifier-free guidance away from the velocity without text and the one without picture.
+    """Classifier-free guidance away from the velocity without text and the one without the image.
 
     A branch that is None, or a scale of 1 or less, is off; without text guidance there is none at all (parity kit b.8).
-    The result is shortened to the length of `cond`, by a factor of `floor` at most: over a whole sample ("global"), per
-    token ("channel"), or per token before image guidance ("text_channel").
+    The result is shortened to the length of `cond`, by a factor not below `renorm_min`: over a whole sample ("global"),
+    per token ("channel"), or per token before image guidance ("text_channel").
     """
     if text_drop is None or text_scale <= 1:
         return cond
     guided_by_text = text_drop + text_scale * (cond - text_drop)
     if renorm == "text_channel":
-        return _image_guided(_no_longer_than(cond, guided_by_text, (-1,), floor), image_drop, image_scale)
+        return _image_guided(_no_longer_than(cond, guided_by_text, (-1,), renorm_min), image_drop, image_scale)
     axes = (-2, -1) if renorm == "global" else (-1,)
-    return _no_longer_than(cond, _image_guided(guided_by_text, image_drop, image_scale), axes, floor)
+    return _no_longer_than(cond, _image_guided(guided_by_text, image_drop, image_scale), axes, renorm_min)
 
 
 def _image_guided(v: Tensor, image_drop: Tensor | None, scale: float) -> Tensor:
@@ -131,11 +132,10 @@ def _image_guided(v: Tensor, image_drop: Tensor | None, scale: float) -> Tensor:
     return image_drop + scale * (v - image_drop)
 
 
-def _no_longer_than(cond: Tensor, v: Tensor, axes: tuple[int, ...], floor: float) -> Tensor:
+def _no_longer_than(cond: Tensor, v: Tensor, axes: tuple[int, ...], renorm_min: float) -> Tensor:
     """`v`, shortened to the length of `cond` over `axes`."""
-    length = torch.linalg.vector_norm(v.float(), dim=axes, keepdim=True)
-    wanted = torch.linalg.vector_norm(cond.float(), dim=axes, keepdim=True)
-    return v * (wanted / (length + 1e-8)).clamp(floor, 1.0)
+    norm, cond_norm = (torch.linalg.vector_norm(each.float(), dim=axes, keepdim=True) for each in (v, cond))
+    return v * (cond_norm / (norm + 1e-8)).clamp(renorm_min, 1.0)  # 1e-8 as in the release
 
 
 def _column(value: float | Tensor, x: Tensor) -> Tensor:

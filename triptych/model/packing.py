@@ -1,7 +1,7 @@
-"""From blocks to a batch: a row is a list of blocks, and `pack` lays rows out for one forward (parity kit b.1, b.2).
+"""From blocks to a batch: a row is a list of blocks, and `pack_blocks` lays rows out for one forward (kit b.1, b.2).
 
 The same packing serves training (whole rows, no cache) and inference (what a row reads next, behind a `KVCache`), so
-that both see the same tokens, positions and mask.
+that both have the same tokens, positions and mask.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from triptych.model.transformer import PackLayout
 
 @dataclass(frozen=True)
 class Text:
-    """Ids between BOS and EOS. With `loss`, every id and the EOS are to be predicted, except ids at places `given`."""
+    """Ids between BOS and EOS. With `loss`, all ids and the EOS are predicted, except those at indices `ignore`."""
 
     ids: Sequence[int]
     loss: bool = False
-    given: Sequence[int] = ()
+    ignore: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids as they are, nothing added: how an unfinished answer goes on."""
+    """Ids as they are, nothing added: the tokens of an unfinished text."""
 
     ids: Sequence[int]
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture for understanding: `patches [patch dim]` in row-major order, `grid` = (rows, columns)."""
+    """An image for understanding: `patches [patch dim]` in row-major order, `grid` = (rows, columns)."""
 
     patches: Tensor
     grid: tuple[int, int]
@@ -43,7 +43,7 @@ class View:
 
 @dataclass(frozen=True)
 class Latent:
-    """A picture as latent tokens `[patch latent]`, clean where `time` is None, else noisy at that time."""
+    """An image as latent tokens `[patch latent]`, clean where `time` is None, else noisy at that time."""
 
     tokens: Tensor
     grid: tuple[int, int]
@@ -65,7 +65,7 @@ class Pack:
     time: Tensor  # [batch gen] float32
     latent_ids: Tensor  # [batch gen] rows of the position table
     layout: PackLayout
-    position: Tensor  # [batch] where each row goes on
+    position: Tensor  # [batch] at which the next block of each row starts
     ce_slots: Tensor  # und slots whose next token is to be predicted
     ce_targets: Tensor
     mse_slots: Tensor  # latent slots of blocks with loss
@@ -81,7 +81,7 @@ class Pack:
 
 
 class _Row:
-    """One row's columns while it is laid out."""
+    """One row while it is laid out: what each field of `Pack` and `PackLayout` will hold for it, block by block."""
 
     def __init__(self, start: int):
         self.position, self.order, self.blocks = start, 0, 0
@@ -89,53 +89,63 @@ class _Row:
         self.und: list[np.ndarray] = []  # each [4 token]: position, order, block, noise
         self.gen: list[np.ndarray] = []
         self.view_slots: list[np.ndarray] = []
-        self.ce: list[tuple[np.ndarray, np.ndarray]] = []
+        self.ce: list[tuple[np.ndarray, np.ndarray]] = []  # slots, and the ids that follow them
         self.latents: list[Tensor] = []
         self.times: list[np.ndarray] = []
         self.latent_ids: list[np.ndarray] = []
         self.mse: list[np.ndarray] = []
-        self.width = self.depth = 0  # und and gen tokens so far
+        self.und_length = self.gen_length = 0  # tokens so far
+
+    def add(self, block: Block, special: SpecialTokens, table_side: int) -> None:
+        if isinstance(block, Text):
+            self._add_text(np.array([special.bos, *block.ids, special.eos], np.int64), block.loss, block.ignore)
+        elif isinstance(block, Tokens):
+            self._add_text(np.array(block.ids, np.int64), False)
+        elif isinstance(block, View):
+            self._add_view(block, special)
+        else:
+            self._add_latent(block, special, table_side)
+
+    def _add_text(self, ids: np.ndarray, loss: bool, ignore: Sequence[int] = ()) -> None:
+        slots = self._add_und(ids, block=-1, noise=False, advance=True)
+        self.position += len(ids)
+        if loss:  # slot i predicts token i + 1, so that index 0 of `ignore` is the token behind BOS
+            self.ce.append((np.delete(slots[:-1], ignore), np.delete(ids[1:], ignore)))
+
+    def _add_view(self, block: View, special: SpecialTokens) -> None:
+        ids = np.zeros(block.grid[0] * block.grid[1] + 2, np.int64)
+        ids[0], ids[-1] = special.start_of_image, special.end_of_image
+        self.view_slots.append(self._add_und(ids, self.blocks, noise=False, advance=False)[1:-1])
+        self.blocks += 1
+        self.position += 1  # all tokens of an image share one position (kit b.2)
+
+    def _add_latent(self, block: Latent, special: SpecialTokens, table_side: int) -> None:
+        noise, count = block.time is not None, block.grid[0] * block.grid[1]
+        # The brackets are understanding tokens on both sides of the latents in `order`, though not in the slots.
+        self._add_und(np.array([special.start_of_image]), self.blocks, noise, advance=False)
+        self.gen.append(self._columns(count, self.blocks, noise, advance=False))
+        self._add_und(np.array([special.end_of_image]), self.blocks, noise, advance=False)
+        self.latents.append(block.tokens)
+        self.times.append(np.full(count, block.time or 0.0, np.float32))  # clean latents have time 0
+        self.latent_ids.append(grid_ids(block.grid, table_side))
+        if block.loss:
+            self.mse.append(np.arange(self.gen_length, self.gen_length + count))
+        self.gen_length += count
+        self.blocks += 1
+        self.position += not noise  # nothing follows on a noisy image: the next block has the same position
+
+    def _add_und(self, ids: np.ndarray, block: int, noise: bool, advance: bool) -> np.ndarray:
+        self.und.append(self._columns(len(ids), block, noise, advance))
+        self.ids.append(ids)
+        slots = np.arange(self.und_length, self.und_length + len(ids))
+        self.und_length += len(ids)
+        return slots
 
     def _columns(self, count: int, block: int, noise: bool, advance: bool) -> np.ndarray:
         order = np.arange(self.order, self.order + count)
         self.order += count
         position = np.arange(self.position, self.position + count) if advance else np.full(count, self.position)
         return np.stack([position, order, np.full(count, block), np.full(count, int(noise))])
-
-    def _add_und(self, ids: np.ndarray, block: int, noise: bool, advance: bool) -> np.ndarray:
-        self.und.append(self._columns(len(ids), block, noise, advance))
-        self.ids.append(ids)
-        slots = np.arange(self.width, self.width + len(ids))
-        self.width += len(ids)
-        return slots
-
-    def text(self, ids: np.ndarray, loss: bool, given: Sequence[int] = ()) -> None:
-        slots = self._add_und(ids, -1, False, True)
-        self.position += len(ids)
-        if loss:
-            self.ce.append((np.delete(slots[:-1], given), np.delete(ids[1:], given)))
-
-    def view(self, block: View, special: SpecialTokens) -> None:
-        count = block.grid[0] * block.grid[1]
-        ids = np.zeros(count + 2, np.int64)
-        ids[0], ids[-1] = special.start_of_image, special.end_of_image
-        self.view_slots.append(self._add_und(ids, self.blocks, False, False)[1:-1])
-        self.blocks, self.position = self.blocks + 1, self.position + 1
-
-    def latent(self, block: Latent, special: SpecialTokens, table_side: int) -> None:
-        noise = block.time is not None
-        rows, columns = block.grid
-        self._add_und(np.array([special.start_of_image]), self.blocks, noise, False)
-        self.gen.append(self._columns(rows * columns, self.blocks, noise, False))
-        self._add_und(np.array([special.end_of_image]), self.blocks, noise, False)
-        self.latents.append(block.tokens)
-        self.times.append(np.full(rows * columns, block.time or 0.0, np.float32))
-        self.latent_ids.append(grid_ids(block.grid, table_side))
-        if block.loss:
-            self.mse.append(np.arange(self.depth, self.depth + rows * columns))
-        self.depth += rows * columns
-        self.blocks += 1
-        self.position += not noise  # a noisy picture stands where the next block will
 
 
 def grid_ids(grid: tuple[int, int], table_side: int) -> np.ndarray:
@@ -151,25 +161,28 @@ def pack_blocks(
     device: torch.device,
     start: Tensor | None = None,
 ) -> Pack:
-    """Lay rows of blocks out; `start [batch]` is where each row's positions go on (0 without a context)."""
+    """Lay rows of blocks out; `start [batch]` is the position of each row's first block (0 without a cache)."""
     starts = [0] * len(rows) if start is None else start.tolist()
-    laid = [_lay(row, first, special, table_side) for row, first in zip(rows, starts, strict=True)]
-    und, gen = max(row.width for row in laid), max(row.depth for row in laid)
-    columns = np.zeros((4, len(laid), und + gen), np.int64)
-    columns[2] = -1
-    valid = np.zeros((len(laid), und + gen), bool)
-    ids, latent_ids = np.zeros((len(laid), und), np.int64), np.zeros((len(laid), gen), np.int64)
-    time = np.zeros((len(laid), gen), np.float32)
-    for index, row in enumerate(laid):
-        if row.width:
-            columns[:, index, : row.width] = np.concatenate(row.und, axis=1)
-            ids[index, : row.width] = np.concatenate(row.ids)
-            valid[index, : row.width] = True
-        if row.depth:
-            columns[:, index, und : und + row.depth] = np.concatenate(row.gen, axis=1)
-            latent_ids[index, : row.depth] = np.concatenate(row.latent_ids)
-            time[index, : row.depth] = np.concatenate(row.times)
-            valid[index, und : und + row.depth] = True
+    layouts = [_Row(position) for position in starts]
+    for layout, blocks in zip(layouts, rows, strict=True):
+        for block in blocks:
+            layout.add(block, special, table_side)
+    batch, und, gen = len(rows), max(row.und_length for row in layouts), max(row.gen_length for row in layouts)
+    columns = np.zeros((4, batch, und + gen), np.int64)
+    columns[2] = -1  # padding belongs to no image block
+    valid = np.zeros((batch, und + gen), bool)
+    ids, latent_ids = np.zeros((batch, und), np.int64), np.zeros((batch, gen), np.int64)
+    time = np.zeros((batch, gen), np.float32)
+    for index, row in enumerate(layouts):
+        if row.und_length:
+            columns[:, index, : row.und_length] = np.concatenate(row.und, axis=1)
+            ids[index, : row.und_length] = np.concatenate(row.ids)
+            valid[index, : row.und_length] = True
+        if row.gen_length:
+            columns[:, index, und : und + row.gen_length] = np.concatenate(row.gen, axis=1)
+            latent_ids[index, : row.gen_length] = np.concatenate(row.latent_ids)
+            time[index, : row.gen_length] = np.concatenate(row.times)
+            valid[index, und : und + row.gen_length] = True
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
@@ -177,44 +190,31 @@ def pack_blocks(
     return Pack(
         ids=put(ids),
         views=tuple(block for row in rows for block in row if isinstance(block, View)),
-        view_slots=put(_flat([(index * und, row.view_slots) for index, row in enumerate(laid)])),
-        latents=_gather_latents(laid, gen, latent_dim, device),
+        view_slots=put(_flat([(index * und, row.view_slots) for index, row in enumerate(layouts)])),
+        latents=_gather_latents(layouts, gen, latent_dim, device),
         time=put(time),
         latent_ids=put(latent_ids),
         layout=PackLayout(put(columns[0]), put(columns[1]), put(columns[2]), put(columns[3] > 0), put(valid)),
-        position=torch.tensor([row.position for row in laid], dtype=torch.long, device=device),
-        ce_slots=put(_flat([(index * und, [slots for slots, _ in row.ce]) for index, row in enumerate(laid)])),
-        ce_targets=put(_flat([(0, [targets for _, targets in row.ce]) for row in laid])),
-        mse_slots=put(_flat([(index * gen, row.mse) for index, row in enumerate(laid)])),
+        position=torch.tensor([row.position for row in layouts], dtype=torch.long, device=device),
+        ce_slots=put(_flat([(index * und, [slots for slots, _ in row.ce]) for index, row in enumerate(layouts)])),
+        ce_targets=put(_flat([(0, [targets for _, targets in row.ce]) for row in layouts])),
+        mse_slots=put(_flat([(index * gen, row.mse) for index, row in enumerate(layouts)])),
     )
 
 
-def _lay(blocks: Sequence[Block], start: int, special: SpecialTokens, table_side: int) -> _Row:
-    row = _Row(start)
-    for block in blocks:
-        if isinstance(block, Text):
-            row.text(np.array([special.bos, *block.ids, special.eos], np.int64), block.loss, block.given)
-        elif isinstance(block, Tokens):
-            row.text(np.array(block.ids, np.int64), False)
-        elif isinstance(block, View):
-            row.view(block, special)
-        else:
-            row.latent(block, special, table_side)
-    return row
-
-
 def _flat(parts: Sequence[tuple[int, Sequence[np.ndarray]]]) -> np.ndarray:
+    """All arrays as one, each plus the offset of its row in the flattened batch."""
     slots = [array + offset for offset, arrays in parts for array in arrays]
     return np.concatenate(slots).astype(np.int64) if slots else np.zeros(0, np.int64)
 
 
-def _gather_latents(laid: Sequence[_Row], gen: int, latent_dim: int, device: torch.device) -> Tensor:
+def _gather_latents(layouts: Sequence[_Row], gen: int, latent_dim: int, device: torch.device) -> Tensor:
     """Latent tokens `[batch gen latent]` in float32, zero where a row has fewer."""
-    if all(row.depth == gen for row in laid) and gen:
-        tokens = torch.cat([block for row in laid for block in row.latents])
-        return tokens.to(device=device, dtype=torch.float32).view(len(laid), gen, latent_dim)
-    latents = torch.zeros(len(laid), gen, latent_dim, device=device)
-    for index, row in enumerate(laid):
-        if row.depth:
-            latents[index, : row.depth] = torch.cat(row.latents).to(device=device, dtype=torch.float32)
+    if all(row.gen_length == gen for row in layouts) and gen:  # the usual case of a denoising step: one copy
+        tokens = torch.cat([block for row in layouts for block in row.latents])
+        return tokens.to(device=device, dtype=torch.float32).view(len(layouts), gen, latent_dim)
+    latents = torch.zeros(len(layouts), gen, latent_dim, device=device)
+    for index, row in enumerate(layouts):
+        if row.gen_length:
+            latents[index, : row.gen_length] = torch.cat(row.latents).to(device=device, dtype=torch.float32)
     return latents

@@ -1,8 +1,8 @@
-"""The model's words: its tokenizer, and every prompt template beside the parser of its answer (parity kit b.10).
+"""Text formats: the tokenizer, and for every beat what wraps its text beside the parser of it (parity kit b.10).
 
 A plan is `<think>plan</think>`; a reflection is `<think>reflection</think>instruction`, or STOP in place of the
-instruction; an answer may begin with a thought in the same tags. What was generated is kept as token
-ids and is never tokenised again.
+instruction; an answer may begin with a thought in the same tags. What was sampled is kept as token ids and is never
+tokenized again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from triptych.errors import ModelError
 OPEN, CLOSE = "<think>", "</think>"
 STOP = "no further edit needed"
 _STOP_MARK = "no further edit"  # what is looked for, whatever the case
-_UNPARSED = "No further edit needed"  # an answer that never closes its thought asks for nothing
+_UNPARSED = "No further edit needed"  # a reflection that never closes its thought is a stop, as in the release
 
 _PLAN = re.compile(r"<think>(?:(?!</?think>).)*</think>", re.DOTALL)
 _REFLECTION = re.compile(r"<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)+", re.DOTALL)
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Resolve BAGEL's four marks by name; their numbers differ between tokenizers."""
+    """Resolve BAGEL's four special tokens by name; their numbers differ between tokenizers."""
     names = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
     ids = [tokenizer.token_to_id(name) for name in names]
     missing = [name for name, number in zip(names, ids, strict=True) if number is None]
@@ -71,17 +71,17 @@ def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def wrap_plan(plan: str) -> str:
-    """What a planner should say."""
+    """The text of a plan, as SFT teaches it."""
     return f"{OPEN}{plan}{CLOSE}"
 
 
 def wrap_reflection(reflection: str, instruction: str | None) -> str:
-    """What a reflector should say; no instruction means stop."""
+    """The text of a reflection, as SFT teaches it; no instruction means stop."""
     return f"{OPEN}{reflection}{CLOSE}{instruction or STOP}"
 
 
 def wrap_answer(thought: str | None, reply: str) -> str:
-    """What should be answered, behind a thought where there is one."""
+    """The text of an answer, behind a thought where there is one."""
     return reply if thought is None else f"{wrap_plan(thought)}{reply}"
 
 
@@ -106,11 +106,10 @@ def is_stop(instruction: str) -> bool:
 
 
 def parse_answer(text: str) -> str:
-    """What follows the last closing tag, stripped; without a tag, all that was said."""
+    """What follows the last closing tag, stripped; without a tag, the whole text."""
     return text.rsplit(CLOSE, 1)[-1].strip()
 
 
 def parse_thought(text: str) -> str:
     """What stands inside the think tags, for showing to a person; the whole text where there are none."""
-    inside = text.split(OPEN, 1)[-1]
-    return inside.split(CLOSE, 1)[0].strip()
+    return text.split(OPEN, 1)[-1].split(CLOSE, 1)[0].strip()

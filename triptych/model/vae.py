@@ -1,7 +1,7 @@
-"""Picture to latent and back: the FLUX autoencoder, and how a latent is cut into tokens.
+"""Image to latent and back: the FLUX autoencoder, and how a latent is cut into tokens.
 
-Pixels run from -1 to 1. A latent is `scale * (sample - shift)`, 8 times smaller than the picture on each side for both
-model sizes. One batch holds pictures of one size: padding would reach the group norms and the middle attention, and so
+Pixels run from -1 to 1. A latent is `scale * (sample - shift)`, 8 times smaller than the image on each side for both
+model sizes. One batch holds images of one size: padding would reach the group norms and the middle attention, and so
 change the latents (parity kit b.6, c.B3). Names of the layers are those of the published ae.safetensors.
 """
 
@@ -20,7 +20,7 @@ from triptych.model.config import AutoencoderConfig
 
 
 def patchify(latent: Float[Tensor, "batch channel height width"], side: int) -> Float[Tensor, "batch patch latent"]:
-    """Cut a latent into tokens, row by row; inside a token: row, column, channel, the channel fastest (kit b.5)."""
+    """Cut a latent into tokens, row by row; within a token: row, column, channel, the channel fastest (kit b.5)."""
     batch, channel, height, width = latent.shape
     grid = latent.reshape(batch, channel, height // side, side, width // side, side)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // side) * (width // side), side * side * channel)
@@ -39,23 +39,23 @@ def unpatchify(
 class ResidualBlock(nn.Module):
     """Two convolutions beside the input; `nin_shortcut` only where the number of channels changes."""
 
-    def __init__(self, inside: int, outside: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.norm1 = _norm(inside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, padding=1)
-        self.norm2 = _norm(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
-        if inside != outside:
-            self.nin_shortcut = nn.Conv2d(inside, outside, 1)
+        self.norm1 = _norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch outside h w"]:
+    def forward(self, x: Float[Tensor, "batch in_channels h w"]) -> Float[Tensor, "batch out_channels h w"]:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
 class MiddleAttention(nn.Module):
-    """One head over all places of the picture; only in the middle, where there are few."""
+    """One head over all positions; only at the lowest resolution, where there are few."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -68,8 +68,8 @@ class MiddleAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
-        seen = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        return x + self.proj_out(seen.transpose(1, 2).reshape(x.shape))
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class MiddleBlock(nn.Module):
@@ -86,7 +86,7 @@ class MiddleBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve each side; one row and one column of zeros at the bottom and right, none at the top and left."""
+    """Halve each side. Zeros pad the bottom and the right alone, as in the published model."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -110,15 +110,19 @@ class Upsample(nn.Module):
 class ResolutionLevel(nn.Module):
     """The residual blocks of one resolution, and the step to the next one."""
 
-    def __init__(self, inside: int, outside: int, blocks: int, step: type[Downsample] | type[Upsample] | None):
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, step: type[Downsample] | type[Upsample] | None
+    ):
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(inside if i == 0 else outside, outside) for i in range(blocks))
+        self.block = nn.ModuleList(
+            ResidualBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
         if step is Downsample:
-            self.downsample = Downsample(outside)
+            self.downsample = Downsample(out_channels)
         if step is Upsample:
-            self.upsample = Upsample(outside)
+            self.upsample = Upsample(out_channels)
 
-    def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch outside h2 w2"]:
+    def forward(self, x: Float[Tensor, "batch in_channels h w"]) -> Float[Tensor, "batch out_channels h2 w2"]:
         for block in self.block:
             x = block(x)
         if hasattr(self, "downsample"):
@@ -152,7 +156,7 @@ class VAEEncoder(nn.Module):
 class VAEDecoder(nn.Module):
     """A latent (unscaled) to pixels; one residual block more per level than the encoder.
 
-    `up[0]` is the finest level, as in the published names, so the way runs from the last to the first.
+    `up[0]` is the finest level, as in the published names, so that the forward runs from the last to the first.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -175,7 +179,7 @@ class VAEDecoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Picture to latent and back; works under bf16 autocast and in channels_last.
+    """Image to latent and back; works under bf16 autocast and in channels_last.
 
     On a CPU bf16 autocast halves a training step, and channels_last doubles it again: the backward of its group norm is
     not vectorised. On CUDA channels_last is the faster layout.
@@ -206,13 +210,13 @@ class Autoencoder(nn.Module):
         sample = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
         return self.config.scale_factor * (sample - self.config.shift_factor)
 
-    def encode_each(self, pictures: Sequence[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "z _ _"]]:
-        """Latents (posterior mean) of pictures of any sizes; each size is its own batch, nothing is padded."""
+    def encode_each(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "z _ _"]]:
+        """Latents (posterior mean) of images of any sizes; each size is its own batch, nothing is padded."""
         latents: dict[int, Tensor] = {}
-        for size in dict.fromkeys(picture.shape for picture in pictures):
-            rows = [i for i, picture in enumerate(pictures) if picture.shape == size]
-            latents.update(zip(rows, self.encode(torch.stack([pictures[i] for i in rows])), strict=True))
-        return [latents[i] for i in range(len(pictures))]
+        for size in dict.fromkeys(image.shape for image in images):
+            rows = [i for i, image in enumerate(images) if image.shape == size]
+            latents.update(zip(rows, self.encode(torch.stack([images[i] for i in rows])), strict=True))
+        return [latents[i] for i in range(len(images))]
 
     def decode(self, latent: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels of a scaled latent; not clamped."""

@@ -1,7 +1,7 @@
-"""Picture to understanding tokens: the SigLIP tower, its connector, and the fixed tables of places (parity kit b.5).
+"""Image to understanding tokens: the SigLIP tower, its connector, and the fixed position tables (parity kit b.5).
 
-A picture enters as a row of patches with their place numbers `row * side + column` in the corner of a fixed grid: no
-interpolation, any aspect (NaViT style). Each picture attends to itself only, fully; pictures of different sizes share a
+An image enters as a row of patches with their position ids `row * side + column` in the corner of a fixed grid: no
+interpolation, any aspect (NaViT style). Each image attends to itself only, fully; images of different sizes share a
 batch by padding and a mask. Names of the layers are those of the published checkpoint.
 """
 
@@ -16,7 +16,7 @@ from triptych.model.config import VisionConfig
 
 
 def sincos_table(side: int, dim: int) -> Float[Tensor, "{side}*{side} {dim}"]:
-    """Places of a side x side grid: the first half of the channels tells the column, the second half the row.
+    """Positions of a side x side grid: the first half of the channels is of the column, the second half of the row.
 
     Each half is [sin | cos] at frequencies 1/10000^(i/(dim/4)); computed in float64, returned in float32 (kit b.5).
     """
@@ -44,7 +44,7 @@ class PositionTable(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    """Patch and place to the tower's width; both learned."""
+    """Patch and position to the tower's width; both learned."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -58,7 +58,7 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention of a picture to itself."""
+    """Multi-head attention within each image."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches of pictures to understanding states, before the connector."""
+    """Patches of images to hidden states, before the connector."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -139,7 +139,7 @@ class VisionTower(nn.Module):
     ) -> Float[Tensor, "batch patch hidden"]:
         """States of every patch; `mask` is true at real patches, and states at the others mean nothing.
 
-        `patches` are 3 * 14 * 14 numbers in the order row, column, colour (`vae.patchify`).
+        `patches` are 3 * 14 * 14 numbers in the order row, column, color (`vae.patchify`).
         """
         x = self.vision_model.embeddings(patches, position_ids)
         for layer in self.vision_model.encoder.layers:
@@ -148,14 +148,14 @@ class VisionTower(nn.Module):
 
 
 class Connector(nn.Module):
-    """Vision states to the language model's width; the table of places is added by the caller."""
+    """Hidden states to the language model's width; the caller adds the position table."""
 
-    def __init__(self, inside: int, outside: int):
+    def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(inside, outside)
-        self.fc2 = nn.Linear(outside, outside)
+        self.fc1 = nn.Linear(in_dim, out_dim)
+        self.fc2 = nn.Linear(out_dim, out_dim)
 
-    def forward(self, x: Float[Tensor, "*shape inside"]) -> Float[Tensor, "*shape outside"]:
+    def forward(self, x: Float[Tensor, "*shape in_dim"]) -> Float[Tensor, "*shape out_dim"]:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 

@@ -3,7 +3,7 @@
     llm_config.json, vit_config.json    sizes, by their published names
     triptych.json                       the rest of `BagelConfig`; a released BAGEL has none, and gets `BAGEL_7B`'s
     ema.safetensors, ae.safetensors     the model and its autoencoder, under the published names, one to one
-    tokenizer.json                      the words
+    tokenizer.json                      the tokenizer
 
 `ema` may be in shards with an index. Parameters of the model take the compute dtype; the autoencoder stays in float32,
 since it is a hundredth of the weights and bf16 costs it visible detail.
@@ -40,8 +40,11 @@ from triptych.model.vision import sincos_table
 MODEL_FILES = ("ema.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
 AUTOENCODER_FILE = "ae.safetensors"
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
-_SHOWN = 8  # names listed in an error
-_OURS = ("select_layer", "patches_per_side")  # settings of the vision tower that vit_config.json does not know
+_LISTED = 8  # names listed in an error
+_VISION_ONLY_OURS = (
+    "select_layer",
+    "patches_per_side",
+)  # settings of the vision tower that vit_config.json does not know
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PERIOD, _CHUNK = 1021, 2**22  # of the positions' weights (a prime), and elements that are summed at once: 32 MB
 _CONFIG_FILES = ("llm_config.json", "vit_config.json", "ae_config.json", "bagel_args.json", "triptych.json")
@@ -66,7 +69,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         state[key] = tensor.to(device=device, dtype=dtype)
     for key, tensor in _read([folder / AUTOENCODER_FILE], expected[AUTOENCODER_FILE], {}, folder):
         state[_PREFIX + key] = tensor.to(device=device, dtype=torch.float32)
-    bagel.load_state_dict(state, assign=True)
+    bagel.load_state_dict(state, assign=True)  # the tensors themselves: the model was on the meta device
     return bagel.eval()
 
 
@@ -81,10 +84,10 @@ def outline(
     Raises ModelError for sizes that cannot be of one model, as what is built of them notices.
     """
     try:
-        for part in (config.language, config.vision):  # a vision tower would notice at its first picture
+        for part in (config.language, config.vision):  # a vision tower would notice at its first image
             if part.hidden_size % part.num_attention_heads:
-                wanted = f"a multiple of its num_attention_heads, {part.num_attention_heads}"
-                raise ValueError(f"hidden_size is {part.hidden_size}; expected {wanted}")
+                expected = f"a multiple of its num_attention_heads, {part.num_attention_heads}"
+                raise ValueError(f"hidden_size is {part.hidden_size}; expected {expected}")
         with torch.device("meta"):
             return Bagel(config, tokenizer, special)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -186,8 +189,8 @@ def shapes(bagel: Bagel) -> dict[str, dict[str, tuple[int, ...]]]:
     """Names and shapes that each weight file of this model holds; works on the meta device."""
     files: dict[str, dict[str, tuple[int, ...]]] = {"ema.safetensors": {}, AUTOENCODER_FILE: {}}
     for key, tensor in bagel.state_dict().items():
-        inside = key.startswith(_PREFIX)
-        files[AUTOENCODER_FILE if inside else "ema.safetensors"][key.removeprefix(_PREFIX)] = tuple(tensor.shape)
+        file = AUTOENCODER_FILE if key.startswith(_PREFIX) else "ema.safetensors"
+        files[file][key.removeprefix(_PREFIX)] = tuple(tensor.shape)
     return files
 
 
@@ -223,8 +226,8 @@ def read_config(folder: Path) -> tuple[BagelConfig, templates.SpecialTokens | No
     if (folder / "ae_config.json").is_file():
         sections["autoencoder"] = "ae_config.json"
     for section, name in sections.items():
-        known = {key: value for key, value in _json(folder / name).items() if key in defaults[section]}
-        record[section] = defaults[section] | known | _named(ours.get(section, {}), f"{section} in triptych.json")
+        sizes = {key: value for key, value in _json(folder / name).items() if key in defaults[section]}
+        record[section] = defaults[section] | sizes | _named(ours.get(section, {}), f"{section} in triptych.json")
     if (folder / "bagel_args.json").is_file():
         arguments = _json(folder / "bagel_args.json")
         try:
@@ -257,7 +260,7 @@ def _named(value: Any, what: str) -> dict[str, Any]:
 def _write_config(bagel: Bagel, folder: Path) -> None:
     record = config_to_json(bagel.config)
     language, vision = record.pop("language"), record.pop("vision")
-    record["vision"] = {key: vision.pop(key) for key in _OURS}
+    record["vision"] = {key: vision.pop(key) for key in _VISION_ONLY_OURS}
     language |= {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False}
     vision |= {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
     if bagel.has_tokenizer:
@@ -273,10 +276,10 @@ def _build(kind: Any, record: Any, path: str) -> Any:
     if not isinstance(record, Mapping):
         raise ModelError(f"setting {path or 'configuration'} is {record!r}; expected named values")
     hints = get_type_hints(kind)
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(record) - known)
+    names = {field.name for field in fields(kind)}
+    unknown = sorted(set(record) - names)
     if unknown:
-        raise ModelError(f"unknown setting {path}{unknown[0]}; expected one of {', '.join(sorted(known))}")
+        raise ModelError(f"unknown setting {path}{unknown[0]}; expected one of {', '.join(sorted(names))}")
     return kind(**{name: _typed(hints[name], value, path + name) for name, value in record.items()})
 
 
@@ -314,17 +317,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    found = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
-    if found is None:
+    path = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
+    if path is None:
         raise ModelError(f"no weights in {folder}; expected one of {', '.join(MODEL_FILES)}")
-    if found.suffix != ".json":
-        return [found]
-    index = _json(found).get("weight_map")
+    if path.suffix != ".json":
+        return [path]
+    index = _json(path).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise ModelError(f"{found} has no weight_map; fetch it again")
+        raise ModelError(f"{path} has no weight_map; fetch it again")
     for name in index.values():
         if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
-            raise ModelError(f"{found} names {name!r} as weights; expected a safetensors file: fetch it again")
+            raise ModelError(f"{path} names {name!r} as weights; expected a safetensors file: fetch it again")
     return [folder / name for name in sorted(set(index.values()))]
 
 
@@ -340,7 +343,10 @@ def _tables(config: BagelConfig) -> dict[str, Tensor]:
 def _read(
     files: list[Path], expected: Mapping[str, tuple[int, ...]], spare: Mapping[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every expected tensor, one at a time; `spare` fills in for absent ones. Names and shapes are checked first."""
+    """Every expected tensor, one at a time; `spare` fills in for absent ones. Names and shapes are checked first.
+
+    One at a time, so that a 7B on its way to a GPU never stands in main memory as a whole.
+    """
     try:
         opened = [safe_open(path, framework="pt") for path in files]
     except FileNotFoundError as error:
@@ -348,27 +354,29 @@ def _read(
     except (OSError, SafetensorError) as error:
         raise ModelError(f"a weight file in {folder} is damaged: {error}; fetch it again") from error
     where = {key: file for file in opened for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    found = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
-    _compare(expected, found, spare, f"{files[0]}{'' if len(files) == 1 else ' and its shards'}")
+    stored = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
+    _compare(expected, stored, spare, f"{files[0]}{'' if len(files) == 1 else ' and its shards'}")
     for key in expected:
         yield key, where[key].get_tensor(key) if key in where else spare[key]
 
 
 def _compare(
     expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, tuple[int, ...]],
     spare: Mapping[str, Tensor],
     name: str,
 ) -> None:
-    off = [f"{key}: expected {list(shape)}, got none" for key, shape in expected.items() if key not in {*found, *spare}]
-    off += [f"{key}: expected none, got {list(shape)}" for key, shape in found.items() if key not in expected]
+    off = [
+        f"{key}: expected {list(shape)}, got none" for key, shape in expected.items() if key not in {*stored, *spare}
+    ]
+    off += [f"{key}: expected none, got {list(shape)}" for key, shape in stored.items() if key not in expected]
     off += [
         f"{key}: expected {list(expected[key])}, got {list(shape)}"
-        for key, shape in found.items()
+        for key, shape in stored.items()
         if key in expected and shape != expected[key]
     ]
     if off:
-        shown = "; ".join(off[:_SHOWN]) + (f"; and {len(off) - _SHOWN} more" if len(off) > _SHOWN else "")
+        shown = "; ".join(off[:_LISTED]) + (f"; and {len(off) - _LISTED} more" if len(off) > _LISTED else "")
         raise ModelError(f"{name} does not fit its configuration. {shown}. Check that the json files are its own.")
 
 
