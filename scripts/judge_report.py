@@ -30,7 +30,7 @@ from triptych.model.config import SKETCH
 from triptych.model.vae import Autoencoder
 from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, verdict
 from triptych.rewards.template_matching import TemplateJudge
-from triptych.sft.sticker_detector import blur, facts, strew, through
+from triptych.sft.sticker_detector import blur, facts, free_scene, through
 from triptych.trace import Spec
 
 LAYOUTS = {"centred": DEFAULT_LAYOUT, "free": FREE_LAYOUT}
@@ -100,7 +100,7 @@ def measure(eyes: Eyes, options: JudgeReport, count: int) -> dict[str, float]:
     specs = [random_spec(seed) for seed in seeds]
     truth = [Scene.sample(spec, seed) for spec, seed in zip(specs, seeds, strict=True)]
     wrong = [spoil(scene, spec, seed, edits=1) for scene, spec, seed in zip(truth, specs, seeds, strict=True)]
-    strewn = [strew(seed) for seed in seeds]
+    strewn = [free_scene(seed) for seed in seeds]
     images = render(truth)
 
     eyes(images[:64])

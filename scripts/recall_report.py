@@ -25,7 +25,7 @@ from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model import weights
 from triptych.model.bagel import Bagel
-from triptych.sft.joint import JointConfig, told
+from triptych.sft.joint import sample_rows
 
 FIRST, BATCH, BATCHES = 1_900_000_000, 150, 8
 UNSEEN = DataMix(right=0.0, scrambled=1.0, unseen=1.0)
@@ -50,7 +50,7 @@ def main(names: Sequence[str]) -> None:
 @torch.no_grad()
 def read(bagel: Bagel, seeds: Sequence[int], found: dict[int, list[bool]], known: Known) -> None:
     """Add a batch of reflections to both tallies."""
-    rows, _ = told(bagel, JointConfig(), [sft_sample("reflect", seed, UNSEEN) for seed in seeds], torch.Generator())
+    rows, _ = sample_rows(bagel, [sft_sample("reflect", seed, UNSEEN) for seed in seeds], torch.Generator())
     batch, heard = bagel.pack(rows), list[Tensor]()
     und, _ = bagel(batch, heard=heard)
     said = bagel.logits(und).argmax(-1)
