@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from triptych.apps.arguments import sampling_of
+from triptych.apps.options import SamplingChoice
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.sft_samples import HARD_PROMPTS
 from triptych.data.specs import random_spec
@@ -46,7 +47,7 @@ def main(asked: Report) -> None:
     specs = filter(HARD_PROMPTS[asked.kind], map(random_spec, itertools.count(FIRST)))
     prompts = [Prompt(prompt_text(spec, wording_of(spec)), spec) for spec in itertools.islice(specs, asked.count)]
     for guidance in asked.guidance:
-        sampling, right = sampling_of(bagel.config, None, guidance, asked.temperature), 0
+        sampling, right = sampling_of(bagel.config, SamplingChoice(guidance=guidance, temperature=asked.temperature)), 0
         for start in range(0, len(prompts), asked.batch):
             part = prompts[start : start + asked.batch]
             seeds = list(range(start, start + len(part)))

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from triptych.apps.bench_training import PARTS
 
 from triptych.apps import bench, bench_training
-from triptych.apps.bench_training import PARTS
 from triptych.apps.cli import main
 from triptych.rewards.judge import BrightnessJudge
 from triptych.rl.config import LoraConfig

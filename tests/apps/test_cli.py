@@ -18,8 +18,10 @@ from PIL import Image
 from scripted import ScriptedPolicy, open_scripted
 
 from triptych.apps.cli import COMMANDS, main
-from triptych.apps.draw import DrawSettings, Job, TurnListener, exhibits
-from triptych.apps.output import OutputFolder, TraceView
+from triptych.apps.draw import DrawJob, DrawSettings, trace_views
+from triptych.apps.output import OutputFolder
+from triptych.apps.terminal import TurnListener
+from triptych.apps.trace_view import TraceView
 from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
@@ -160,7 +162,7 @@ def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.Capt
     twos, whole = TraceView.load(Path("twos")), TraceView.load(Path("whole"))
     assert twos.settings["best_of"] == whole.settings["best_of"] and twos.trace.seed == whole.trace.seed
     told: list[int] = []
-    jobs = [Job(PROMPT, parsed(PROMPT), seed) for seed in range(5)]
+    jobs = [DrawJob(PROMPT, parsed(PROMPT), seed) for seed in range(5)]
 
     def listener(count: int) -> TurnListener:
         told.append(count)
@@ -168,17 +170,17 @@ def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.Capt
 
     policy = ScriptedPolicy()
     manner = DrawSettings(1, policy.config.sampling, batch=2, best_of=5)
-    assert len(list(exhibits(policy, jobs, manner, WorldJudge(), listener, {}))) == 1 and told == [2, 2, 1]
+    assert len(list(trace_views(policy, jobs, manner, WorldJudge(), listener, {}))) == 1 and told == [2, 2, 1]
 
 
 def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
     def judge(traces):
         raise KeyboardInterrupt
 
-    policy, jobs = ScriptedPolicy(), [Job(PROMPT, parsed(PROMPT), seed) for seed in range(2)]
+    policy, jobs = ScriptedPolicy(), [DrawJob(PROMPT, parsed(PROMPT), seed) for seed in range(2)]
     kept = []
     with pytest.raises(KeyboardInterrupt):
-        for exhibit in exhibits(
+        for exhibit in trace_views(
             policy, jobs, DrawSettings(1, policy.config.sampling), judge, lambda count: TurnListener(), {}
         ):
             kept.append(exhibit)
@@ -192,13 +194,13 @@ def test_two_runs_do_not_share_a_wall(many: bool):
     for named in (Path("wall"), None):
         first, second = (OutputFolder.open(named, "two cats", 0, many) for _ in range(2))
         assert first.folder == second.folder  # neither was there yet
-        first.hang(exhibit)
+        first.write(exhibit)
         if named:
             with pytest.raises(OutputError, match="exists"):
-                second.hang(exhibit)
+                second.write(exhibit)
         else:
-            second.hang(exhibit)
-            first.hang(exhibit) if many else None
+            second.write(exhibit)
+            first.write(exhibit) if many else None
             assert second.folder.name == "two-cats-0-2" and len(list(Path("traces").iterdir())) == 2
 
 
@@ -242,7 +244,7 @@ def test_judge_checks_every_fact(picture: Path, capsys: pytest.CaptureFixture):
 
 
 def test_eval_resumes_where_it_was(capsys: pytest.CaptureFixture):
-    command = ("eval", "rehearsal", "--limit", 4, "--turns", 3, "--out", "run", "--json")
+    command = ("eval", "dev", "--limit", 4, "--turns", 3, "--out", "run", "--json")
     assert triptych(*command) == 0
     whole = json.loads(capsys.readouterr().out)
     lines = Path("run/results.jsonl").read_text().splitlines(keepends=True)

@@ -21,9 +21,9 @@ from triptych.trace import Prompt
 def test_every_parameter_is_in_one_part(config):
     with torch.device("meta"):
         bagel = Bagel(config)
-    parts = info.parts(bagel)
+    parts = info.part_sizes(bagel)
     assert sum(parts.values()) == sum(tensor.numel() for tensor in bagel.state_dict().values())
-    assert all(parts.values()) and tuple(parts) == info.PARTS
+    assert all(parts.values()) and tuple(parts) == info.MODEL_PARTS
 
 
 def test_sizes_are_told_in_their_unit():
@@ -35,10 +35,10 @@ def test_sizes_are_told_in_their_unit():
     ]
 
 
-def test_a_tireless_policy_uses_every_turn():
+def test_a_policy_that_never_stops_uses_every_turn():
     prompt = Prompt("a photo of two cats")
     *_, (own,) = play(ScriptedPolicy(mistakes=0), [prompt], [0], turns=3)
-    *_, (forced,) = play(bench.Tireless(ScriptedPolicy(mistakes=0)), [prompt], [0], turns=3)  # pyright: ignore
+    *_, (forced,) = play(bench.NeverStop(ScriptedPolicy(mistakes=0)), [prompt], [0], turns=3)  # pyright: ignore
     assert own.finished and len(own.images) == 1
     assert not forced.finished and len(forced.images) == 4
 
@@ -46,7 +46,7 @@ def test_a_tireless_policy_uses_every_turn():
 def test_packed_guidance_is_guidance_branch_by_branch():
     model = Bagel(SKETCH, build_tokenizer()).eval()
     torch.nn.init.normal_(model.llm2vae.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    step = bench.guidance(model, batch=3, repeats=1)
+    step = bench.time_guidance(model, batch=3, repeats=1)
     assert step["largest_difference"] < 1e-4
 
 

@@ -383,7 +383,7 @@ def test_a_hostile_picture_is_one_line_at_every_door(capsys: pytest.CaptureFixtu
 
 
 def test_a_damaged_run_is_one_line_and_stays_as_it_is(capsys: pytest.CaptureFixture):
-    words = ["eval", "rehearsal", "--limit", "2", "--turns", "1", "--out", "run"]
+    words = ["eval", "dev", "--limit", "2", "--turns", "1", "--out", "run"]
     assert main(words, lambda *_: ScriptedPolicy()) == 0  # pyright: ignore[reportArgumentType]
     capsys.readouterr()
     cases = list(runs(Path("run")))

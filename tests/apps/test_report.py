@@ -13,7 +13,7 @@ import pytest
 
 from triptych.apps.arguments import shard_of
 from triptych.apps.cli import main
-from triptych.apps.run_page import MOST_BYTES, spread
+from triptych.apps.run_page import MAX_BYTES, evenly_spaced
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval.benchmark import Benchmark, run
 from triptych.eval.results import Report
@@ -76,7 +76,7 @@ def report(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str
 
 def test_two_processes_share_a_run(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Together they leave what one process would: each job once, in two files, under one manifest."""
-    command = [sys.executable, str(TESTS / "scripted.py"), "eval", "rehearsal", "--limit", "6", "--turns", "1"]
+    command = [sys.executable, str(TESTS / "scripted.py"), "eval", "dev", "--limit", "6", "--turns", "1"]
     command += ["--batch", "1", "--out", str(tmp_path / "run"), "--shard"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     both = [
@@ -86,15 +86,15 @@ def test_two_processes_share_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     for process in both:
         out, _ = process.communicate(timeout=540)
         assert process.returncode == 0, out.decode()
-    ledger = RunFolder.read(tmp_path / "run")
+    run_folder = RunFolder.read(tmp_path / "run")
     jobs = {}
     for index in (1, 2):
         lines = (tmp_path / f"run/results-{index}-of-2.jsonl").read_text().splitlines()
         jobs[index] = [json.loads(line)["prompt"] for line in lines]
     assert jobs == {1: [0, 2, 4], 2: [1, 3, 5]}
-    assert [(row.prompt, row.seed) for row in ledger.played()] == ledger.jobs
-    assert Report.load(tmp_path / "run/report.json") == ledger.report()  # written by whichever came last
-    assert all(ledger.picture(row, 0).exists() for row in ledger.rows())
+    assert [(row.prompt, row.seed) for row in run_folder.rows()] == run_folder.jobs
+    assert Report.load(tmp_path / "run/report.json") == run_folder.report()  # written by whichever came last
+    assert all(run_folder.kept_picture(row, 0).exists() for row in run_folder.rows())
     assert report(capsys, tmp_path / "run")[0] == 0 and (tmp_path / "run/report.html").exists()
 
 
@@ -142,7 +142,7 @@ def test_the_page_is_the_same_when_it_is_made_again(tmp_path: Path, capsys: pyte
 
 
 def test_pictures_that_are_not_there_are_said_to_be_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture):
-    folder = played(tmp_path / "bare", [0], [100], turns=0, keep=False)
+    folder = played(tmp_path / "bare", [0], [100], turns=0, keep_pictures=False)
     report(capsys, folder)
     assert "this run kept no pictures of its own" in (folder / "report.html").read_text()
     folder = played(tmp_path / "torn", [0], [100], turns=0)
@@ -152,8 +152,8 @@ def test_pictures_that_are_not_there_are_said_to_be_elsewhere(tmp_path: Path, ca
 
 
 def test_a_page_stays_within_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    assert MOST_BYTES < 10_000_000
-    monkeypatch.setattr("triptych.apps.run_page.MOST_BYTES", 500)
+    assert MAX_BYTES < 10_000_000
+    monkeypatch.setattr("triptych.apps.run_page.MAX_BYTES", 500)
     folder = played(tmp_path / "run", *[[0]] * 12, turns=0)
     report(capsys, folder)
     page = (folder / "report.html").read_text()
@@ -162,7 +162,11 @@ def test_a_page_stays_within_its_budget(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_selection_is_spread_evenly():
-    assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8] and spread([1, 2], 5) == [1, 2] and spread([], 3) == []
+    assert (
+        evenly_spaced(list(range(10)), 5) == [0, 2, 4, 6, 8]
+        and evenly_spaced([1, 2], 5) == [1, 2]
+        and evenly_spaced([], 3) == []
+    )
 
 
 # --- several runs -----------------------------------------------------------------------------------------------------

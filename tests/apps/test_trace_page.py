@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.apps import trace_page
-from triptych.apps.output import TraceView
+from triptych.apps.output import write_trace
+from triptych.apps.trace_page import PAGE_IMAGE_SIDE, thumbnail, trace_card, trace_index, trace_page, turn_panels
+from triptych.apps.trace_view import TraceView
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn, Verdict
 
 NASTY = """<script>alert("1")</script> & {{ 7 * 7 }} <img src=x onerror='x'> "quoted" """
@@ -35,7 +36,7 @@ def trace(given: bool = False, side: int = 96) -> Trace:
     return Trace(prompt, (edit, stop) if given else (first, edit, stop))
 
 
-def exhibit(**changes) -> TraceView:
+def view(**changes) -> TraceView:
     verdicts = (Verdict(0.5, ("grey",), ("light: found dark",)), Verdict(1.0, ("grey", "light"), ()))
     return TraceView(
         **{"trace": trace(), "stop": "model", "turns": 4, "verdicts": verdicts, "settings": {"a": {"b": 7}}} | changes
@@ -58,7 +59,7 @@ class Addresses(HTMLParser):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_page_needs_nothing_but_itself(given: bool):
-    page = trace_page.page(exhibit(trace=trace(given)))
+    page = trace_page(view(trace=trace(given)))
     addresses = Addresses(page)
     assert all(address.startswith(("data:", "#")) for address in addresses.found)
     assert "http" not in page.replace("http-equiv", "")
@@ -70,7 +71,7 @@ def test_a_page_needs_nothing_but_itself(given: bool):
 
 def test_every_picture_is_on_the_page_once():
     shown = trace()
-    page = trace_page.page(exhibit(trace=shown))
+    page = trace_page(view(trace=shown))
     pictures = [base64.b64decode(code) for code in re.findall(r"data:image/png;base64,([^\"]+)", page)]
     pixels = [np.asarray(Image.open(io.BytesIO(code))) for code in pictures]
     assert len(pixels) == len(shown.images)
@@ -78,7 +79,7 @@ def test_every_picture_is_on_the_page_once():
 
 
 def test_all_that_was_said_is_on_the_page():
-    page = trace_page.page(exhibit())
+    page = trace_page(view())
     for words in ("a grey plan", "too dark", "make it lighter", "all as asked.", "light: found dark", "a.b", "1.5 s"):
         assert words in page
     assert "<think>" not in page and "&lt;think" not in page
@@ -87,11 +88,11 @@ def test_all_that_was_said_is_on_the_page():
 
 @pytest.mark.parametrize("given", [False, True])
 def test_words_stand_beside_the_picture_that_they_are_about(given: bool):
-    page = trace_page.page(exhibit(trace=trace(given)))
+    page = trace_page(view(trace=trace(given)))
     (refine,) = re.findall(r'<article id="[^"]+" class="refine".*?</article>', page, flags=re.DOTALL)
     looked, made = refine.split('id="picture-1"')
     assert 'data-copy="0"' in looked and "too dark" in looked  # the reflection is about the picture before the edit
-    assert "too dark" not in made and re.search(r'class="order">make it lighter', made)
+    assert "too dark" not in made and re.search(r'class="instruction">make it lighter', made)
     (stop,) = re.findall(r'<article id="[^"]+" class="stop".*?</article>', page, flags=re.DOTALL)
     assert 'data-copy="1"' in stop and "all as asked." in stop
 
@@ -100,46 +101,46 @@ def test_words_are_text_and_never_markup():
     said = Turn(Completion(f"<think>{NASTY}</think>{NASTY}"), Drawing(picture(9)), NASTY, {"reflect": 1.0, "edit": 1.0})
     nasty = Trace(Prompt(NASTY, image=picture(5)), (said,))
     verdicts = (Verdict(0.0, (), (NASTY,)), Verdict(1.0, (NASTY,)))
-    shown = exhibit(trace=nasty, verdicts=verdicts, settings={NASTY: NASTY, "asked": NASTY})
-    plain = exhibit(trace=trace(given=True), settings={"a": "b", "asked": "c"})
-    page = trace_page.page(shown)
-    assert Addresses(page).tags.count("script") == Addresses(trace_page.page(plain)).tags.count("script") == 1
+    shown = view(trace=nasty, verdicts=verdicts, settings={NASTY: NASTY, "asked": NASTY})
+    plain = view(trace=trace(given=True), settings={"a": "b", "asked": "c"})
+    page = trace_page(shown)
+    assert Addresses(page).tags.count("script") == Addresses(trace_page(plain)).tags.count("script") == 1
     assert "onerror='x'" not in page and "49" not in re.sub(r"<style>.*?</style>|base64,\S+", "", page, flags=re.DOTALL)
-    wall = trace_page.index(NASTY, [trace_page.card(NASTY, shown)])
+    wall = trace_index(NASTY, [trace_card(NASTY, shown)])
     assert "script" not in Addresses(wall).tags and "onerror='x'" not in wall
 
 
 def test_panels_know_what_they_show():
-    kinds = [(panel.kind, panel.before, panel.picture) for panel in trace_page.panels(trace())]
+    kinds = [(panel.kind, panel.before, panel.picture) for panel in turn_panels(trace())]
     assert kinds == [("reason", None, 0), ("refine", 0, 1), ("stop", 1, None)]
-    kinds = [(panel.kind, panel.before, panel.picture) for panel in trace_page.panels(trace(given=True))]
+    kinds = [(panel.kind, panel.before, panel.picture) for panel in turn_panels(trace(given=True))]
     assert kinds == [("refine", 0, 1), ("stop", 1, None)]
 
 
 def test_small_pictures_keep_their_pixels_and_large_ones_are_thumbnails():
-    assert 'class="pixelated"' in trace_page.page(exhibit())
-    assert 'class="pixelated"' not in trace_page.page(exhibit(trace=trace(side=512)))
-    assert trace_page.thumbnail(picture(3, 96)).shape == (96, 96, 3)
-    assert trace_page.thumbnail(picture(3, 1024)).shape == (256, 256, 3)
+    assert 'class="pixelated"' in trace_page(view())
+    assert 'class="pixelated"' not in trace_page(view(trace=trace(side=512)))
+    assert thumbnail(picture(3, 96)).shape == (96, 96, 3)
+    assert thumbnail(picture(3, 1024)).shape == (256, 256, 3)
 
 
-def test_the_wall_counts_what_is_right():
-    wrong = exhibit(stop="limit", verdicts=(Verdict(0.5, ("grey",), ("light: found dark",)),) * 2)
-    wall = trace_page.index("greys", [trace_page.card("one", exhibit()), trace_page.card("two", wrong)])
+def test_the_index_counts_what_is_right():
+    wrong = view(stop="limit", verdicts=(Verdict(0.5, ("grey",), ("light: found dark",)),) * 2)
+    wall = trace_index("greys", [trace_card("one", view()), trace_card("two", wrong)])
     assert "finds 1 of 2 right" in wall and "light: found dark" in wall and 'href="two/trace.html"' in wall
-    unjudged = trace_page.index("greys", [trace_page.card("one", exhibit(verdicts=()))])
+    unjudged = trace_index("greys", [trace_card("one", view(verdicts=()))])
     assert "judge" not in unjudged.split("</style>")[1]
 
 
-def test_an_exhibit_survives_its_folder(tmp_path: Path):
-    shown = exhibit()
-    found = TraceView.load(shown.hang(tmp_path / "one"))
+def test_a_trace_view_survives_its_folder(tmp_path: Path):
+    shown = view()
+    found = TraceView.load(write_trace(shown, tmp_path / "one"))
     assert found.extra() == shown.extra()
     assert np.array_equal(found.trace.images, shown.trace.images)
-    assert trace_page.page(found) == (tmp_path / "one" / "trace.html").read_text()
+    assert trace_page(found) == (tmp_path / "one" / "trace.html").read_text()
 
 
 def test_a_page_shows_a_photo_small_enough_to_open():
-    page = trace_page.page(exhibit(trace=trace(side=3000)))
+    page = trace_page(view(trace=trace(side=3000)))
     sizes = [Image.open(io.BytesIO(base64.b64decode(code))).size for code in re.findall(r"base64,([^\"]+)", page)]
-    assert sizes and set(sizes) == {(trace_page.LARGE, trace_page.LARGE)}
+    assert sizes and set(sizes) == {(PAGE_IMAGE_SIDE, PAGE_IMAGE_SIDE)}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from scripted import ScriptedPolicy
 
-from triptych.apps.tree_page import Pages, TreePages, cards, grown, page
+from triptych.apps.tree_page import Pages, TreePages, read_cards, tree_nodes, tree_page
 from triptych.data.specs import StickerPrompts
 from triptych.errors import ConfigError
 from triptych.rewards.judge import BrightnessJudge
@@ -36,27 +36,29 @@ STEPS = tree()
 
 
 def test_what_grows_from_a_picture_hangs_under_it():
-    boughs = grown(STEPS, DEBUG)
-    assert [bough.prompt for bough in boughs] == [PROMPTS(0).text, PROMPTS(1).text]
-    for bough, group in zip(boughs, STEPS[0].groups, strict=True):
-        assert [leaf.picked for leaf in bough.leaves] == [True, False, False]
-        (child,) = bough.below
-        assert (child.above, child.number) == (1, bough.leaves[0].child) and child.verdict == group.siblings[0].verdict
+    nodes = tree_nodes(STEPS, DEBUG)
+    assert [node_view.prompt for node_view in nodes] == [PROMPTS(0).text, PROMPTS(1).text]
+    for node_view, group in zip(nodes, STEPS[0].groups, strict=True):
+        assert [leaf.picked for leaf in node_view.siblings] == [True, False, False]
+        (child,) = node_view.children
+        assert (child.parent, child.number) == (1, node_view.siblings[0].child) and child.verdict == group.siblings[
+            0
+        ].verdict
         told = group_advantages(group, DEBUG.reason)
-        assert [leaf.gain_text for leaf in bough.leaves] == told.text.tolist()
-        assert [leaf.gain_picture for leaf in bough.leaves] == told.picture.tolist()
-        assert [leaf.reward_text for leaf in bough.leaves] == [node.reward.text for node in group.siblings]
+        assert [leaf.advantage_text for leaf in node_view.siblings] == told.text.tolist()
+        assert [leaf.advantage_picture for leaf in node_view.siblings] == told.picture.tolist()
+        assert [leaf.reward_text for leaf in node_view.siblings] == [node.reward.text for node in group.siblings]
 
 
 def test_siblings_that_said_the_same_are_one_branch():
-    for bough in grown(STEPS, DEBUG):
-        said = {node.trace.turns[-1].said.text for node in STEPS[0].groups[bough.number].siblings}
-        assert len(bough.branches) == len(said)
-        assert sum(len(branch.leaves) for branch in bough.branches) == DEBUG.reason.group_size
+    for node_view in tree_nodes(STEPS, DEBUG):
+        said = {node.trace.turns[-1].said.text for node in STEPS[0].groups[node_view.number].siblings}
+        assert len(node_view.branches) == len(said)
+        assert sum(len(branch.siblings) for branch in node_view.branches) == DEBUG.reason.group_size
 
 
 def test_a_page_holds_all_and_asks_for_nothing():
-    text = page(STEPS, DEBUG)
+    text = tree_page(STEPS, DEBUG)
     for step in STEPS:
         for group in step.groups:
             assert group.parent.trace.prompt.text in text
@@ -64,13 +66,13 @@ def test_a_page_holds_all_and_asks_for_nothing():
                 assert all(failed in text for failed in node.verdict.failed)
                 assert (node.trace.turns[-1].instruction or "") in text
     assert "http" not in text.replace("http-equiv", "") and 'src="data:image/png' in text
-    assert len(re.findall('class="leaf', text)) == sum(len(g.siblings) for step in STEPS for g in step.groups)
+    assert len(re.findall('class="sibling[ "]', text)) == sum(len(g.siblings) for step in STEPS for g in step.groups)
 
 
 def test_words_of_a_prompt_are_no_markup():
     parent = Node(replace(STEPS[0].groups[0].parent.trace, prompt=Prompt("<script>alert(1)</script></script>")))
     step = replace(STEPS[0], groups=(Group(parent, (), 3, "</script><b>asleep"),))
-    text = page([step], DEBUG)
+    text = tree_page([step], DEBUG)
     assert "<script>alert" not in text and "<b>asleep" not in text and "3 verdicts missing" in text
 
 
@@ -86,9 +88,10 @@ def test_every_kind_of_run_has_pages(tmp_path, config):
         album.add(step)
         if step.stage == "refine" and album.steps:
             assert all(
-                bough.below or not any(leaf.picked for leaf in bough.leaves) for bough in grown(album.steps, config)
+                node_view.children or not any(leaf.picked for leaf in node_view.siblings)
+                for node_view in tree_nodes(album.steps, config)
             )
-    found = cards(tmp_path)
+    found = read_cards(tmp_path)
     assert [card.step for card in found] == ([1, 4] if config.tree.depth == 2 else [1, 3])
     assert all(card.pictures and card.page in (tmp_path / "index.html").read_text() for card in found)
 

@@ -55,7 +55,9 @@ def test_one_command_draws_and_looks(capsys: pytest.CaptureFixture):
 
     assert triptych(*command, "--resume") == 0
     again = printed(capsys)
-    assert [again[name]["accuracies"] for name in ("ita", "vqa")] == [told[name]["accuracies"] for name in ("ita", "vqa")]
+    assert [again[name]["accuracies"] for name in ("ita", "vqa")] == [
+        told[name]["accuracies"] for name in ("ita", "vqa")
+    ]
 
     assert triptych("eval", "ita", "--drawn", "run", "--by", "reflection", "--out", "stops", "--json") == 0
     stops = printed(capsys)

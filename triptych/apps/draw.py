@@ -1,44 +1,43 @@
-"""`triptych draw` and `triptych edit`: play the loop on prompts and yield each trace as an exhibit once it is done.
+"""`triptych draw` and `triptych edit`: play the loop on prompts, and write each trace once it is done.
 
-Prompts are played in batches, so that a listener can write what is done and an interruption loses only what was being
-drawn. Candidates of one prompt (`best_of`) are judged together, in however many batches they were drawn; the judge's
-favourite is kept.
-
-What `triptych draw` and `triptych edit` do: read, load, draw, tell, hang.
+Prompts are played in batches, so that an interruption loses only the batch that was being drawn. Candidates of one
+prompt (`--best-of`) are judged together, in however many batches they were drawn, and the best one is kept.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from triptych.apps import arguments, terminal
-from triptych.apps.output import OutputFolder, Stop, TraceView
+from triptych.apps import terminal
+from triptych.apps.arguments import check_text, load_model, placed, prompts_of, sampling_of, understand
+from triptych.apps.commands import DrawOptions, EditOptions
+from triptych.apps.options import OpenModel
+from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
+from triptych.apps.trace_view import Stop, TraceView
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
 from triptych.model.config import Sampling
+from triptych.model.images import read_image
 from triptych.model.templates import reflection_is_formed
 from triptych.model.weights import fingerprint
+from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt, Trace, Verdict
 
-if TYPE_CHECKING:
-    from triptych.apps.commands import Draw, Edit
-
-Judge = Callable[[Sequence[Trace]], list[Verdict]]
-
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """One trace to draw: the prompt as it was typed and as the model is told it, and a seed."""
+class DrawJob:
+    """One trace to draw: the prompt as it was typed, as the model is given it, and a seed."""
 
-    asked: str
+    user_prompt: str
     prompt: Prompt
     seed: int
 
@@ -51,209 +50,213 @@ class DrawSettings:
     sampling: Sampling
     plan: bool = True
     batch: int = 16  # traces at once: enough to fill a processor, and few enough to lose
-    best_of: int = 1  # so many jobs in a row are candidates for one place
+    best_of: int = 1  # so many jobs in a row are candidates for one result
 
 
-def exhibits(
+def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
+    """Draw `options.n` traces of each prompt, and print what `--json` asks for; returns the exit code.
+
+    What can be refused is refused before the model is loaded.
+    """
+    if isinstance(options, EditOptions):
+        text = check_text(options.prompt)
+        placed_prompts, plan = [("", Prompt(text, image=read_image(options.image)))], True
+    else:
+        placed_prompts, plan = prompts_of(options.prompt, options.prompts), options.plan
+    count = len(placed_prompts) * options.n
+    title = placed_prompts[0][1].text if len(placed_prompts) == 1 else f"{len(placed_prompts)} prompts"
+    output = OutputFolder.open(options.out, title, options.seed, many=count > 1)
+    policy = load_model(options, open_model)
+    settings = DrawSettings(options.turns, sampling_of(policy.config, options), plan, options.batch, options.best_of)
+    jobs: list[DrawJob] = []
+    for place, prompt in placed_prompts:
+        with placed(place):
+            model_prompt = understand(prompt, policy.config)
+        # A prompt that is drawn alone under one of these seeds gives the same trace.
+        seeds = range(options.seed, options.seed + options.n * options.best_of)
+        jobs += [DrawJob(prompt.text, model_prompt, seed) for seed in seeds]
+    judge = WorldJudge() if policy.config.world == "stickers" else None
+    record = reproduction_record(options, policy, settings, judge)
+    console = terminal.open_console(options.as_json)
+    if len(placed_prompts) == 1:
+        terminal.print_prompt(console, jobs[0].user_prompt, jobs[0].prompt)
+    code = 0
+    try:
+        listener = partial(terminal.TerminalListener, console)
+        for view in trace_views(policy, jobs, settings, judge, listener, record):
+            folder = output.write(view)
+            if output.many:
+                terminal.print_row(console, view, folder)
+            else:
+                terminal.print_result(console, view)
+    except KeyboardInterrupt:
+        console.print(f"\n  interrupted; kept {len(output.records)} of {count} traces", style="yellow")
+        code = 130
+    except OutputError:  # a full disk, perhaps: what is written stays, and its index is worth a try
+        console.print(f"\n  kept {len(output.records)} of {count} traces", style="yellow")
+        with suppress(OutputError):
+            output.close()
+        raise
+    output.close()
+    if output.records:
+        terminal.print_folder(console, output.folder, output.page)
+    if options.as_json:
+        print(json.dumps(output.record()), flush=True)
+    return code
+
+
+def trace_views(
     policy: Policy,
-    jobs: Sequence[Job],
-    manner: DrawSettings,
+    jobs: Sequence[DrawJob],
+    settings: DrawSettings,
     judge: Judge | None,
     listener: Callable[[int], TurnListener],
-    settings: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> Iterator[TraceView]:
-    """Yield one exhibit per place, in order. `listener` gives each batch, by its number of traces, somebody to tell.
+    """Yield one trace per `settings.best_of` jobs, in order. `listener` makes the listener of a batch from its size.
 
-    After Ctrl-C, the traces that have a picture are yielded as they stood after the last whole beat, and then
-    KeyboardInterrupt goes on. ConfigError if candidates should compete and nobody can judge them.
+    After Ctrl-C, the traces that have an image are yielded as they stood after the last whole beat, and then
+    KeyboardInterrupt is raised. ConfigError if candidates should compete and nobody can judge them.
     """
-    if manner.best_of > 1 and (judge is None or any(job.prompt.spec is None for job in jobs)):
+    best_of = settings.best_of
+    if best_of > 1 and (judge is None or any(job.prompt.spec is None for job in jobs)):
         raise ConfigError("--best-of needs a judge, and there is none for this model's pictures: leave it out")
-    size = max(manner.batch // manner.best_of, 1) * manner.best_of
+    size = max(settings.batch // best_of, 1) * best_of
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
-        traces, whole = _play_all(policy, group, manner, listener)
+        traces, complete = _play_batches(policy, group, settings, listener)
         try:
-            shown = _exhibits(group, traces, manner, judge, settings)
-        except KeyboardInterrupt:
-            shown, whole = _exhibits(group, traces, manner, None, settings), False
-        for first in range(0, len(group), manner.best_of):
-            candidates = [
-                exhibit for exhibit in shown[first : first + manner.best_of] if exhibit.trace.image is not None
-            ]
+            views = _views(group, traces, settings, judge, record)
+        except KeyboardInterrupt:  # while judging: the images are there, so they are kept without verdicts
+            views, complete = _views(group, traces, settings, None, record), False
+        for first in range(0, len(group), best_of):
+            candidates = [view for view in views[first : first + best_of] if view.trace.image is not None]
             if candidates:
-                yield favourite(candidates)
-        if not whole:
+                yield best_view(candidates)
+        if not complete:
             raise KeyboardInterrupt
 
 
-def _play_all(
-    policy: Policy, jobs: Sequence[Job], manner: DrawSettings, listener: Callable[[int], TurnListener]
+def _play_batches(
+    policy: Policy, jobs: Sequence[DrawJob], settings: DrawSettings, listener: Callable[[int], TurnListener]
 ) -> tuple[list[Trace], bool]:
-    """The traces of jobs, as many at once as `manner.batch` says, and whether they came to their end."""
+    """The traces of jobs, `settings.batch` at once, and whether all of them ran to their end."""
     traces: list[Trace] = []
-    for start in range(0, len(jobs), manner.batch):
-        batch = jobs[start : start + manner.batch]
-        more, whole = _play(policy, batch, manner, listener(len(batch)))
+    for start in range(0, len(jobs), settings.batch):
+        batch = jobs[start : start + settings.batch]
+        more, complete = _play_batch(policy, batch, settings, listener(len(batch)))
         traces += more
-        if not whole:
+        if not complete:
             return traces, False
     return traces, True
 
 
-def _play(policy: Policy, jobs: Sequence[Job], manner: DrawSettings, listen: TurnListener) -> tuple[list[Trace], bool]:
-    """The traces of a batch, and whether it came to its end."""
+def _play_batch(
+    policy: Policy, jobs: Sequence[DrawJob], settings: DrawSettings, listener: TurnListener
+) -> tuple[list[Trace], bool]:
     traces: list[Trace] = []
     prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
     try:
-        for grown in play(policy, prompts, seeds, manner.turns, manner.sampling, manner.plan, listen):
-            traces = grown
-            listen.close()
+        for newest in play(policy, prompts, seeds, settings.turns, settings.sampling, settings.plan, listener):
+            traces = newest
+            listener.close()
     except KeyboardInterrupt:
         return traces, False
     finally:
-        listen.close()
+        listener.close()
     return traces, True
 
 
-def _exhibits(
-    jobs: Sequence[Job], traces: Sequence[Trace], manner: DrawSettings, judge: Judge | None, settings: Mapping[str, Any]
+def _views(
+    jobs: Sequence[DrawJob],
+    traces: Sequence[Trace],
+    settings: DrawSettings,
+    judge: Judge | None,
+    record: Mapping[str, Any],
 ) -> list[TraceView]:
     """Each trace with its verdicts, why it stopped, and how to draw it again."""
-    verdicts = judged(traces, judge, needed=manner.best_of > 1)
     return [
         TraceView(
             trace=trace,
-            stop=stop_of(trace, manner.turns),
-            turns=manner.turns,
-            verdicts=verdict,
-            settings={"asked": job.asked, "again": command(job, manner, settings), **settings},
+            stop=stop_of(trace, settings.turns),
+            turns=settings.turns,
+            verdicts=verdicts,
+            settings={"asked": job.user_prompt, "again": command_line(job, settings, record), **record},
         )
-        for job, trace, verdict in zip(jobs, traces, verdicts)  # noqa: B905  (an interrupted batch may have no traces)
+        # an interrupted batch may have no traces
+        for job, trace, verdicts in zip(jobs, traces, image_verdicts(traces, judge, settings.best_of > 1))  # noqa: B905
     ]
 
 
-def judged(traces: Sequence[Trace], judge: Judge | None, needed: bool = False) -> list[tuple[Verdict, ...]]:
-    """A verdict per picture of each trace, in one call; empty where there is no spec, no judge, or no verdict.
+def image_verdicts(traces: Sequence[Trace], judge: Judge | None, needed: bool = False) -> list[tuple[Verdict, ...]]:
+    """A verdict per image of each trace, in one call; empty where there is no spec, no judge, or no verdict.
 
-    With `needed`, a judge that cannot look raises its JudgeError.
+    With `needed`, the JudgeError of a judge that has no verdict is raised.
     """
     if judge is None:
         return [()] * len(traces)
-    looks = [
+    images = [
         [Trace(with_image(trace.prompt, image)) for image in trace.images if trace.prompt.spec] for trace in traces
     ]
-    every = [look for trace_looks in looks for look in trace_looks]
+    flat = [image for trace_images in images for image in trace_images]
     try:
-        found = iter(judge(every) if every else [])
+        verdicts = iter(judge(flat) if flat else [])
     except JudgeError:
         if needed:
             raise
         return [()] * len(traces)
-    return [tuple(next(found) for _ in trace_looks) for trace_looks in looks]
+    return [tuple(next(verdicts) for _ in trace_images) for trace_images in images]
 
 
 def stop_of(trace: Trace, turns: int) -> Stop:
-    """Why a trace is no longer."""
+    """Why a trace has ended."""
     if trace.finished:
-        said = trace.turns[-1].said
-        return "model" if said is not None and reflection_is_formed(said.text) else "unread"
-    reasoned = 0 if trace.prompt.image is not None else 1
-    return "limit" if len(trace.turns) - reasoned >= turns else "interrupted"
+        completion = trace.turns[-1].said
+        return "model" if completion is not None and reflection_is_formed(completion.text) else "unread"
+    first = 0 if trace.prompt.image is not None else 1  # the turn of Reason does not count
+    return "limit" if len(trace.turns) - first >= turns else "interrupted"
 
 
-def favourite(candidates: Sequence[TraceView]) -> TraceView:
-    """The candidate with the best last picture, of equals the one with the fewest edits; all their scores are noted."""
+def best_view(candidates: Sequence[TraceView]) -> TraceView:
+    """The candidate with the best last image, of equals the one with the fewest edits; its settings list all scores."""
     if len(candidates) == 1:
         return candidates[0]
-    best = min(candidates, key=lambda exhibit: (-exhibit.verdict.score if exhibit.verdict else 0.0, exhibit.edits))
-    scores = {str(exhibit.trace.seed): exhibit.verdict.score for exhibit in candidates if exhibit.verdict}
+    best = min(candidates, key=lambda view: (-view.verdict.score if view.verdict else 0.0, view.edits))
+    scores = {str(view.trace.seed): view.verdict.score for view in candidates if view.verdict}
     return replace(best, settings={**best.settings, "best_of": scores})
 
 
-def command(job: Job, manner: DrawSettings, settings: Mapping[str, Any]) -> str:
+def command_line(job: DrawJob, settings: DrawSettings, record: Mapping[str, Any]) -> str:
     """The command line that draws one trace again."""
     if job.prompt.image is not None:
-        words = ["triptych", "edit", "input.png", job.asked]
+        words = ["triptych", "edit", "input.png", job.user_prompt]
     else:
-        words = ["triptych", "draw", job.asked]
-    words += ["--model", str(settings.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(manner.turns)]
+        words = ["triptych", "draw", job.user_prompt]
+    words += ["--model", str(record.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(settings.turns)]
     for name in ("steps", "guidance", "temperature"):
-        if settings.get(name) is not None:
-            words += [f"--{name}", str(settings[name])]
-    if not manner.plan:
+        if record.get(name) is not None:
+            words += [f"--{name}", str(record[name])]
+    if not settings.plan:
         words.append("--no-plan")
     return shlex.join(words)
 
 
-def run(
-    choice: Draw | Edit, placed: Sequence[tuple[str, Prompt]], count: int, plan: bool, load: Callable[[], Policy]
-) -> tuple[dict[str, Any], int]:
-    """Draw `count` traces of each prompt (of `inputs.prompts_of`); returns what `--json` prints, and the exit code.
-
-    What can be refused is refused before the model is loaded.
-    """
-    arguments.check_at_least("turns", choice.turns, 0)
-    arguments.check_at_least("batch", choice.batch, 1)
-    arguments.check_at_least("best-of", choice.best_of, 1, arguments.MAX_PROMPTS)
-    seeds = arguments.seeds_of(choice.seed, count * choice.best_of)
-    prompts = [prompt for _, prompt in placed]
-    title = prompts[0].text if len(prompts) == 1 else f"{len(prompts)} prompts"
-    wall = OutputFolder.open(choice.out, title, choice.seed, many=len(prompts) * count > 1)
-    policy = load()
-    manner = DrawSettings(
-        choice.turns,
-        arguments.sampling_of(policy.config, choice.steps, choice.guidance, choice.temperature),
-        plan,
-        choice.batch,
-        choice.best_of,
-    )
-    jobs: list[Job] = []
-    for where, prompt in placed:
-        with arguments.placed(where):
-            told = arguments.understand(prompt, policy.config)
-        jobs += [Job(prompt.text, told, seed) for seed in seeds]
-    judge = WorldJudge() if policy.config.world == "stickers" else None
-    console = terminal.open_console(choice.as_json)
-    if len(prompts) == 1:
-        terminal.show_prompt(console, jobs[0].asked, jobs[0].prompt)
-    code = 0
-    try:
-        narrator = partial(terminal.Narrator, console)
-        for exhibit in exhibits(policy, jobs, manner, judge, narrator, settings(choice, policy, manner, judge)):
-            folder = wall.hang(exhibit)
-            if wall.many:
-                terminal.show_row(console, exhibit, folder)
-            else:
-                terminal.show_end(console, exhibit)
-    except KeyboardInterrupt:
-        console.print(f"\n  interrupted; {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
-        code = 130
-    except OutputError:  # a full disk, perhaps: what hangs stays, and its index is worth a try
-        console.print(f"\n  {len(wall.hung)} of {len(prompts) * count} kept", style="yellow")
-        with suppress(OutputError):
-            wall.close()
-        raise
-    wall.close()
-    if wall.hung:
-        terminal.show_folder(console, wall.folder, wall.page)
-    return wall.record(), code
-
-
-def settings(choice: Draw | Edit, policy: Policy, manner: DrawSettings, judge: Judge | None) -> dict[str, Any]:
-    """What would have to be the same for the same traces, for trace.json and the page."""
+def reproduction_record(
+    options: DrawOptions | EditOptions, policy: Policy, settings: DrawSettings, judge: Judge | None
+) -> dict[str, Any]:
+    """What has to be the same to get the same traces, for trace.json and the page."""
     return {
-        "model": choice.model,
+        "model": options.model,
         "weights": fingerprint(policy),
         "device": str(getattr(policy, "device", "cpu")),
         "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
         "judge": getattr(judge, "name", None),
-        "turns": manner.turns,
-        "plan": manner.plan,
-        "steps": choice.steps,
-        "guidance": choice.guidance,
-        "temperature": choice.temperature,
-        "batch": manner.batch,
-        "sampling": asdict(manner.sampling),
+        "turns": settings.turns,
+        "plan": settings.plan,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "temperature": options.temperature,
+        "batch": settings.batch,
+        "sampling": asdict(settings.sampling),
         "versions": versions(),
     }

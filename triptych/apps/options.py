@@ -1,4 +1,8 @@
-"""What several commands ask for: which weights, how a trace is drawn, and where it goes."""
+"""Options that several commands share, as records without behavior; those of one command stand in commands.py.
+
+Bounds stand beside their fields, and `bounds.check_bounds` holds them. Nothing here imports torch, so that
+`triptych --help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +11,96 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
+from annotated_types import Interval
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+
+from triptych.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from triptych.model.config import Guidance, Steps, Temperature
 
 if TYPE_CHECKING:
     from triptych.model.bagel import Bagel
 
-Open = Callable[..., "Bagel"]  # called as triptych.model.weights.load is
+OpenModel = Callable[..., "Bagel"]  # called as triptych.model.weights.load is
+JudgeKind = Literal["world", "templates", "detector", "vlm"]
+STICKER_JUDGES = ("world", "templates")  # judges that know the sticker world and nothing else
 
-Json = Annotated[FlagCreatePairsOff[bool], arg(name="json")]
-Folder = Annotated[Path | None, arg(metavar="DIR")]
+MAX_TRACES = 100_000  # lines of one file of prompts, and traces of one prompt
+Count = Annotated[int, Interval(ge=1, le=MAX_TRACES)]
+
+Flag = FlagCreatePairsOff[bool]
+JsonFlag = Annotated[FlagCreatePairsOff[bool], arg(name="json")]
+OutFolder = Annotated[Path | None, arg(metavar="DIR")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Which weights, where."""
+    """Which model, and where it runs."""
 
     model: str = "sketch"
-    """A packaged name, a checkpoint folder, or a hub name such as ByteDance-Seed/BAGEL-7B-MoT."""
+    """Name of packaged weights, a checkpoint folder, or a Hugging Face name such as ByteDance-Seed/BAGEL-7B-MoT."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    """Device as torch names it (cpu, cuda, cuda:1); auto takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of compute; auto is float32 on a CPU and bfloat16 on a GPU."""
-
-    def load(self, open_model: Open) -> Bagel:
-        """The model, in memory."""
-        from triptych.apps.arguments import device_of, dtype_of
-
-        return open_model(self.model, device_of(self.device), dtype_of(self.dtype))
+    """Compute dtype; auto is float32 on a CPU and bfloat16 on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlayChoice(ModelChoice):
-    """How a trace is drawn and where it goes."""
+class SamplingChoice(ModelChoice):
+    """A model, and how it samples."""
 
-    seed: int = 0
-    """Of the first trace; the next ones count up from it."""
-    turns: int = 4
-    """Most Reflect-Refine turns; the model may stop earlier."""
-    steps: int | None = None
-    """Flow steps per picture; the model's own number if not given."""
-    guidance: float | None = None
-    """Scale of text guidance, 1 is off; the model's own if not given."""
-    temperature: float | None = None
-    """Of all that the model says, 0 is greedy; the model's own if not given."""
-    best_of: int = 1
-    """Draw so many and keep the judge's favourite; only where there is a judge."""
-    batch: int = 16
-    """Traces drawn at once."""
-    out: Folder = None
-    """A new folder; traces/PROMPT-SEED if not given."""
-    as_json: Json = False
-    """Print the result as JSON on stdout, and the rest on stderr."""
+    steps: Steps | None = None
+    """Flow-matching steps per image (default: the model's own number)."""
+    guidance: Guidance | None = None
+    """Text guidance scale, where 1 is off (default: the model's own)."""
+    temperature: Temperature | None = None
+    """Sampling temperature of all generated text, where 0 is greedy (default: the model's own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayChoice(SamplingChoice):
+    """How traces are drawn, and where they are written."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the first trace; each later trace adds 1."""
+    turns: NonNegativeInt = 4
+    """Maximum number of Reflect-Refine turns; the model may stop earlier."""
+    best_of: Count = 1
+    """Draw this many candidates and keep the one that the judge scores highest (sticker models only)."""
+    batch: PositiveInt = 16
+    """Traces drawn in one batch."""
+    out: OutFolder = None
+    """New folder for the result (default: traces/PROMPT-SEED)."""
+    as_json: JsonFlag = False
+    """Print the result as JSON on stdout, and progress on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeChoice:
+    """Which judge scores images, and how a vision-language model is asked."""
+
+    judge: Literal["auto", "world", "templates", "detector", "vlm"] = "auto"
+    """For stickers: world (a trained detector) or templates (template matching, slow); for any image: detector
+    (GenEval's) or vlm (a vision-language model at --address); auto chooses by the model and the benchmark."""
+    address: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
+    """Base URL of an OpenAI-compatible server with a vision-language model; repeat the option for several servers."""
+    judge_model: str = ""
+    """Name of the vision-language model on those servers."""
+    ask: Literal["auto", "strict", "yesno", "tiif"] = "auto"
+    """Question format: strict (one verdict, right or wrong), yesno (probability of yes), or tiif (TIIF's list of
+    questions about each image)."""
+    wording: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Text file that replaces the judge's prompt; it holds {prompt}, {metadata} or {questions}."""
+    key: Annotated[str, arg(metavar="VARIABLE")] = "TRIPTYCH_JUDGE_KEY"
+    """Environment variable that holds the API key."""
+    cache: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of cached replies, which are not requested again; several processes may share it."""
+    record: Annotated[Path | None, arg(metavar="FILE")] = None
+    """File to which replies are recorded, for `triptych score`."""
+    concurrency: PositiveInt = 8
+    """Maximum number of concurrent requests, over all addresses."""
+    timeout: PositiveFloat = 60.0
+    """Seconds before a request times out."""
+    tries: PositiveInt = 5
+    """Attempts per request, with exponential backoff."""
+    max_missing: Share = 0.2
+    """Stop when a larger share of the verdicts is missing."""

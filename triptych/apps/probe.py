@@ -1,64 +1,57 @@
-"""`triptych exam`: every skill behind the loop on its own, against the truth of the sticker world."""
+"""`triptych probe`: every skill of the loop by itself, against the ground truth of the sticker world."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
 
 from rich.table import Table
 
-from triptych.apps.arguments import check_at_least, sampling_of
-from triptych.apps.commands import Probe
-from triptych.apps.options_judge import sticker_judge
+from triptych.apps.arguments import load_model, sampling_of
+from triptych.apps.commands import ProbeOptions
+from triptych.apps.judge_choice import sticker_judge
+from triptych.apps.options import OpenModel
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
-from triptych.eval.probes import run_probes
-from triptych.eval.suites import GENEVAL_PLUS, rehearsal
+from triptych.eval.probes import ProbeScore, run_probes
+from triptych.eval.suites import GENEVAL_PLUS, dev_set
 
 
-def run(choice: Probe, open_model: Callable[[], Any]) -> int:
-    """Examine, print each score as it is known, return the exit code. Raises ConfigError for an open-world model."""
-    check_at_least("turns", choice.turns, 1)
-    check_at_least("seeds", choice.seeds, 1)
-    suite = GENEVAL_PLUS if choice.suite == "genevalpp" else rehearsal()
-    if choice.limit is not None:
-        check_at_least("limit", choice.limit, 1)
-        suite = suite.thinned(choice.limit)
-    if choice.shift is not None and not choice.shift > 0:
-        raise ConfigError(f"--shift {choice.shift}: expected more than 0; 1 leaves the times as they are")
-    model = open_model()
+def run(options: ProbeOptions, open_model: OpenModel) -> int:
+    """Print each score once it is known; returns the exit code. Raises ConfigError for an open-world model."""
+    suite = GENEVAL_PLUS if options.suite == "genevalpp" else dev_set()
+    if options.limit is not None:
+        suite = suite.thinned(options.limit)
+    model = load_model(options, open_model)
     if model.config.world != "stickers":
-        raise ConfigError(f"{choice.model} is no model of the sticker world, and the exam needs its truths: try sketch")
-    sampling = sampling_of(model.config, choice.steps, choice.guidance, choice.temperature)
-    if choice.shift is not None:
-        sampling = replace(sampling, time_shift=choice.shift)
-    console = open_console(choice.as_json)
-    table = Table("skill", "right", "95 %", "of")
-    scores = run_probes(
-        model,
-        suite.prompts,
-        list(range(choice.seeds)),
-        sampling,
-        choice.turns,
-        on_score=lambda name, score: console.print(f"  {name:<30} {_share(score.mean)}  of {score.count}", highlight=False),
-        judge=sticker_judge(choice.judge),
-    )
-    if choice.as_json:
-        print(json.dumps({name: _known(asdict(score)) for name, score in scores.items()}), flush=True)
+        raise ConfigError(f"{options.model} does not draw stickers, and the probes need their ground truth: try sketch")
+    sampling = sampling_of(model.config, options)
+    if options.shift is not None:
+        sampling = replace(sampling, time_shift=options.shift)
+    console = open_console(options.as_json)
+
+    def print_score(name: str, score: ProbeScore) -> None:
+        console.print(f"  {name:<30} {_format(score.mean)}  of {score.count}", highlight=False)
+
+    seeds, judge = list(range(options.seeds)), sticker_judge(options.judge)
+    scores = run_probes(model, suite.prompts, seeds, sampling, options.turns, on_score=print_score, judge=judge)
+    if options.as_json:
+        numbers = {name: asdict(score) for name, score in scores.items()}
+        print(json.dumps({name: {k: _finite(v) for k, v in score.items()} for name, score in numbers.items()}))
         return 0
+    table = Table("skill", "right", "95 %", "of")
     for name, score in scores.items():
-        table.add_row(name, _share(score.mean), f"{_share(score.low)} to {_share(score.high)}", str(score.count))
+        interval = f"{_format(score.low)} to {_format(score.high)}"
+        table.add_row(name, _format(score.mean), interval, str(score.count))
     console.print(table)
     return 0
 
 
-def _share(value: float) -> str:
-    """What was never tried has no share of successes."""
+def _format(value: float) -> str:
+    """A share of successes; a dash for a skill that was never tried."""
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _known(numbers: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value

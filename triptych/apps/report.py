@@ -1,142 +1,120 @@
-"""`triptych report`: the folder of a run made into its table, files and page; or several runs beside one another."""
+"""`triptych report`: the folder of a run as a table, files and a page; or several runs compared prompt by prompt."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from rich.table import Table
 
+from triptych.apps.commands import ReportOptions
+from triptych.apps.options import OpenModel
+from triptych.apps.run_page import run_page
+from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
-from triptych.eval.run_folder import RunFolder
+from triptych.eval import lm_eval_export
+from triptych.eval.compare import SAME_PROMPTS, RunComparison, compare, differences
+from triptych.eval.quiz import Quiz, accuracy_by_column, accuracy_table
+from triptych.eval.results import Report, format_estimate, report_table
+from triptych.eval.run_folder import RunFolder, read_manifest
+from triptych.files import write_json, write_text
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from triptych.eval.compare import RunComparison
-    from triptych.eval.results import Report
-
-LISTED = 12  # wins and losses told one by one; --json lists all
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportRuns:
-    """Merge a run's folder into its table and page, or compare runs prompt by prompt."""
-
-    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")] = ()
-    """One folder of `triptych eval`, or several: the first is what the others are compared with."""
-    check: Annotated[Path | None, arg(metavar="MANIFEST")] = None
-    """Say what differs from another run's manifest.json, and whether it forbids a comparison (exit code 1)."""
-    turn: int | None = None
-    """Compare the pictures after so many edits at most; the last turn that all runs have if not given."""
-    anyway: FlagCreatePairsOff[bool] = False
-    """Compare runs of the same prompts although another setting forbids it."""
-    as_json: Annotated[FlagCreatePairsOff[bool], arg(name="json")] = False
-    """Print JSON on stdout, and the rest on stderr."""
-
-    def run(self, open_model: object) -> int:
-        from triptych.eval.run_folder import RunFolder as Ledger
-
-        if not self.folders:
-            raise ConfigError("no folder was given; expected one or more folders of `triptych eval`")
-        ledgers = [Ledger.read(folder) for folder in self.folders]
-        if self.check is not None:
-            return check(ledgers, self.check, self.as_json)
-        if len(ledgers) == 1:
-            return show(ledgers[0], self.as_json)
-        return contrast(ledgers, self.turn, self.anyway, self.as_json)
+MAX_PAIRS = 12  # wins and losses printed one by one; --json lists all
 
 
-def show(ledger: RunFolder, as_json: bool) -> int:
+def run(options: ReportOptions, open_model: OpenModel) -> int:
+    """Print one run, compare several, or check two manifests; returns the exit code."""
+    if not options.folders:
+        raise ConfigError("no folder was given; expected one or more folders of `triptych eval`")
+    run_folders = [RunFolder.read(folder) for folder in options.folders]
+    if options.check is not None:
+        return check_manifest(run_folders, options.check, options.as_json)
+    if len(run_folders) == 1:
+        return print_run(run_folders[0], options.as_json)
+    return compare_runs(run_folders, options)
+
+
+def print_run(run_folder: RunFolder, as_json: bool) -> int:
     """Print one run's table, and write what `publish` writes."""
-    from triptych.apps.terminal import open_console
-    from triptych.eval import quiz as standings
-    from triptych.eval import results as reports
-    from triptych.eval.quiz import Quiz
-
-    report, quiz, console = ledger.report(), Quiz.read(ledger), open_console(as_json)
-    found = None if quiz is None else standings.accuracy_by_column(quiz, ledger.played())
-    console.print(reports.report_table(report) if quiz is None or found is None else standings.accuracy_table(quiz, found))
-    page = publish(ledger, report)
-    console.print(str(page), style="bold", soft_wrap=True)
+    report, quiz, console = run_folder.report(), Quiz.read(run_folder), open_console(as_json)
+    extra = {}
+    if quiz is None:
+        console.print(report_table(report))
+    else:
+        columns = accuracy_by_column(quiz, run_folder.rows())
+        console.print(accuracy_table(quiz, columns))
+        extra = {"accuracies": {column: asdict(accuracy) for column, accuracy in columns.items()}}
+    console.print(str(publish(run_folder, report)), style="bold", soft_wrap=True)
     if as_json:
-        told = {} if found is None else {"standings": {column: asdict(each) for column, each in found.items()}}
-        _print({"folder": str(ledger.folder), **told, "report": report.to_record(), "manifest": ledger.manifest})
+        folder, manifest = str(run_folder.folder), run_folder.manifest
+        print(json.dumps({"folder": folder, **extra, "report": report.to_record(), "manifest": manifest}), flush=True)
     return 0
 
 
-def publish(ledger: RunFolder, report: Report | None = None) -> Path:
-    """Write report.html anew from the rows so far and, once no job is open, report.json and lm-eval's two files.
+def publish(run_folder: RunFolder, report: Report) -> Path:
+    """Write report.html from the rows so far and, once no job is open, report.json and lm-eval's two files.
 
     Returns the page. Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
     """
-    from triptych.apps.run_page import page
-    from triptych.eval import lm_eval_export as exports
-    from triptych.eval.quiz import Quiz
-
-    manifest, rows, quiz = ledger.manifest, ledger.played(), Quiz.read(ledger)
-    report = ledger.report() if report is None else report
+    manifest, rows, quiz = run_folder.manifest, run_folder.rows(), Quiz.read(run_folder)
     if not report.open:
-        samples = exports.samples(manifest, rows, quiz)
-        ledger.replace(exports.SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
-        results = exports.results(manifest, rows, ledger.columns, quiz)
-        ledger.replace(exports.RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        ledger.finish(report)
-    return ledger.replace("report.html", page(ledger, report, quiz))
+        samples = lm_eval_export.samples(manifest, rows, quiz)
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        write_text(run_folder.folder / lm_eval_export.SAMPLES, lines)
+        results = lm_eval_export.results(manifest, rows, run_folder.columns(rows), quiz)
+        write_json(run_folder.folder / lm_eval_export.RESULTS, results)
+        run_folder.finish(report)
+    return write_text(run_folder.folder / "report.html", run_page(run_folder, report, quiz))
 
 
-def check(ledgers: Sequence[RunFolder], other: Path, as_json: bool) -> int:
-    """Print each difference between a run's manifest and another; 1 if one forbids to compare the runs, else 0."""
-    from triptych.eval.compare import differences
-    from triptych.eval.run_folder import read_manifest
-
-    if len(ledgers) > 1:
-        raise ConfigError(f"--check with {len(ledgers)} folders; expected one folder and the manifest of another run")
-    found = differences(ledgers[0].manifest, read_manifest(other / "manifest.json" if other.is_dir() else other))
-    forbidden = any(each.forbids for each in found)
+def check_manifest(run_folders: Sequence[RunFolder], other: Path, as_json: bool) -> int:
+    """Print each difference between a run's manifest and another; returns 1 if one rules out a comparison, else 0."""
+    if len(run_folders) > 1:
+        raise ConfigError(
+            f"--check with {len(run_folders)} folders; expected one folder and the manifest of another run"
+        )
+    other = other / "manifest.json" if other.is_dir() else other
+    changes = differences(run_folders[0].manifest, read_manifest(other))
+    forbidden = any(change.forbids for change in changes)
     if as_json:
-        told = [asdict(each) for each in found]
-        _print({"comparable": not forbidden, "differences": told})
+        record = {"comparable": not forbidden, "differences": [asdict(change) for change in changes]}
+        print(json.dumps(record), flush=True)
         return int(forbidden)
-    for each in found:
-        print(f"{'forbids' if each.forbids else 'tells  '}  {each}")
-    print("not comparable" if forbidden else "comparable" if found else "comparable: the manifests are the same")
+    for change in changes:
+        print(f"{'forbids' if change.forbids else 'tells  '}  {change}")
+    print("not comparable" if forbidden else "comparable" if changes else "comparable: the manifests are the same")
     return int(forbidden)
 
 
-def contrast(ledgers: Sequence[RunFolder], turn: int | None, anyway: bool, as_json: bool) -> int:
+def compare_runs(run_folders: Sequence[RunFolder], options: ReportOptions) -> int:
     """Print the runs side by side, and each against the first: paired differences, and prompts won and lost."""
-    from triptych.apps.terminal import open_console
-    from triptych.eval.compare import compare
-
-    console = open_console(as_json)
-    warnings = barred(ledgers, anyway)
-    turn = common_turn(ledgers, turn)
-    columns, (first, *others) = ledgers[0].columns, [ledger.played() for ledger in ledgers]
+    console = open_console(options.as_json)
+    warnings = comparison_warnings(run_folders, options.anyway)
+    turn = common_turn(run_folders, options.turn)
+    first, *others = [run_folder.rows() for run_folder in run_folders]
+    columns = run_folders[0].columns(first)
     comparisons = [compare(first, rows, columns, turn) for rows in others]
-    reports = [ledger.report() for ledger in ledgers]
-    console.print(beside(ledgers, reports, comparisons, turn))
-    lines = [line for name, found in zip(named(ledgers)[1:], comparisons, strict=True) for line in told(name, found)]
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    warnings += [
-        f"{ledger.folder}: {report.open} samples still to be played"
-        for ledger, report in zip(ledgers, reports, strict=True)
-        if report.open
-    ]
+    reports = [run_folder.report() for run_folder in run_folders]
+    console.print(comparison_table(run_folders, reports, comparisons, turn))
+    for name, comparison in zip(short_names(run_folders)[1:], comparisons, strict=True):
+        for line in comparison_lines(name, comparison):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for run_folder, report in zip(run_folders, reports, strict=True):
+        if report.open:
+            warnings.append(f"{run_folder.folder}: {report.open} samples still to be played")
     for line in warnings:
         console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
-    if as_json:
-        _print(record(ledgers, reports, comparisons))
+    if options.as_json:
+        print(json.dumps(comparison_record(run_folders, reports, comparisons)), flush=True)
     return 0
 
 
-def common_turn(ledgers: Sequence[RunFolder], turn: int | None) -> int:
+def common_turn(run_folders: Sequence[RunFolder], turn: int | None) -> int:
     """`turn`, or the last one that all runs have. Raises ConfigError for one that they do not."""
-    last = min(ledger.manifest["turns"] for ledger in ledgers)
+    last = min(run_folder.manifest["turns"] for run_folder in run_folders)
     if turn is None:
         return last
     if not 0 <= turn <= last:
@@ -144,77 +122,76 @@ def common_turn(ledgers: Sequence[RunFolder], turn: int | None) -> int:
     return turn
 
 
-def record(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[RunComparison]) -> dict[str, Any]:
+def comparison_record(
+    run_folders: Sequence[RunFolder], reports: Sequence[Report], comparisons: Sequence[RunComparison]
+) -> dict[str, Any]:
     """Runs and comparisons as JSON values, with every prompt that is won, lost, tied or not in both."""
+    first, *others = run_folders
     return {
         "runs": [
-            {"folder": str(ledger.folder), "report": report.to_record(), "manifest": ledger.manifest}
-            for ledger, report in zip(ledgers, reports, strict=True)
+            {"folder": str(run_folder.folder), "report": report.to_record(), "manifest": run_folder.manifest}
+            for run_folder, report in zip(run_folders, reports, strict=True)
         ],
         "comparisons": [
-            {"first": str(ledgers[0].folder), "second": str(ledger.folder), **comparison.to_record()}
-            for ledger, comparison in zip(ledgers[1:], found, strict=True)
+            {"first": str(first.folder), "second": str(run_folder.folder), **comparison.to_record()}
+            for run_folder, comparison in zip(others, comparisons, strict=True)
         ],
     }
 
 
-def barred(ledgers: Sequence[RunFolder], anyway: bool) -> list[str]:
-    """What forbids to compare the runs with the first, in lines. Raises ConfigError unless that is overruled."""
-    from triptych.eval.compare import SAME_PROMPTS, differences
+def comparison_warnings(run_folders: Sequence[RunFolder], anyway: bool) -> list[str]:
+    """What rules out a comparison with the first run, one line each. Raises ConfigError unless --anyway overrules it.
 
-    found = []
-    for ledger in ledgers[1:]:
-        forbidding = [each for each in differences(ledgers[0].manifest, ledger.manifest) if each.forbids]
-        firm = [each for each in forbidding if each.key in SAME_PROMPTS or not anyway]
+    Runs on different prompts have no pairs, so nothing overrules that.
+    """
+    first, *others = run_folders
+    warnings = []
+    for run_folder in others:
+        forbidding = [change for change in differences(first.manifest, run_folder.manifest) if change.forbids]
+        firm = [change for change in forbidding if change.key in SAME_PROMPTS or not anyway]
         if firm:
-            told = "; ".join(str(each) for each in firm)
-            what = (
-                "expected runs of the same prompts" if anyway else "compare other runs, or look all the same: --anyway"
-            )
-            raise ConfigError(f"{ledgers[0].folder} and {ledger.folder} are not comparable: {told}; {what}")
-        found += [f"compared anyway: {ledger.folder}: {each}" for each in forbidding]
-    return found
+            changes = "; ".join(map(str, firm))
+            remedy = "expected runs of the same prompts" if anyway else "compare other runs, or overrule it: --anyway"
+            raise ConfigError(f"{first.folder} and {run_folder.folder} are not comparable: {changes}; {remedy}")
+        warnings += [f"compared anyway: {run_folder.folder}: {change}" for change in forbidding]
+    return warnings
 
 
-def beside(ledgers: Sequence[RunFolder], reports: Sequence[Report], found: Sequence[RunComparison], turn: int) -> Table:
+def comparison_table(
+    run_folders: Sequence[RunFolder], reports: Sequence[Report], comparisons: Sequence[RunComparison], turn: int
+) -> Table:
     """A line per column: each run's mean, then each later run's difference to the first."""
-    from rich.table import Table
-
-    from triptych.eval.results import format_estimate
-
-    asked = "drawn" in ledgers[0].manifest  # a quiz
-    shares = "share of right answers" if asked else f"after {turn} edits at most: share of right pictures"
-    printed = Table(title=f"{reports[0].benchmark}, {shares} [95 %]")
-    printed.add_column("column")
-    names = named(ledgers)
+    is_quiz = "drawn" in run_folders[0].manifest
+    shares = "share of right answers" if is_quiz else f"after {turn} edits at most: share of right pictures"
+    table = Table(title=f"{reports[0].benchmark}, {shares} [95 %]")
+    table.add_column("column")
+    names = short_names(run_folders)
     for name in [*names, *(f"{name} minus {names[0]}" for name in names[1:])]:
-        printed.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
     for column in reports[0].accuracy:
-        means = [format_estimate(report.accuracy[column][turn]) if column in report.accuracy else "-" for report in reports]
-        changes = [format_estimate(comparison.differences[column], sign="+") for comparison in found]
-        printed.add_row(column, *means, *changes)
-    return printed
+        means = [
+            format_estimate(report.accuracy[column][turn]) if column in report.accuracy else "-" for report in reports
+        ]
+        changes = [format_estimate(comparison.differences[column], sign="+") for comparison in comparisons]
+        table.add_row(column, *means, *changes)
+    return table
 
 
-def named(ledgers: Sequence[RunFolder]) -> list[str]:
+def short_names(run_folders: Sequence[RunFolder]) -> list[str]:
     """A short name for each run: that of its folder, or the whole path where two folders share theirs."""
-    short = [ledger.folder.resolve().name for ledger in ledgers]
-    return short if len({*short}) == len(short) else [str(ledger.folder) for ledger in ledgers]
+    names = [run_folder.folder.resolve().name for run_folder in run_folders]
+    return names if len({*names}) == len(names) else [str(run_folder.folder) for run_folder in run_folders]
 
 
-def told(name: str, found: RunComparison) -> list[str]:
+def comparison_lines(name: str, comparison: RunComparison) -> list[str]:
     """How many prompts are won, lost, tied and unpaired, and the first of those won and lost."""
-    sign = "" if found.sign_p is None else f", sign test p = {found.sign_p:.3g}"
+    sign = "" if comparison.sign_p is None else f", sign test p = {comparison.sign_p:.3g}"
     lines = [
-        f"{name}: {len(found.wins)} prompts won, {len(found.losses)} lost, {len(found.ties)} tied, "
-        f"{len(found.unpaired)} not in both{sign}"
+        f"{name}: {len(comparison.wins)} prompts won, {len(comparison.losses)} lost, {len(comparison.ties)} tied, "
+        f"{len(comparison.unpaired)} not in both{sign}"
     ]
-    for word, pairs in (("won", found.wins), ("lost", found.losses)):
-        lines += [f"  {word:4} {pair.first:.2f} to {pair.second:.2f}  {pair.text}" for pair in pairs[:LISTED]]
-        if len(pairs) > LISTED:
-            lines.append(f"  {word:4} and {len(pairs) - LISTED} more: --json lists all")
+    for word, pairs in (("won", comparison.wins), ("lost", comparison.losses)):
+        lines += [f"  {word:4} {pair.first:.2f} to {pair.second:.2f}  {pair.text}" for pair in pairs[:MAX_PAIRS]]
+        if len(pairs) > MAX_PAIRS:
+            lines.append(f"  {word:4} and {len(pairs) - MAX_PAIRS} more: --json lists all")
     return lines
-
-
-def _print(record: dict[str, Any]) -> None:
-    print(json.dumps(record), flush=True)

@@ -1,4 +1,4 @@
-"""The terminal: a run told as it happens, line by line, with the text as it is written and a bar per beat."""
+"""Progress on the terminal: the text as it is sampled, and a bar of flow steps per beat."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from triptych.apps.output import TraceView
+from triptych.apps.trace_view import TraceView
 from triptych.data.language import plural
 from triptych.loop import Listener
 from triptych.model.templates import CLOSE, parse_thought
 from triptych.trace import Item, Prompt, Verdict
 
-LABEL = 10  # columns of the word at the left
-# of a bar that counts samples; the field `right` tells how they fare
-COUNTING = (
+LABEL = 10  # characters of the word at the left
+# A bar that counts samples; the field `right` holds a running result.
+COUNT_COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
     MofNCompleteColumn(),
@@ -30,11 +30,11 @@ COUNTING = (
     TimeElapsedColumn(),
     TimeRemainingColumn(),
 )
-HUES = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cyan"}
+BEAT_COLORS = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cyan"}
 
 
-class Steady(Console):
-    """A console whose reader may leave: the run goes on in silence, and what it makes is kept."""
+class PipeSafeConsole(Console):
+    """A console that falls silent when its pipe is closed, so that the run goes on and no finished image is lost."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -42,27 +42,27 @@ class Steady(Console):
 
 
 def open_console(as_json: bool) -> Console:
-    """Where a run is told: on stderr when stdout is kept for JSON."""
-    return Steady(stderr=as_json, highlight=False, emoji=False)
+    """Where progress is printed: on stderr when stdout is kept for JSON."""
+    return PipeSafeConsole(stderr=as_json, highlight=False, emoji=False)
 
 
 class TurnListener(Listener):
-    """A listener that is also told when the beats that it has heard of are over."""
+    """A listener that is also told when a turn has ended."""
 
     def close(self) -> None:
-        """Nothing more comes for now."""
+        """The turn has ended, or was interrupted."""
 
 
-class Narrator(TurnListener):
-    """Tells a play of `count` traces as it goes."""
+class TerminalListener(TurnListener):
+    """Prints the progress of a batch of `count` traces."""
 
     def __init__(self, console: Console, count: int):
         self.console, self.count = console, count
         self.turn = 0
         self._begin("", 0)
-        self.ended: float | None = self.began  # nothing to tell yet
+        self.end_time: float | None = self.start_time  # no beat has begun
 
-    def beat(self, name: str, rows: list[int]) -> None:
+    def on_beat(self, name: str, rows: list[int]) -> None:
         self.close()
         self.turn += name == "reflect"
         titles = {"plan": "Reason", "draw": "" if self.name == "plan" else "Reason", "reflect": f"Turn {self.turn}"}
@@ -74,19 +74,19 @@ class Narrator(TurnListener):
             self.live = live = Live(self._render(), console=self.console, refresh_per_second=12)
             live.start()
 
-    def said(self, row: int, text: str) -> None:
+    def on_text(self, row: int, text: str) -> None:
         self.texts[row] = text
         self._update()
 
-    def step(self, done: int, total: int) -> None:
+    def on_step(self, done: int, total: int) -> None:
         self.done, self.total = done, total
         self._update()
 
     def close(self) -> None:
-        """End the beat that is being told, its last state left standing."""
-        if self.ended is not None:
+        """End the current beat; its last state stays on the screen."""
+        if self.end_time is not None:
             return
-        self.ended = time.perf_counter()
+        self.end_time = time.perf_counter()
         if self.live is None:
             self.console.print(self._render())
             return
@@ -98,7 +98,7 @@ class Narrator(TurnListener):
         self.name, self.rows = name, rows
         self.texts: dict[int, str] = {}
         self.done, self.total = 0, 0
-        self.began, self.ended = time.perf_counter(), None
+        self.start_time, self.end_time = time.perf_counter(), None
         self.live: Live | None = None
 
     def _update(self) -> None:
@@ -109,14 +109,15 @@ class Narrator(TurnListener):
         if self.name in ("draw", "edit"):
             return _line(self.name, _bar(self.done, self.total, self._clock()))
         if self.count > 1:
-            newest = _short(parse_thought(next(reversed(self.texts.values()), "")), 48)
+            newest = parse_thought(next(reversed(self.texts.values()), ""))
+            newest = newest if len(newest) <= 48 else newest[:47] + "…"
             return _line(self.name, Text.assemble(f"{self.rows} traces  ", (newest, "dim"), "  ", self._clock()))
-        return _spoken(self.name, self.texts.get(0, ""), self._clock())
+        return _text_lines(self.name, self.texts.get(0, ""), self._clock())
 
     def _clock(self) -> Text:
-        if self.ended is None:
+        if self.end_time is None:
             return Text("")
-        return Text(f"{self.ended - self.began:.2f} s", "dim")
+        return Text(f"{self.end_time - self.start_time:.2f} s", "dim")
 
 
 def _line(name: str, content: RenderableType) -> Table:
@@ -124,12 +125,12 @@ def _line(name: str, content: RenderableType) -> Table:
     row = Table.grid(padding=(0, 1))
     row.add_column(width=LABEL, no_wrap=True)
     row.add_column(overflow="fold")
-    row.add_row(Text(f"  {name}", HUES.get(name, "dim")), content)
+    row.add_row(Text(f"  {name}", BEAT_COLORS.get(name, "dim")), content)
     return row
 
 
-def _spoken(name: str, text: str, clock: Text) -> Group:
-    """What is being said: the thought, and below it the instruction once the thought is closed."""
+def _text_lines(name: str, text: str, clock: Text) -> Group:
+    """The thought so far, and below it the instruction once the thought is closed."""
     lines = [_line(name, Text.assemble(parse_thought(text), "  ", clock))]
     if name == "reflect" and CLOSE in text:
         lines.append(_line("", Text.assemble(("→ ", "bold cyan"), (text.rsplit(CLOSE, 1)[1].strip(), "bold"))))
@@ -143,16 +144,12 @@ def _bar(done: int, total: int, clock: Text) -> Table:
     return row
 
 
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def show_prompt(console: Console, asked: str, prompt: Prompt) -> None:
-    """The prompt, and how it was understood where a spec was read from it."""
-    console.print(Text(asked, "bold"))
+def print_prompt(console: Console, user_prompt: str, prompt: Prompt) -> None:
+    """The prompt as it was typed, and the spec that was read from it, if any."""
+    console.print(Text(user_prompt, "bold"))
     if prompt.spec is not None:
         items = [item_words(item, prompt.spec.include) for item in prompt.spec.include]
-        console.print(_line("asked", Text(", ".join(items), "dim")))
+        console.print(_line("spec", Text(", ".join(items), "dim")))
 
 
 def item_words(item: Item, others: Sequence[Item]) -> str:
@@ -163,23 +160,23 @@ def item_words(item: Item, others: Sequence[Item]) -> str:
     return " ".join(word for word in (*words, place, relation) if word)
 
 
-def show_end(console: Console, exhibit: TraceView) -> None:
-    """Why one trace stopped, and what the judge says of its last picture."""
+def print_result(console: Console, view: TraceView) -> None:
+    """Why a single trace stopped, and the verdict on its last image."""
     console.print()
-    console.print(_line("stopped", Text(f"{exhibit.why}, {exhibit.seconds:.2f} s of model time")))
-    if exhibit.verdict is not None:
-        console.print(_line("judge", verdict_text(exhibit.verdict)))
+    console.print(_line("stopped", Text(f"{view.why}, {view.seconds:.2f} s of model time")))
+    if view.verdict is not None:
+        console.print(_line("judge", verdict_text(view.verdict)))
 
 
-def show_row(console: Console, exhibit: TraceView, folder: Path) -> None:
-    """One of many traces in a line."""
-    right = exhibit.verdict and exhibit.verdict.score == 1.0
-    mark = Text("  ") if exhibit.verdict is None else Text("✓ ", "green") if right else Text("✗ ", "red")
-    facts = f"{exhibit.edits} edit{'' if exhibit.edits == 1 else 's'}, stopped by {exhibit.stop}"
+def print_row(console: Console, view: TraceView, folder: Path) -> None:
+    """One of many traces, in one line."""
+    right = view.verdict and view.verdict.score == 1.0
+    mark = Text("  ") if view.verdict is None else Text("✓ ", "green") if right else Text("✗ ", "red")
+    facts = f"{view.edits} edit{'' if view.edits == 1 else 's'}, stopped by {view.stop}"
     console.print(Text.assemble("  ", mark, f"{folder.name}  ", (facts, "dim")), soft_wrap=True)
 
 
-def show_folder(console: Console, folder: Path, page: Path) -> None:
+def print_folder(console: Console, folder: Path, page: Path) -> None:
     """The last line: where everything is."""
     console.print(Text.assemble(f"  {'folder':<{LABEL - 1}}", (f"{folder}/", "bold")), soft_wrap=True)
     console.print(Text.assemble(f"  {'open':<{LABEL - 1}}", (str(page), "dim")), soft_wrap=True)
@@ -188,5 +185,5 @@ def show_folder(console: Console, folder: Path, page: Path) -> None:
 def verdict_text(verdict: Verdict) -> Text:
     """The checks, the failed ones first."""
     failed = [part for check in verdict.failed for part in (Text("✗ ", "red"), Text(f"{check}  "))]
-    held = f"✓ {len(verdict.passed)} of {len(verdict.passed) + len(verdict.failed)} checks hold"
-    return Text.assemble(*failed, (held, "green" if not verdict.failed else "dim"))
+    passed = f"✓ {len(verdict.passed)} of {len(verdict.passed) + len(verdict.failed)} checks hold"
+    return Text.assemble(*failed, (passed, "green" if not verdict.failed else "dim"))

@@ -1,6 +1,6 @@
-"""Static pages: one trace, or many, as a single HTML file that opens without a server and without a network.
+"""Static pages of traces: one trace, or many, as a single HTML file that opens without a server and without a network.
 
-Style and script are inline, pictures are data URIs, and the page forbids itself everything else (its content security
+Style and script are inline, images are data URIs, and the page forbids itself everything else (its content security
 policy). Whatever a prompt or a model said is text: jinja2 escapes it.
 """
 
@@ -16,27 +16,30 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from triptych.apps.output import TraceView
+from triptych.apps.trace_view import TraceView
 from triptych.model.templates import parse_thought
 from triptych.trace import Trace, Turn, Verdict
 
-SMALL = 256  # pixels; smaller pictures are enlarged without smoothing, larger ones become thumbnails of this side
-LARGE = 1024  # pixels; most of a picture that a page shows: the folder holds it whole
+PIXELATED_BELOW = 256  # pixels; a smaller image is enlarged without smoothing
+THUMBNAIL_SIDE = 256  # pixels; cards and galleries show no more
+PAGE_IMAGE_SIDE = 1024  # pixels; a trace page shows no more, and the folder holds the whole image
 BEATS = ("plan", "draw", "reflect", "edit")
+RGBImage = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
 class TurnPanel:
-    """One turn as the page shows it; `picture` and `before` are numbers into the page's pictures."""
+    """One turn as the page shows it; `picture` and `before` are numbers into the page's images."""
 
     number: int
     thought: str | None
     instruction: str | None
     picture: int | None
     before: int | None
-    verdict: Verdict | None  # of `picture`; of the picture looked at in a turn that stopped
+    verdict: Verdict | None  # of `picture`; of the image that was looked at in a turn that stopped
     seconds: Mapping[str, float]
 
     @property
@@ -48,10 +51,10 @@ class TurnPanel:
 
 @dataclass(frozen=True)
 class TraceCard:
-    """One trace on the page of many: its folder's name, what was asked, how it went, its last picture as a data URI."""
+    """One trace on the page of many: its folder's name, its prompt, how it went, its last image as a data URI."""
 
     folder: str
-    asked: str
+    prompt: str
     seed: int
     edits: int
     verdict: Verdict | None
@@ -59,71 +62,73 @@ class TraceCard:
     pixelated: bool
 
 
-def page(exhibit: TraceView) -> str:
+def trace_page(view: TraceView) -> str:
     """The page of one trace."""
-    trace = exhibit.trace
+    trace = view.trace
     images = trace.images
     return template("trace.html").render(
-        exhibit=exhibit,
+        view=view,
         trace=trace,
-        panels=panels(trace, exhibit.verdicts),
-        pictures=[data_uri(thumbnail(image, LARGE)) for image in images],
+        panels=turn_panels(trace, view.verdicts),
+        pictures=[png_uri(thumbnail(image, PAGE_IMAGE_SIDE)) for image in images],
         shape=images[-1].shape if images else (1, 1, 3),
-        pixelated=bool(images) and max(images[-1].shape[:2]) < SMALL,
+        pixelated=bool(images) and is_small(images[-1]),
         given=trace.prompt.image is not None,
         seconds=[(name, sum(turn.seconds.get(name, 0.0) for turn in trace.turns)) for name in BEATS],
-        settings=list(rows(exhibit.settings)),
+        settings=flat_settings(view.settings),
     )
 
 
-def index(title: str, cards: Sequence[TraceCard]) -> str:
+def trace_index(title: str, cards: Sequence[TraceCard]) -> str:
     """The page of many traces, each a link to its own page."""
-    judged = [card.verdict for card in cards if card.verdict is not None]
-    right = sum(verdict.score == 1.0 for verdict in judged)
-    return template("index.html").render(title=title, cards=cards, pixelated=False, judged=len(judged), right=right)
+    verdicts = [card.verdict for card in cards if card.verdict is not None]
+    right = sum(verdict.score == 1.0 for verdict in verdicts)
+    return template("trace_index.html").render(
+        title=title, cards=cards, pixelated=False, judged=len(verdicts), right=right
+    )
 
 
-def card(folder: str, exhibit: TraceView) -> TraceCard:
+def trace_card(folder: str, view: TraceView) -> TraceCard:
     """What the page of many keeps of a trace in `folder` beside it."""
-    image = exhibit.trace.image
+    image = view.trace.image
     return TraceCard(
         folder=folder,
-        asked=exhibit.asked,
-        seed=exhibit.trace.seed,
-        edits=exhibit.edits,
-        verdict=exhibit.verdict,
-        picture=None if image is None else data_uri(thumbnail(image)),
-        pixelated=image is not None and max(image.shape[:2]) < SMALL,
+        prompt=view.user_prompt,
+        seed=view.trace.seed,
+        edits=view.edits,
+        verdict=view.verdict,
+        picture=None if image is None else png_uri(thumbnail(image)),
+        pixelated=image is not None and is_small(image),
     )
 
 
-def panels(trace: Trace, verdicts: Sequence[Verdict] = ()) -> list[TurnPanel]:
-    """The turns of a trace, each with its picture's number, the one before it, and its verdict."""
-    shown, picture = [], (None if trace.prompt.image is None else 0)
+def turn_panels(trace: Trace, verdicts: Sequence[Verdict] = ()) -> list[TurnPanel]:
+    """The turns of a trace, each with its image's number, the one before it, and its verdict."""
+    panels, picture = [], (None if trace.prompt.image is None else 0)
     for number, turn in enumerate(trace.turns):
         before = picture
         if turn.drew is not None:
             picture = 0 if picture is None else picture + 1
-        drawn = picture if turn.drew is not None else None
+        new = picture if turn.drew is not None else None
         verdict = verdicts[picture] if verdicts and picture is not None else None
-        shown.append(TurnPanel(number, thought(turn), turn.instruction, drawn, before, verdict, turn.seconds))
-    return shown
+        panels.append(TurnPanel(number, _thought(turn), turn.instruction, new, before, verdict, turn.seconds))
+    return panels
 
 
-def thought(turn: Turn) -> str | None:
-    """What the model thought aloud in a turn, without tags and without the instruction."""
+def _thought(turn: Turn) -> str | None:
+    """The plan or reflection of a turn, without tags and without the instruction."""
     return None if turn.said is None else parse_thought(turn.said.text)
 
 
-def data_uri(image: np.ndarray) -> str:
-    """`[height width 3] uint8` as a PNG inside the page."""
+def png_uri(image: RGBImage) -> str:
+    """The image as a PNG inside the page."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thumbnail(image: np.ndarray, side: int = SMALL) -> np.ndarray:
-    """The picture, at most so many pixels a side."""
+def thumbnail(image: RGBImage, side: int = THUMBNAIL_SIDE) -> RGBImage:
+    """The image, at most so many pixels a side."""
     if max(image.shape[:2]) <= side:
         return image
     small = Image.fromarray(image)
@@ -131,12 +136,17 @@ def thumbnail(image: np.ndarray, side: int = SMALL) -> np.ndarray:
     return np.asarray(small)
 
 
-def rows(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+def is_small(image: np.ndarray) -> bool:
+    """Whether a page enlarges the image without smoothing."""
+    return max(image.shape[:2]) < PIXELATED_BELOW
+
+
+def flat_settings(settings: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) rows."""
     flat = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat += rows(value, f"{above}{name}.")
+            flat += flat_settings(value, f"{above}{name}.")
         else:
             flat.append((f"{above}{name}", str(value)))
     return flat

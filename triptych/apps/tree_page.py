@@ -1,8 +1,8 @@
-"""Rollouts as trees: a static page per tree, OUT/rollouts/STEP.html, and an index.html that lists them.
+"""Rollouts of training as trees: a static page per tree, OUT/rollouts/STEP.html, and an index.html that lists them.
 
-A tree is a Reason step with the Refine steps that grow from its pictures: per prompt its siblings, with what was said,
-the picture, the verdict, rewards and advantages, and under each picture that was picked what became of it. The first
-tree at or after every so many steps is shown; its page is written again when its next stage is there.
+A tree is a Reason step with the Refine steps that grow from its images: per prompt its siblings with text, image,
+verdict, rewards and advantages, and under each image that was picked as a parent, the group that grew from it. The
+first tree at or after every so many steps is shown; its page is written again when its next stage is done.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from triptych.apps import trace_page
-from triptych.apps.output import naming_errors, write_page
-from triptych.errors import ConfigError
+from triptych.apps.trace_page import is_small, png_uri, template, thumbnail
+from triptych.bounds import NonNegativeInt, check_bounds
+from triptych.files import naming_errors, write_text
 from triptych.model.templates import parse_thought
 from triptych.rewards.rewards import RewardRule, is_right
 from triptych.rl.advantages import group_advantages
@@ -28,26 +26,26 @@ from triptych.rl.train import Step
 from triptych.rl.tree import Group, Node
 from triptych.trace import Turn, Verdict
 
-SIDE = 128  # pixels; larger pictures become thumbnails of this side
-SHOWN = 8  # pictures on the card of a page
+IMAGE_SIDE = 128  # pixels; larger images become thumbnails of this side
+CARD_IMAGES = 8  # on the card of a page
 _CARD = re.compile(r'<script type="application/json" id="card">(.*?)</script>', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Which rollouts become pages. They fix nothing of a run."""
+    """Which rollouts become pages; training does not depend on it."""
 
-    every: int = 0  # steps; 0 is never
+    every: NonNegativeInt = 0
+    """Steps from one page to the next; 0 writes none."""
 
     def check(self) -> None:
-        """Raises ConfigError for settings that cannot work."""
-        if self.every < 0:
-            raise ConfigError(f"every={self.every}: expected a number of steps, or 0 for no page; set --pages.every")
+        """Raises ConfigError for settings that are out of bounds."""
+        check_bounds(self, "pages")
 
 
 @dataclass(frozen=True)
 class TextView:
-    """One text of a branch: the thought, and the instruction where there is one."""
+    """The text of one turn: the thought, and the instruction where there is one."""
 
     thought: str
     instruction: str | None
@@ -55,8 +53,8 @@ class TextView:
 
 
 @dataclass(frozen=True, eq=False)
-class TurnView:
-    """One sibling: its new pictures as data URIs, what it earned, its advantages, and the number of its own group."""
+class SiblingView:
+    """One sibling: its new images as data URIs, rewards, advantages, and the number of the group that grows from it."""
 
     number: int
     pictures: tuple[str, ...]
@@ -65,23 +63,23 @@ class TurnView:
     reward_text: float
     reward_picture: float | None  # None where it drew nothing
     formed: bool
-    gain_text: float | None  # None where the group is not compared, or the part does not learn
-    gain_picture: float | None
+    advantage_text: float | None  # None where the group is not compared, or the part is not trained
+    advantage_picture: float | None
     picked: bool
     child: int | None
 
 
 @dataclass(frozen=True, eq=False)
-class StageView:
-    """Siblings that said the same."""
+class BranchView:
+    """Siblings with the same texts, one text per turn."""
 
-    sayings: tuple[TextView, ...]
-    leaves: tuple[TurnView, ...]
+    texts: tuple[TextView, ...]
+    siblings: tuple[SiblingView, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class TreeNode:
-    """A group as the page shows it, and the groups that grow from its pictures."""
+    """A group as the page shows it, and the groups that grow from its images."""
 
     number: int
     step: int
@@ -90,21 +88,22 @@ class TreeNode:
     picture: str | None  # the parent's
     verdict: Verdict | None  # on it
     right: bool
-    branches: tuple[StageView, ...]
+    branches: tuple[BranchView, ...]
     mean: float | None
     missing: int
     cause: str
-    above: int | None  # the number of the parent among its siblings
-    below: tuple[TreeNode, ...]
+    parent: int | None  # the number of the parent among its siblings
+    children: tuple[TreeNode, ...]
 
     @property
-    def leaves(self) -> list[TurnView]:
-        return sorted((leaf for branch in self.branches for leaf in branch.leaves), key=lambda leaf: leaf.number)
+    def siblings(self) -> list[SiblingView]:
+        siblings = (sibling for branch in self.branches for sibling in branch.siblings)
+        return sorted(siblings, key=lambda sibling: sibling.number)
 
 
 @dataclass(frozen=True)
 class TreeCard:
-    """What the index tells of a page."""
+    """What the index shows of a page."""
 
     page: str
     step: int  # of its first stage
@@ -114,18 +113,18 @@ class TreeCard:
     v: float | None  # mean of the first stage
     right: float | None
     after: float | None  # V of the last stage
-    gain: float | None  # mean change of V in the later stages
+    change: float | None  # mean change of V in the later stages
     pictures: tuple[str, ...] = ()
 
 
 @dataclass
 class TreePages:
-    """The folder of pages of a run: `add` hears every step and writes those that are due."""
+    """The folder of pages of a run: `add` takes every step and writes the pages that are due."""
 
     folder: Path
     pages: Pages
     config: TrainConfig
-    steps: list[Step] = field(default_factory=list)  # of the tree that is being shown
+    steps: list[Step] = field(default_factory=list)  # of the current tree
 
     def add(self, step: Step) -> None:
         """Take a step. Raises OutputError if its page cannot be written."""
@@ -140,81 +139,80 @@ class TreePages:
 
     def _is_due(self, index: int) -> bool:
         """Whether no older page stands for this stretch of steps. Pages of later steps are from before a resume."""
-        older = [number - 1 for number in _numbers(self.folder) if number - 1 < index]
+        older = [number - 1 for number in _page_steps(self.folder) if number - 1 < index]
         return not older or index // self.pages.every > max(older) // self.pages.every
 
     def _write(self) -> None:
         with naming_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.steps[0].index + 1:06d}.html"
-        write_page(path, page(self.steps, self.config, path.name))
-        write_page(self.folder / "index.html", index(cards(self.folder)))
+        write_text(path, tree_page(self.steps, self.config, path.name))
+        write_text(self.folder / "index.html", tree_index(read_cards(self.folder)))
 
 
-def page(steps: Sequence[Step], config: TrainConfig, name: str = "") -> str:
+def tree_page(steps: Sequence[Step], config: TrainConfig, name: str = "") -> str:
     """The page of one tree: its first step and the later ones that grow from it."""
-    boughs, refined = grown(steps, config), any(step.stage == "refine" for step in steps)
-    return trace_page.template("rollouts.html").render(
-        boughs=boughs,
+    nodes, refined = tree_nodes(steps, config), any(step.stage == "refine" for step in steps)
+    return template("tree.html").render(
+        nodes=nodes,
         steps=steps,
-        card=_card(steps, boughs, name),
-        divided=_divided(config, refined),
+        card=asdict(tree_card(steps, nodes, name)),
+        normalized=_normalized_parts(config, refined),
         picks=any(step.picked for step in steps),
-        waits=bool(steps[-1].picked),
-        form=_form(config.reward),
+        pending=bool(steps[-1].picked),
+        format_reward=_format_reward(config.reward),
         balanced=refined and config.tree.balance,
-        pixelated=_small(steps),
+        pixelated=any(is_small(node.trace.image) for node in _siblings(steps) if node.trace.image is not None),
     )
 
 
-def index(found: Sequence[TreeCard]) -> str:
+def tree_index(cards: Sequence[TreeCard]) -> str:
     """The page that lists pages."""
-    return trace_page.template("rollouts_index.html").render(cards=found, pixelated=True)
+    return template("tree_index.html").render(cards=cards, pixelated=True)
 
 
-def cards(folder: Path) -> list[TreeCard]:
+def read_cards(folder: Path) -> list[TreeCard]:
     """The cards of the pages in a folder, in the order of their steps."""
-    told = [_CARD.search((folder / f"{number:06d}.html").read_text(encoding="utf-8")) for number in _numbers(folder)]
-    records = [json.loads(found.group(1)) for found in told if found is not None]
+    matches = [_CARD.search((folder / f"{step:06d}.html").read_text(encoding="utf-8")) for step in _page_steps(folder)]
+    records = [json.loads(match.group(1)) for match in matches if match is not None]
     return [TreeCard(**{**record, "pictures": tuple(record["pictures"])}) for record in records]
 
 
-def grown(steps: Sequence[Step], config: TrainConfig) -> list[TreeNode]:
-    """Groups of the first step, each with those that grow from its pictures; a group whose parent is not among them
-    stands on its own."""
-    known = {id(node) for step in steps for group in step.groups for node in group.siblings}
-    entries = [(number, step, group) for number, (step, group) in enumerate(_pairs(steps))]
-    below: dict[int, list[tuple[int, Step, Group]]] = {}
-    tops = []
-    for entry in entries:
-        parent = id(entry[2].parent)
-        if parent in known:
-            below.setdefault(parent, []).append(entry)
-        else:
-            tops.append(entry)
-    return [_bough(entry, below, config, None) for entry in tops]
+def tree_nodes(steps: Sequence[Step], config: TrainConfig) -> list[TreeNode]:
+    """Groups of the first step, each with those that grow from its images.
+
+    A group whose parent is not on the page stands on its own.
+    """
+    on_page = {id(node) for node in _siblings(steps)}
+    groups = [(step, group) for step in steps for group in step.groups]
+    children: dict[int, list[tuple[int, Step, Group]]] = {}
+    roots = []
+    for number, (step, group) in enumerate(groups):
+        place = children.setdefault(id(group.parent), []) if id(group.parent) in on_page else roots
+        place.append((number, step, group))
+    return [_tree_node(*root, children, config, None) for root in roots]
 
 
-def _pairs(steps: Sequence[Step]) -> list[tuple[Step, Group]]:
-    return [(step, group) for step in steps for group in step.groups]
-
-
-def _bough(
-    entry: tuple[int, Step, Group], below: dict[int, list[tuple[int, Step, Group]]], config: TrainConfig, above
+def _tree_node(
+    number: int,
+    step: Step,
+    group: Group,
+    children: dict[int, list[tuple[int, Step, Group]]],
+    config: TrainConfig,
+    parent_number: int | None,
 ) -> TreeNode:
-    number, step, group = entry
-    parent, nodes = group.parent, group.siblings
+    parent = group.parent
     picked = {id(node) for node in step.picked}
-    told = _gains(group, config.refine if step.stage == "refine" else config.reason)
-    branches: dict[tuple[TextView, ...], list[TurnView]] = {}
-    children: list[TreeNode] = []
-    for place, (node, (for_text, for_picture)) in enumerate(zip(nodes, told, strict=True), start=1):
+    advantages = _advantages(group, config.refine if step.stage == "refine" else config.reason)
+    branches: dict[tuple[TextView, ...], list[SiblingView]] = {}
+    subtrees: list[TreeNode] = []
+    for place, (node, advantage) in enumerate(zip(group.siblings, advantages, strict=True), start=1):
         turns = node.trace.turns[len(parent.trace.turns) :]
-        own = [_bough(one, below, config, place) for one in below.get(id(node), [])]
-        children += own
-        leaf = _leaf(place, node, turns, for_text, for_picture, id(node) in picked, own[0].number if own else None)
-        branches.setdefault(tuple(_saying(turn) for turn in turns), []).append(leaf)
-    scores = [node.verdict.score for node in nodes if node.verdict is not None]
+        own = [_tree_node(*child, children, config, place) for child in children.get(id(node), [])]
+        subtrees += own
+        sibling = _sibling(place, node, turns, advantage, id(node) in picked, own[0].number if own else None)
+        branches.setdefault(tuple(_text(turn) for turn in turns), []).append(sibling)
+    scores = [node.verdict.score for node in group.siblings if node.verdict is not None]
     return TreeNode(
         number=number,
         step=step.index + 1,
@@ -223,49 +221,57 @@ def _bough(
         picture=None if parent.trace.image is None else _uri(parent.trace.image),
         verdict=parent.verdict,
         right=parent.verdict is not None and is_right(parent.verdict),
-        branches=tuple(StageView(sayings, tuple(leaves)) for sayings, leaves in branches.items()),
+        branches=tuple(BranchView(texts, tuple(siblings)) for texts, siblings in branches.items()),
         mean=float(np.mean(scores)) if scores else None,
         missing=group.missing,
         cause=group.cause,
-        above=above,
-        below=tuple(children),
+        parent=parent_number,
+        children=tuple(subtrees),
     )
 
 
-def _leaf(place: int, node: Node, turns: Sequence[Turn], for_text, for_picture, picked: bool, child) -> TurnView:
+def _sibling(
+    number: int,
+    node: Node,
+    turns: Sequence[Turn],
+    advantage: tuple[float | None, float | None],
+    picked: bool,
+    child: int | None,
+) -> SiblingView:
     assert node.verdict is not None and node.reward is not None
-    return TurnView(
-        number=place,
+    return SiblingView(
+        number=number,
         pictures=tuple(_uri(turn.drew.image) for turn in turns if turn.drew is not None),
         verdict=node.verdict,
         right=is_right(node.verdict),
         reward_text=node.reward.text,
         reward_picture=node.reward.picture if node.reward.drawn else None,
         formed=node.reward.formed,
-        gain_text=for_text,
-        gain_picture=for_picture if node.reward.drawn else None,
+        advantage_text=advantage[0],
+        advantage_picture=advantage[1] if node.reward.drawn else None,
         picked=picked,
         child=child,
     )
 
 
-def _saying(turn: Turn) -> TextView:
-    said = "" if turn.said is None else parse_thought(turn.said.text)
-    return TextView(said, turn.instruction, turn.drew is None)
+def _text(turn: Turn) -> TextView:
+    thought = "" if turn.said is None else parse_thought(turn.said.text)
+    return TextView(thought, turn.instruction, turn.drew is None)
 
 
-def _gains(group: Group, stage: StageConfig) -> list[tuple[float | None, float | None]]:
-    """Text and picture advantages of each sibling, None where that is not learnt from."""
-    if len(group.siblings) < 2:
-        return [(None, None)] * len(group.siblings)
-    found = group_advantages(group, stage)
-    text = found.text.tolist() if stage.trains_text else [None] * len(group.siblings)
-    picture = found.picture.tolist() if stage.picture.train else [None] * len(group.siblings)
+def _advantages(group: Group, stage: StageConfig) -> list[tuple[float | None, float | None]]:
+    """Text and picture advantages of each sibling, None where that part is not trained."""
+    count = len(group.siblings)
+    if count < 2:
+        return [(None, None)] * count
+    advantages = group_advantages(group, stage)
+    text = advantages.text.tolist() if stage.trains_text else [None] * count
+    picture = advantages.picture.tolist() if stage.picture.train else [None] * count
     return list(zip(text, picture, strict=True))
 
 
-def _card(steps: Sequence[Step], boughs: Sequence[TreeNode], name: str) -> dict[str, Any]:
-    """The card of a page, as JSON values; of each group it shows the first sibling's picture, good or bad."""
+def tree_card(steps: Sequence[Step], nodes: Sequence[TreeNode], name: str) -> TreeCard:
+    """The card of a page; of each group it shows the first sibling's image, good or bad."""
     first, last = steps[0], steps[-1]
     changes = [
         node.verdict.score - group.parent.verdict.score
@@ -274,50 +280,46 @@ def _card(steps: Sequence[Step], boughs: Sequence[TreeNode], name: str) -> dict[
         for node in group.siblings
         if node.verdict is not None and group.parent.verdict is not None
     ]
-    pictures = [uri for bough in boughs[:SHOWN] for leaf in bough.leaves[:1] for uri in leaf.pictures[-1:]]
-    return asdict(
-        TreeCard(
-            page=name,
-            step=first.index + 1,
-            last=last.index + 1,
-            stage=first.stage,
-            groups=len(boughs),
-            v=first.metrics.get("v"),
-            right=first.metrics.get("right"),
-            after=last.metrics.get("v") if len(steps) > 1 else None,
-            gain=float(np.mean(changes)) if changes else None,
-            pictures=tuple(pictures),
-        )
+    pictures = [uri for node in nodes[:CARD_IMAGES] for sibling in node.siblings[:1] for uri in sibling.pictures[-1:]]
+    return TreeCard(
+        page=name,
+        step=first.index + 1,
+        last=last.index + 1,
+        stage=first.stage,
+        groups=len(nodes),
+        v=first.metrics.get("v"),
+        right=first.metrics.get("right"),
+        after=last.metrics.get("v") if len(steps) > 1 else None,
+        change=float(np.mean(changes)) if changes else None,
+        pictures=tuple(pictures),
     )
 
 
-def _divided(config: TrainConfig, refined: bool) -> list[str]:
-    """The parts whose advantages are divided by their spread, in words."""
+def _normalized_parts(config: TrainConfig, refined: bool) -> list[str]:
+    """The parts whose advantages are divided by the group's standard deviation, in words."""
     stages = {"Reason": config.reason} | ({"Refine": config.refine} if refined else {})
     parts = {f"{name}'s {kind}": getattr(stage, kind) for name, stage in stages.items() for kind in ("text", "picture")}
     return [name for name, part in parts.items() if part.normalize_advantages]
 
 
-def _form(rule: RewardRule) -> str:
-    """What a text earns for its form, in words."""
+def _format_reward(rule: RewardRule) -> str:
+    """What a text earns for its format, in words."""
     if rule.variant == "release":
-        return f"A text earns {rule.format_weight:g} beside what its picture gains, and nothing without its form (¶)."
-    return f"A text earns {rule.format_weight:g} more for its form; ¶ marks one without."
+        return (
+            f"A text gets a format reward of {rule.format_weight:g} beside the reward of its picture, and 0 in all "
+            "without the format (¶)."
+        )
+    return f"A text gets a format reward of {rule.format_weight:g}; ¶ marks one without the format."
 
 
-def _numbers(folder: Path) -> list[int]:
-    """The first steps of the pages in a folder, as they are numbered in the terminal."""
+def _page_steps(folder: Path) -> list[int]:
+    """The first steps of the pages in a folder, counted from 1 as on the terminal."""
     return sorted(int(path.stem) for path in Path(folder).glob("*.html") if path.stem.isdigit())
 
 
-def _small(steps: Sequence[Step]) -> bool:
-    images = [node.trace.image for step in steps for group in step.groups for node in group.siblings]
-    return any(image is not None and max(image.shape[:2]) < trace_page.SMALL for image in images)
+def _siblings(steps: Sequence[Step]) -> list[Node]:
+    return [node for step in steps for group in step.groups for node in group.siblings]
 
 
 def _uri(image: np.ndarray) -> str:
-    if max(image.shape[:2]) > SIDE:
-        small = Image.fromarray(image)
-        small.thumbnail((SIDE, SIDE))
-        image = np.asarray(small)
-    return trace_page.data_uri(image)
+    return png_uri(thumbnail(image, IMAGE_SIDE))

@@ -1,28 +1,29 @@
-"""`triptych eval ita` and `vqa`, and `--understanding`: ask a model about pictures, and print what it knows.
+"""`triptych eval ita` and `vqa`, and `--understanding`: ask a model about images, and print its accuracy.
 
-The pictures are those of a finished run, `--drawn DIR`. Without one a set that no model drew is painted into a folder
-beside the answers (eval/benchmark.py). With `--understanding` they are those of the run that was just played, so that one
-command measures what a unified model draws and what it sees in it.
+The images are those of a finished run, `--drawn DIR`; without one a synthetic set is rendered into a folder beside the
+answers (eval/benchmark.py). With `--understanding` they are those of the run that was just played, so that one command
+measures both what a unified model draws and what it sees in it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from triptych.apps.arguments import check_at_least, device_of, folder_of, shard_of
-from triptych.apps.options_judge import STICKERS, sticker_judge
-from triptych.apps.output import check_writable
+from triptych.apps.arguments import device_of, folder_of, load_model, shard_of
+from triptych.apps.commands import EvalOptions
+from triptych.apps.judge_choice import sticker_judge, vlm_options
+from triptych.apps.options import STICKER_JUDGES, OpenModel
 from triptych.apps.report import publish
-from triptych.apps.terminal import COUNTING, open_console
+from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError
 from triptych.eval import suites
 from triptych.eval.benchmark import synthetic_set
@@ -30,163 +31,179 @@ from triptych.eval.probes import ProbePolicy
 from triptych.eval.quiz import Quiz, accuracy_by_column, accuracy_table, quiz_report, run_quiz, share
 from triptych.eval.results import OVERALL, Row
 from triptych.eval.run_folder import WHOLE, RunFolder, Shard
-from triptych.eval.vqa import LIMIT, Detect, PictureSet, World, alignment, composition, detected_things, scene_things
+from triptych.eval.vqa import (
+    LIMIT,
+    DetectObjects,
+    PictureSet,
+    World,
+    alignment,
+    composition,
+    detected_objects,
+    scene_objects,
+)
+from triptych.files import check_writable
 from triptych.loop import Policy
 
-if TYPE_CHECKING:
-    from triptych.apps.commands import Evaluate
-
 QUIZZES = ("ita", "vqa")
-# Options of the model that draws: here none does.
-DRAWING = ("turns", "seeds", "steps", "guidance", "temperature", "plan", "understanding")
-OTHERS = ("prompts", "keep_pictures")  # options of other benchmarks
+DRAWING_OPTIONS = ("turns", "seeds", "steps", "guidance", "temperature", "plan", "understanding")
+BENCHMARK_OPTIONS = ("prompts", "keep_pictures")  # which no quiz has
 
 
-def evaluate(choice: Evaluate, load: Callable[[], Policy]) -> int:
-    """Ask the quiz `choice.benchmark` about `--drawn`, print, and return the exit code.
+def run(options: EvalOptions, open_model: OpenModel) -> int:
+    """Ask the questions of `options.benchmark` about the images, print its table; returns the exit code.
 
     What can be refused is refused before the model is loaded.
     """
-    check(choice)
-    drawn = None if choice.drawn is None else PictureSet.read(choice.drawn)
-    out, shard = folder_of(choice), shard_of(choice.shard)
-    painting = out.with_name(f"{out.name}-set")
-    if not choice.resume and not (shard != WHOLE and out.exists()):
+    check_quiz(options)
+    pictures = None if options.drawn is None else PictureSet.read(options.drawn)
+    out, shard = folder_of(options), shard_of(options.shard)
+    set_folder = out.with_name(f"{out.name}-set")
+    if not options.resume and not (shard != WHOLE and out.exists()):  # a shard joins the folder of the others
         check_writable(out)
-        if drawn is None:
-            check_writable(painting)
-    policy = load()
-    console = open_console(choice.as_json)
+        if pictures is None:
+            check_writable(set_folder)
+    policy = load_model(options, open_model)
+    console = open_console(options.as_json)
     try:
-        drawn = drawn or painted(choice, painting, console)
-        told = asked(choice, choice.benchmark, drawn, student(choice, policy), out, console, shard)
+        pictures = pictures or rendered_set(options, set_folder, console)
+        record = ask_quiz(options, options.benchmark, pictures, probe_policy(options, policy), out, console, shard)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
         return 130
-    if choice.as_json:
-        print(json.dumps(told), flush=True)
+    if options.as_json:
+        print(json.dumps(record), flush=True)
     return 0
 
 
-def painted(choice: Evaluate, folder: Path, console: Console) -> PictureSet:
-    """A set that no model drew, painted into `folder`: with `--limit`, as many pictures a column."""
+def run_both(options: EvalOptions, policy: Policy, out: Path, console: Console) -> dict[str, Any]:
+    """What `--understanding` adds to a run in `out`: both quizzes on its own images, as JSON values.
+
+    They are run folders, `out/ita` and `out/vqa`. Nothing is asked while other shards still draw.
+    """
+    run_folder = RunFolder.read(out)
+    left = len(run_folder.open_jobs(run_folder.rows()))
+    if left:
+        message = f"{left} prompts are left to other shards; with --resume the last one asks about the pictures"
+        console.print(message, style="yellow")
+        return {}
+    pictures, answering = PictureSet.read(out), probe_policy(options, policy)
+    records = {name: ask_quiz(options, name, pictures, answering, out / name, console) for name in QUIZZES}
+    summaries = []
+    for name, record in records.items():
+        overall = record["accuracies"][OVERALL]
+        accuracy, chance = share(overall["accuracy"]["value"]), share(overall["chance"])
+        summaries.append(f"{name.upper()} {accuracy} (chance {chance}, {overall['questions']} questions)")
+    console.print(f"understanding of its own pictures: {'   '.join(summaries)}", style="bold", soft_wrap=True)
+    return records
+
+
+def rendered_set(options: EvalOptions, folder: Path, console: Console) -> PictureSet:
+    """A synthetic set, rendered into `folder`; `--limit` is also the number of images per column."""
     suite = suites.GENEVAL_PLUS
     longest = max(Counter(suite.column(prompt) for prompt in suite.prompts).values())
-    seeds = range(ceil((LIMIT if choice.limit is None else choice.limit) / longest))
-    with Progress(*COUNTING, console=console) as progress:
+    seeds = range(ceil((LIMIT if options.limit is None else options.limit) / longest))
+    with Progress(*COUNT_COLUMNS, console=console) as progress:
         bar = progress.add_task("pictures", total=len(suite.prompts) * len(seeds), right="")
-        for _ in synthetic_set(suite, seeds, folder, choice.resume):
+        for _ in synthetic_set(suite, seeds, folder, options.resume):
             progress.advance(bar)
     return PictureSet.read(folder)
 
 
-def check(choice: Evaluate) -> None:
+def check_quiz(options: EvalOptions) -> None:
     """ConfigError for options that do not go with a quiz."""
-    if choice.shard is not None and choice.drawn is None:
-        told = "expected --drawn beside it, a set that is there before the shards ask: without --shard one is painted"
-        raise ConfigError(f"--shard {choice.shard}: {told}")
-    usual = {field.name: field.default for field in fields(choice)}
-    moot = [name for name in (*DRAWING, *OTHERS) if getattr(choice, name) != usual[name]]
-    moot += [name for name, given in choice.only_vlm().items() if given]
-    moot += ["judge"] if choice.judge == "vlm" or (choice.benchmark == "ita" and choice.judge != "auto") else []
-    moot += ["by"] if choice.benchmark == "vqa" and choice.by != usual["by"] else []
-    if moot:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in moot)
-        raise ConfigError(f"{told}: of no use with {choice.benchmark}, whose pictures are drawn; leave it out")
-    check_at_least("batch", choice.batch, 1)
-    check_at_least("limit", LIMIT if choice.limit is None else choice.limit, 2)
+    if options.shard is not None and options.drawn is None:
+        raise ConfigError(
+            f"--shard {options.shard}: expected --drawn with it, since all shards ask about one set of pictures; "
+            "without --shard a set is rendered"
+        )
+    unused = given_options(options, (*DRAWING_OPTIONS, *BENCHMARK_OPTIONS))
+    unused += [f"--{name}" for name in vlm_options(options)]
+    if options.judge == "vlm" or (options.benchmark == "ita" and options.judge != "auto"):
+        unused.append("--judge")
+    if options.benchmark == "vqa":
+        unused += given_options(options, ("by",))
+    if unused:
+        raise ConfigError(
+            f"{', '.join(unused)}: of no use with {options.benchmark}, whose pictures are drawn; leave it out"
+        )
+    if options.limit is not None and options.limit < 2:  # a column has as many questions of each answer
+        raise ConfigError(f"--limit {options.limit}: expected 2 or more")
 
 
-def check_drawing(choice: Evaluate) -> None:
+def check_drawing(options: EvalOptions) -> None:
     """ConfigError for options of the quizzes that do not go with a benchmark that is drawn."""
-    if choice.by != "question":
-        raise ConfigError(f"--by {choice.by}: of use only with ita, whose pictures are drawn; leave it out")
-    if choice.understanding and not choice.keep_pictures:
+    if options.by != "question":
+        raise ConfigError(f"--by {options.by}: of use only with ita, whose pictures are drawn; leave it out")
+    if options.understanding and not options.keep_pictures:
         raise ConfigError("--understanding asks about the pictures; expected them to be kept: leave --no-keep-pictures")
 
 
-def after(choice: Evaluate, policy: Policy, out: Path, console: Console) -> dict[str, Any]:
-    """What `--understanding` adds to a run that was played into `out`: both quizzes on its own pictures, as records.
-
-    They are run folders, `out/ita` and `out/vqa`. Nothing is asked while other shards still draw.
-    """
-    left = len(RunFolder.read(out).open_jobs())
-    if left:
-        told = f"{left} prompts are left to other shards; with --resume the last one asks about the pictures"
-        console.print(told, style="yellow")
-        return {}
-    drawn, player = PictureSet.read(out), student(choice, policy)
-    found = {name: asked(choice, name, drawn, player, out / name, console) for name in QUIZZES}
-    shown = "   ".join(f"{name.upper()} {overall(told)}" for name, told in found.items())
-    console.print(f"understanding of its own pictures: {shown}", style="bold", soft_wrap=True)
-    return found
+def given_options(options: EvalOptions, names: Sequence[str]) -> list[str]:
+    """Those of the options that differ from their default, as they are typed."""
+    defaults = {field.name: field.default for field in fields(options)}
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name]]
 
 
-def student(choice: Evaluate, policy: Policy) -> ProbePolicy:
+def probe_policy(options: EvalOptions, policy: Policy) -> ProbePolicy:
     """The model, if it answers questions. Raises ConfigError."""
     if not isinstance(policy, ProbePolicy):
-        raise ConfigError(f"{choice.model} has no verb `answer`; expected a model that can be asked about pictures")
+        raise ConfigError(f"{options.model} has no verb `answer`; expected a model that can be asked about pictures")
     return policy
 
 
-def asked(
-    choice: Evaluate,
+def ask_quiz(
+    options: EvalOptions,
     name: str,
-    drawn: PictureSet,
+    pictures: PictureSet,
     policy: ProbePolicy,
     out: Path,
     console: Console,
     shard: Shard = WHOLE,
 ) -> dict[str, Any]:
     """Ask one quiz, or a shard of it, into the folder `out`, print its table, and return all of it as JSON values."""
-    quiz = quiz_of(choice, name, drawn, policy.config.world)
+    quiz = quiz_of(options, name, pictures, policy.config.world)
     rows: list[Row] = []
-    with Progress(*COUNTING, console=console) as progress:
+    with Progress(*COUNT_COLUMNS, console=console) as progress:
         bar = progress.add_task(quiz.name, total=len(quiz.questions[shard[0] - 1 :: shard[1]]), right="")
-        for row in run_quiz(quiz, policy, batch_size=choice.batch, out=out, resume=choice.resume, shard=shard):
+        for row in run_quiz(quiz, policy, batch_size=options.batch, out=out, resume=options.resume, shard=shard):
             rows.append(row)
             right = sum(each.score(0) == 1.0 for each in rows) / len(rows)
             progress.update(bar, advance=1, right=f"right {right:.3f}")
-    ledger = RunFolder.read(out)
-    rows = ledger.played()  # of every shard
-    found, report = accuracy_by_column(quiz, rows), quiz_report(quiz, rows)
-    console.print(accuracy_table(quiz, found))
-    console.print(str(publish(ledger, report)), style="bold", soft_wrap=True)
+    run_folder = RunFolder.read(out)
+    rows = run_folder.rows()  # of every shard
+    columns, report = accuracy_by_column(quiz, rows), quiz_report(quiz, rows)
+    console.print(accuracy_table(quiz, columns))
+    console.print(str(publish(run_folder, report)), style="bold", soft_wrap=True)
     return {
         "folder": str(out),
-        "standings": {column: asdict(each) for column, each in found.items()},
+        "accuracies": {column: asdict(accuracy) for column, accuracy in columns.items()},
         "report": report.to_record(),
-        "manifest": ledger.manifest,
+        "manifest": run_folder.manifest,
     }
 
 
-def quiz_of(choice: Evaluate, name: str, drawn: PictureSet, world: World) -> Quiz:
+def quiz_of(options: EvalOptions, name: str, pictures: PictureSet, world: World) -> Quiz:
     """The questions about a set, worded for a model of `world`. ConfigError where the model cannot know its things."""
-    judge = str(drawn.manifest.get("judge"))
-    sticker = next((kind for kind in STICKERS if judge.startswith(f"{kind}-")), None)
-    if world == "stickers" and sticker is None:
+    judge = str(pictures.manifest.get("judge"))
+    sticker_kind = next((kind for kind in STICKER_JUDGES if judge.startswith(f"{kind}-")), None)
+    if world == "stickers" and sticker_kind is None:
         raise ConfigError(
-            f"{choice.model} knows stickers, and these pictures were judged by {judge}; expected a set of stickers"
+            f"{options.model} knows stickers, and these pictures were judged by {judge}; expected a set of stickers"
         )
-    limit = choice.limit if choice.limit is not None and choice.benchmark in QUIZZES else LIMIT
+    # With --understanding, --limit counts the prompts that were drawn.
+    limit = options.limit if options.limit is not None and options.benchmark in QUIZZES else LIMIT
     if name == "ita":
-        return alignment(drawn, world, limit, by=choice.by)
-    kind = choice.judge if choice.judge in (*STICKERS, "detector") else sticker or "detector"
-    return composition(drawn, *eyes(kind, choice.device), world, limit)
+        return alignment(pictures, world, limit, by=options.by)
+    kind = options.judge if options.judge in (*STICKER_JUDGES, "detector") else sticker_kind or "detector"
+    return composition(pictures, *detector_of(kind, options.device), world, limit)
 
 
-def eyes(kind: str, device: str) -> tuple[Detect, str]:
-    """What finds the things in pictures, and its name for manifests."""
-    if kind in STICKERS:
+def detector_of(kind: str, device: str) -> tuple[DetectObjects, str]:
+    """What detects the objects in images, and its name for manifests."""
+    if kind in STICKER_JUDGES:
         judge = sticker_judge(kind)
-        return lambda pictures: [scene_things(scene) for scene in judge.scenes(pictures)], judge.name
+        return lambda images: [scene_objects(scene) for scene in judge.scenes(images)], judge.name
     from triptych.rewards.geneval_detector import GenEvalJudge
 
-    detector = GenEvalJudge(device=device_of(device))
-    return lambda pictures: detected_things(detector.eyes, pictures), detector.name
-
-
-def overall(told: Mapping[str, Any]) -> str:
-    """A quiz in a few words."""
-    each = told["standings"][OVERALL]
-    return f"{share(each['accuracy']['value'])} (coin {share(each['coin'])}, {each['asked']} questions)"
+    judge = GenEvalJudge(device=device_of(device))
+    return lambda images: detected_objects(judge.detector, images), judge.name

@@ -1,0 +1,26 @@
+"""`triptych ask`: one question about one image."""
+
+from __future__ import annotations
+
+import json
+
+from triptych.apps.arguments import check_text, load_model
+from triptych.apps.commands import AskOptions
+from triptych.apps.options import OpenModel
+from triptych.model.images import read_image
+from triptych.model.templates import CLOSE, parse_answer, parse_thought
+
+
+def run(options: AskOptions, open_model: OpenModel) -> int:
+    """Print the answer, after its thought where the model wrote one; returns the exit code."""
+    question, image = check_text(options.question, "question"), read_image(options.image)
+    model = load_model(options, open_model)
+    (completion,) = model.answer([image], [question], model.config.sampling, [options.seed])
+    answer, thought = parse_answer(completion.text), None
+    if CLOSE in completion.text:
+        thought = parse_thought(completion.text)
+    if options.as_json:
+        print(json.dumps({"question": question, "answer": answer, "thought": thought}), flush=True)
+    else:
+        print(answer if thought is None else f"({thought})\n{answer}", flush=True)
+    return 0

@@ -1,0 +1,117 @@
+"""From the options of `judge` and `eval` to a judge, and the count of its missing verdicts.
+
+The sticker world has two judges, `world` and `templates`; any image can be judged by GenEval's `detector` or by a `vlm`
+at an address. `auto` is the vlm where an address is given, else what fits the command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.apps.arguments import device_of
+from triptych.apps.options import STICKER_JUDGES, JudgeChoice, JudgeKind
+from triptych.errors import ConfigError, JudgeError
+from triptych.rewards.judge import Judge, verdicts_of
+from triptych.rewards.sticker_judge import StickerJudge, WorldJudge
+from triptych.rewards.template_matching import TemplateJudge
+from triptych.rewards.vlm_prompts import Checklist, Checks, Form, Strict, YesNo, read_wording
+from triptych.trace import Trace, Verdict
+
+if TYPE_CHECKING:  # needs the judge extra
+    from triptych.rewards.vlm import Vlm
+
+Checklists = Mapping[tuple[str, str], Checks]  # questions, by source and text of the prompt
+MIN_VERDICTS = 20  # before that, a share of missing ones says little
+
+
+def judge_kind(choice: JudgeChoice, default: JudgeKind) -> JudgeKind:
+    """The judge that was chosen; for auto the vlm where there is an address, and `default` where there is none.
+
+    Raises ConfigError where options contradict each other.
+    """
+    kind: JudgeKind = choice.judge if choice.judge != "auto" else "vlm" if choice.address else default
+    if kind == "vlm" and not (choice.address and choice.judge_model):
+        raise ConfigError("judge vlm: expected --address and --judge-model with it, the server and the model's name")
+    options = ", ".join(f"--{name}" for name in vlm_options(choice))
+    if kind != "vlm" and options:
+        raise ConfigError(f"{options}: of use only with a judge at an --address, not with {kind}; leave out either")
+    return kind
+
+
+def vlm_options(choice: JudgeChoice) -> list[str]:
+    """The options that were given and that only a vision-language model has; those of `triptych judge` included."""
+    unset = {"address": (), "judge_model": "", "ask": "auto", "wording": None, "cache": None, "record": None}
+    unset |= {"dry_run": False, "self_check": 0}
+    given = [name for name, value in unset.items() if getattr(choice, name, value) != value]
+    return [name.replace("_", "-") for name in given]
+
+
+def open_judge(choice: JudgeChoice, kind: str, checklists: Checklists | None = None, device: str = "auto") -> Judge:
+    """The judge of a kind; `checklists` are the questions where it is asked in TIIF's format."""
+    if kind in STICKER_JUDGES:
+        return sticker_judge(kind)
+    if kind == "detector":
+        from triptych.rewards.geneval_detector import GenEvalJudge
+
+        return GenEvalJudge(device=device_of(device))
+    return open_vlm(choice, checklists)
+
+
+def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
+    """The vision-language model; asked in TIIF's format where there are `checklists`."""
+    from triptych.rewards.vlm import Vlm
+    from triptych.rewards.vlm_client import RetryPolicy
+
+    retries = RetryPolicy(timeout=choice.timeout, tries=choice.tries)
+    ask = "tiif" if checklists is not None else "strict" if choice.ask == "auto" else choice.ask
+    form = question_form(ask, choice.wording, checklists or {})
+    name, workers = choice.judge_model, choice.concurrency
+    return Vlm(choice.address, name, form, choice.key, workers, retries, cache=choice.cache, record=choice.record)
+
+
+def sticker_judge(name: str) -> StickerJudge:
+    """The judge of stickers of that name: a trained detector, or template matching."""
+    return WorldJudge() if name == "world" else TemplateJudge()
+
+
+def question_form(ask: str, wording: Path | None, checklists: Checklists) -> Form:
+    """How the judge is asked, in the words of a file or in ours. Raises ConfigError for an unusable file."""
+    form = {"tiif": Checklist(checklists), "yesno": YesNo(), "strict": Strict()}[ask]
+    return form if wording is None else replace(form, wording=read_wording(wording))
+
+
+def check_missing(choice: JudgeChoice, total: int, missing: int, cause: str, remedy: str) -> None:
+    """JudgeError once the share of missing verdicts is above --max-missing; `remedy` says where the others are."""
+    if total >= MIN_VERDICTS and missing > choice.max_missing * total:
+        message = f"{missing} of {total} verdicts are missing, more than --max-missing {choice.max_missing:g}"
+        raise JudgeError(f"{message}; {remedy}; the last: {cause}")
+
+
+@dataclass(frozen=True)
+class LoggingJudge:
+    """A judge whose missing verdicts are printed to stderr as they come, one line each, and counted."""
+
+    judge: Judge
+    causes: list[str] = field(default_factory=list)  # of each missing verdict
+    batches: list[int] = field(default_factory=list)  # images in each call
+
+    @property
+    def name(self) -> str:
+        return self.judge.name
+
+    def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
+        """One per trace, in order, or why it is missing."""
+        verdicts = verdicts_of(self.judge, traces)
+        self.batches.append(len(traces))
+        for trace, verdict in zip(traces, verdicts, strict=True):
+            if isinstance(verdict, JudgeError):
+                self.causes.append(" ".join(str(verdict).split())[:300])
+                print(f"missing: {trace.prompt.text[:60]!r}, seed {trace.seed}: {self.causes[-1]}", file=sys.stderr)
+        return verdicts
+
+    def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
+        return self.judge(traces)
