@@ -1,6 +1,8 @@
 """Replay golden files of the reference implementation: one line per run, exit code 0 only if all hold.
 
 python tests/replay_parity.py ../shared/parity --cases 1,2,3
+
+Without --cases it replays every case that the folder has files of; a case that is asked for must be there.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the house itself, installed or not
@@ -16,16 +18,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the house itself, installe
 CASES = ("1", "2", "3", "4", "5", "6", "7", "8")
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with the cases and tiny_ckpt")
-    parser.add_argument("--cases", default=",".join(CASES), help="which ones, by number; all by default")
-    arguments = parser.parse_args()
-    wanted = arguments.cases.split(",")
-    if not set(wanted) <= set(CASES):
-        parser.error(f"--cases {arguments.cases}: expected numbers among {','.join(CASES)}")
+    parser.add_argument("--cases", help="which ones, by number; those that the folder has by default")
+    arguments = parser.parse_args(words)
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder} is not a folder")
+    there = [case for case in CASES if any(arguments.folder.glob(f"case{case}_*"))]
+    if not there:
+        parser.error(f"{arguments.folder} has no case: expected files such as case1_*.json")
+    wanted = there if arguments.cases is None else arguments.cases.split(",")
+    if not set(wanted) <= set(CASES):
+        parser.error(f"--cases {arguments.cases}: expected numbers among {','.join(CASES)}")
     failed = total = 0
     for case in wanted:
         for line, held in _lines(case, arguments.folder):
