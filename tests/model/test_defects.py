@@ -91,22 +91,22 @@ def test_a3_each_beat_uses_its_own_renorm(bagel):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a9_the_stored_stroke_is_the_one_that_was_scored(dtype):
+def test_a9_the_stored_sde_step_is_the_one_that_was_scored(dtype):
     """In float32 even where the model computes in bfloat16: scored again from what is stored, it scores the same."""
     bagel = build(TINY).to(dtype)
     sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(1,))
     (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], sde_seeds=[2])
-    strokes = drawing.sde_steps
-    assert {array.dtype for array in (strokes.before, strokes.after, strokes.logprob)} == {np.dtype(np.float32)}
-    assert not np.array_equal(strokes.after, torch.from_numpy(strokes.after).bfloat16().float().numpy())
-    assert np.allclose(score(bagel, "a red cat", strokes, 0, sampling), strokes.logprob[0], atol=1e-5)
+    sde_steps = drawing.sde_steps
+    assert {array.dtype for array in (sde_steps.before, sde_steps.after, sde_steps.logprob)} == {np.dtype(np.float32)}
+    assert not np.array_equal(sde_steps.after, torch.from_numpy(sde_steps.after).bfloat16().float().numpy())
+    assert np.allclose(score(bagel, "a red cat", sde_steps, 0, sampling), sde_steps.logprob[0], atol=1e-5)
 
 
-def score(bagel: Bagel, prompt: str, strokes, index: int, sampling) -> float:
-    """Log-probability of a stored stroke of an unguided drawing, from the prompt and what is stored alone."""
-    before, after = torch.from_numpy(strokes.before[index : index + 1]), torch.from_numpy(strokes.after[[index]])
-    v = velocity(bagel, prompt, before, float(strokes.time[index]))
-    time, dt = float(strokes.time[index]), float(strokes.dt[index])
+def score(bagel: Bagel, prompt: str, sde_steps, index: int, sampling) -> float:
+    """Log-probability of a stored SDE step of an unguided drawing, from the prompt and what is stored alone."""
+    before, after = torch.from_numpy(sde_steps.before[index : index + 1]), torch.from_numpy(sde_steps.after[[index]])
+    v = velocity(bagel, prompt, before, float(sde_steps.time[index]))
+    time, dt = float(sde_steps.time[index]), float(sde_steps.dt[index])
     mean, std = flow.sde_mean_std(before, v, time, dt, sampling.eta_draw, sampling.eta_mode)
     return float(flow.step_logprob(after, mean, std))
 
@@ -129,18 +129,18 @@ def test_a10_guidance_is_off_at_the_lower_end_of_its_interval(bagel):
     assert not np.array_equal(drawn(low), drawn(low - hair))
 
 
-def test_a11_strokes_with_a_gap_between_them_are_transitions_of_their_own(bagel):
+def test_a11_sde_steps_with_a_gap_between_them_are_transitions_of_their_own(bagel):
     sampling = replace(SAMPLING, text_guidance=1.0, sde_indices=(0, 2))
     (drawing,) = bagel.draw(["a red cat"], [None], sampling, [1], sde_seeds=[2])
-    strokes = drawing.sde_steps
-    assert strokes.index.tolist() == [0, 2]
+    sde_steps = drawing.sde_steps
+    assert sde_steps.index.tolist() == [0, 2]
     for index in range(2):
-        assert np.allclose(score(bagel, "a red cat", strokes, index, sampling), strokes.logprob[index], atol=1e-5)
+        assert np.allclose(score(bagel, "a red cat", sde_steps, index, sampling), sde_steps.logprob[index], atol=1e-5)
     # Between the two lies one plain step.
     times = flow.times(sampling.draw_points, sampling.time_shift)
-    x = torch.from_numpy(strokes.after[:1])
+    x = torch.from_numpy(sde_steps.after[:1])
     between = flow.ode_step(x, velocity(bagel, "a red cat", x, float(times[1])), float(times[1] - times[2]))
-    assert torch.allclose(between[0], torch.from_numpy(strokes.before[1]), atol=1e-5)
+    assert torch.allclose(between[0], torch.from_numpy(sde_steps.before[1]), atol=1e-5)
 
 
 @torch.no_grad()
@@ -178,13 +178,13 @@ def test_b4_global_renorm_is_over_one_sample(bagel):
 
 
 def test_b7_points_are_one_more_than_steps(bagel):
-    told: list[tuple[int, int]] = []
-    bagel.draw(["a red cat"], [None], SAMPLING, [1], on_step=lambda done, of: told.append((done, of)))
-    assert told == [(step, SAMPLING.draw_points - 1) for step in range(1, SAMPLING.draw_points)]
+    calls: list[tuple[int, int]] = []
+    bagel.draw(["a red cat"], [None], SAMPLING, [1], on_step=lambda done, of: calls.append((done, of)))
+    assert calls == [(step, SAMPLING.draw_points - 1) for step in range(1, SAMPLING.draw_points)]
 
 
 def test_b8_what_was_said_is_read_back_token_for_token(bagel):
-    """Marks among the drawn tokens cut nothing off, and no text is tokenised again."""
+    """Marks among the drawn tokens cut nothing off, and no text is tokenized again."""
     ids = np.array([bagel.special.bos, 40, bagel.special.start_of_image, 41, bagel.special.eos])
     blank = np.zeros(len(ids), np.float32)
     drawn = [

@@ -97,7 +97,7 @@ def test_a_sample_does_not_see_its_neighbours():
         assert torch.allclose(together[1:2], flow.guide(v[1:2], u[1:2], m[1:2], 4.0, 1.5, renorm), atol=1e-6)
 
 
-def test_stroke_logprob_is_the_gaussian_up_to_a_constant():
+def test_step_logprob_is_the_gaussian_up_to_a_constant():
     after, mean = normal(3, 5, 4), normal(3, 5, 4, seed=1)
     std = torch.tensor([0.1, 0.5, 2.0]).reshape(-1, 1, 1)
     exact = Normal(mean, std).log_prob(after).mean((1, 2))

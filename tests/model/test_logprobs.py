@@ -1,4 +1,4 @@
-"""Laws of scoring: before an update a score is what the sampler recorded, for every beat and every setting of it."""
+"""Laws of log-probabilities: before an update they are what the sampler recorded, for every beat and setting."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ SETTINGS = {
     "plain": PLAIN,
     "plans at a temperature of their own": replace(GUIDED, plan_temperature=1.4),
     "guided, filtered": GUIDED,
-    "text guidance alone, several strokes across the interval": replace(
+    "text guidance alone, several SDE steps across the interval": replace(
         GUIDED, image_guidance=1.0, sde_indices=(0, 1, 3)
     ),
     "steps above, on and below the lower bound of guidance": replace(
@@ -90,9 +90,9 @@ def denoising_batches(bagel: Bagel) -> Iterator[list[int]]:
     hook.remove()
 
 
-def assert_same_text(bagel, told, sampling):
-    scores = bagel.text_logprobs(told, sampling)
-    for row, one in enumerate(told):
+def assert_same_text(bagel, texts, sampling):
+    scores = bagel.text_logprobs(texts, sampling)
+    for row, one in enumerate(texts):
         count = len(one.completion.tokens)
         assert scores.mask[row].sum() == count
         assert np.allclose(scores.logprob[row, :count].detach().numpy(), one.completion.logprobs, atol=1e-4)
@@ -100,8 +100,8 @@ def assert_same_text(bagel, told, sampling):
     return scores
 
 
-def assert_same_strokes(bagel, painted, sampling):
-    for one, scores in zip(painted, bagel.sde_logprobs(painted, sampling), strict=True):
+def assert_same_steps(bagel, samples, sampling):
+    for one, scores in zip(samples, bagel.sde_logprobs(samples, sampling), strict=True):
         assert np.allclose(scores.logprob.detach().numpy(), one.sde_steps.logprob, atol=1e-5)
         assert np.allclose(scores.mean.detach().numpy(), one.sde_steps.mean, atol=1e-5)
         from_record = flow.step_logprob(
@@ -117,8 +117,8 @@ def test_a_score_is_what_reason_recorded(bagel, sampling):
     assert_same_text(bagel, [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)], sampling)
     known = [*plans[:2], None]
     drawn = bagel.draw(PROMPTS, known, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(p, plan, None, one.sde_steps) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
-    assert_same_strokes(bagel, painted, sampling)
+    samples = [ImageSample(p, plan, None, one.sde_steps) for p, plan, one in zip(PROMPTS, known, drawn, strict=True)]
+    assert_same_steps(bagel, samples, sampling)
 
 
 @every_setting
@@ -127,22 +127,22 @@ def test_a_score_is_what_refine_recorded(bagel, sampling):
     said = bagel.reflect(PROMPTS, images, sampling, [1, 2, 3])
     assert_same_text(bagel, [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)], sampling)
     edited = bagel.edit(images, ORDERS, sampling, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
-    assert_same_strokes(bagel, painted, sampling)
+    samples = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    assert_same_steps(bagel, samples, sampling)
 
 
 def test_layers_computed_anew_hold_less_and_say_the_same():
     bagel = build()
     images, saved = pictures(), []
     said = bagel.reflect(PROMPTS, images, PLAIN, [1, 2, 3])
-    told = [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)]
+    texts = [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)]
 
     def gradients(recompute: bool) -> torch.Tensor:
         bagel.language_model.model.gradient_checkpointing = recompute
         bagel.zero_grad()
         saved.append(set())
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved[-1].add(x.data_ptr()) or x, lambda x: x):
-            loss = bagel.text_logprobs(told, PLAIN).logprob.sum()
+            loss = bagel.text_logprobs(texts, PLAIN).logprob.sum()
         loss.backward()
         return torch.cat([p.grad.flatten() for p in bagel.language_model.parameters() if p.grad is not None])
 
@@ -163,8 +163,8 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
 def test_other_text_settings_give_other_scores(bagel, other):
     """Forbids c.A5 of the parity kit: drawn with a temperature and a filter, scored without."""
     plans = bagel.plan(PROMPTS, GUIDED, [1, 2, 3])
-    told = [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
-    scores = bagel.text_logprobs(told, replace(GUIDED, **other))
+    texts = [TextSample(p, None, plan) for p, plan in zip(PROMPTS, plans, strict=True)]
+    scores = bagel.text_logprobs(texts, replace(GUIDED, **other))
     old = np.concatenate([plan.logprobs for plan in plans])
     assert not np.allclose(scores.logprob[scores.mask].detach().numpy(), old, atol=1e-2)
 
@@ -172,10 +172,10 @@ def test_other_text_settings_give_other_scores(bagel, other):
 def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
     two, images = replace(GUIDED, plan_temperature=1.0), pictures()
     plan, said = bagel.plan(PROMPTS[:1], two, [1])[0], bagel.reflect(PROMPTS[:1], images[:1], two, [1])[0]
-    told = [TextSample(PROMPTS[0], None, plan), TextSample(PROMPTS[0], images[0], said)]
+    texts = [TextSample(PROMPTS[0], None, plan), TextSample(PROMPTS[0], images[0], said)]
     with pytest.raises(ValueError, match=r"plans at temperature 1\.0 beside reflections at 0\.7"):
-        bagel.text_logprobs(told, two)
-    bagel.text_logprobs(told, replace(two, plan_temperature=0.7))  # which is one
+        bagel.text_logprobs(texts, two)
+    bagel.text_logprobs(texts, replace(two, plan_temperature=0.7))  # which is one
 
 
 @pytest.mark.parametrize(
@@ -189,20 +189,20 @@ def test_texts_of_two_temperatures_are_not_scored_as_one(bagel):
     ],
     ids=str,
 )
-def test_other_stroke_settings_give_other_scores(bagel, other):
+def test_other_sde_settings_give_other_scores(bagel, other):
     images = pictures()
     edited = bagel.edit(images, ORDERS, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
-    found = torch.cat([one.logprob for one in bagel.sde_logprobs(painted, replace(GUIDED, **other))]).detach()
-    assert not np.allclose(found.numpy(), [one.sde_steps.logprob[0] for one in painted], atol=1e-4)
+    samples = [ImageSample(o, None, i, one.sde_steps) for o, i, one in zip(ORDERS, images, edited, strict=True)]
+    found = torch.cat([one.logprob for one in bagel.sde_logprobs(samples, replace(GUIDED, **other))]).detach()
+    assert not np.allclose(found.numpy(), [one.sde_steps.logprob[0] for one in samples], atol=1e-4)
 
 
 def test_a2_a_first_picture_is_scored_under_the_guidance_that_it_was_drawn_with(bagel):
     """On policy the ratio is 1 with the branch that drops the text, and is not without it."""
     drawn = bagel.draw(PROMPTS, [None] * 3, GUIDED, [4, 4, 5], [6, 7, 8])
-    painted = [ImageSample(p, None, None, one.sde_steps) for p, one in zip(PROMPTS, drawn, strict=True)]
-    assert_same_strokes(bagel, painted, GUIDED)
-    for one, scores in zip(painted, bagel.sde_logprobs(painted, replace(GUIDED, text_guidance=1.0)), strict=True):
+    samples = [ImageSample(p, None, None, one.sde_steps) for p, one in zip(PROMPTS, drawn, strict=True)]
+    assert_same_steps(bagel, samples, GUIDED)
+    for one, scores in zip(samples, bagel.sde_logprobs(samples, replace(GUIDED, text_guidance=1.0)), strict=True):
         assert not np.allclose(scores.logprob.detach().numpy(), one.sde_steps.logprob, atol=1e-4)
 
 
@@ -217,8 +217,8 @@ def test_the_end_token_is_learnt_and_entropy_is_that_of_the_draw(bagel):
     """Forbids c.A5 of the parity kit: an end token without a loss, so that stopping is not trained."""
     plans = bagel.plan(PROMPTS, PLAIN, [1, 2, 3])
     ended = next(plan for plan in plans if plan.tokens[-1] == bagel.special.eos)
-    told = [TextSample(PROMPTS[plans.index(ended)], None, ended)]
-    scores = bagel.text_logprobs(told, PLAIN)
+    texts = [TextSample(PROMPTS[plans.index(ended)], None, ended)]
+    scores = bagel.text_logprobs(texts, PLAIN)
     (gradient,) = torch.autograd.grad(scores.logprob[0, len(ended.tokens) - 1], bagel.language_model.lm_head.weight)
     assert gradient[bagel.special.eos].norm() > 0
     assert (scores.entropy[scores.mask] > 0).all() and scores.entropy.max() <= math.log(256)
@@ -233,7 +233,7 @@ def test_gradients_reach_both_experts(bagel):
 
 
 def test_siblings_share_the_way_to_the_first_stochastic_step(bagel):
-    """Drawn together, rows that are told the same go one way until then, and each is what it would be alone."""
+    """Drawn together, rows of equal inputs share all steps until then, and each is what it would be alone."""
     sampling = replace(GUIDED, sde_indices=(1, 2))
     prompts, seeds = [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [4, 4, 4]
     with denoising_batches(bagel) as batches:
@@ -267,14 +267,13 @@ def test_equal_plans_are_drawn_once_and_equal_texts_are_said_once(bagel):
 def test_scores_and_losses_are_the_kits(shared, stage):
     """The training half of case 6, by way of `text_logprobs` and `sde_logprobs`."""
     from parity.case4 import gradients
-    from parity.chain import NAME, _sampling
+    from parity.chain import NAME, sampling_of
     from parity.check import Run, picture, read_case
     from parity.walk import say, tiny, with_rules
 
     from triptych.model.config import Templates
     from triptych.rl.losses import flow_grpo, grpo
-    from triptych.trace import Completion
-    from triptych.trace import SDESteps as Strokes
+    from triptych.trace import Completion, SDESteps
 
     facts, golden = read_case(shared / "parity", NAME)
     params, known = facts["params"], facts["tokenizer_words"]
@@ -284,7 +283,7 @@ def test_scores_and_losses_are_the_kits(shared, stage):
     bagel.config = replace(bagel.config, image_size=tuple(facts["image_hw"]), templates=templates)
     kind, reasoning = ("gen", True) if stage == "reason" else ("edit", False)
     sampling = replace(
-        _sampling(facts),
+        sampling_of(facts),
         temperature=1.0,
         draw_renorm=params["cfg_renorm_type_gen"],
         edit_renorm=params["cfg_renorm_type_edit"],
@@ -293,7 +292,7 @@ def test_scores_and_losses_are_the_kits(shared, stage):
     )
     (index,) = params[f"sde_idx_{kind}"]
     times = flow.times(params[f"num_timesteps_{kind}"], sampling.time_shift).numpy()
-    told, painted, old_text = [], [], []
+    texts, samples, old_text = [], [], []
     for row, ids in enumerate(facts[f"{stage}.drawn_tokens"]):
         tokens = np.array([*ids[:-1], bagel.special.eos])
         old = golden[f"out.{stage}.sample{row}.generated_probs"][: len(tokens) - 1].log()
@@ -301,7 +300,7 @@ def test_scores_and_losses_are_the_kits(shared, stage):
         out = f"out.{stage}.sample{row}"
         latents = golden[f"{out}.latents"].numpy()
         logprob = golden[f"{out}.log_probs"].mean().numpy()[None]
-        strokes = Strokes(
+        sde_steps = SDESteps(
             latents[:1],
             latents[1:2],
             times[[index]],
@@ -313,27 +312,27 @@ def test_scores_and_losses_are_the_kits(shared, stage):
         image = None if reasoning else picture(golden[f"in.edit_input_image{row}_uint8"])
         prompt = say(facts["prompts" if reasoning else "reflection_prompts"][row], known)
         order = prompt if reasoning else facts["reflect_refine.edit_operations"][row]
-        told.append(TextSample(prompt, image, said))
-        painted.append(ImageSample(order, said if reasoning else None, image, strokes))
+        texts.append(TextSample(prompt, image, said))
+        samples.append(ImageSample(order, said if reasoning else None, image, sde_steps))
         old_text.append(torch.from_numpy(said.logprobs))
 
     run, out = Run("6", stage), f"out.{stage}.train"
-    text = bagel.text_logprobs(told, sampling)
+    text = bagel.text_logprobs(texts, sampling)
     learnt = text.mask.clone()
-    for row, one in enumerate(told):
+    for row, one in enumerate(texts):
         learnt[row, len(one.completion.tokens) - 1] = False  # the reference does not train the end token
     old = torch.nn.utils.rnn.pad_sequence(old_text, batch_first=True)
     run.close("text", text.logprob[learnt], golden[f"{out}.text_logp"])
     run.close("text ratio", (text.logprob - old)[learnt].exp(), golden[f"{out}.text_ratio"])
-    gains = torch.tensor([gain for (gain,) in facts[f"{stage}.text_advantages"]])
-    text_loss = grpo(text.logprob, old, gains, learnt, params["clip"], int(learnt.sum()))
+    advantages = torch.tensor([advantage for (advantage,) in facts[f"{stage}.text_advantages"]])
+    text_loss = grpo(text.logprob, old, advantages, learnt, params["clip"], int(learnt.sum()))
     run.close("text loss", text_loss, facts[f"{stage}.train.text_policy_loss"])
-    scores = torch.cat([one.logprob for one in bagel.sde_logprobs(painted, sampling)])
-    run.close("strokes", scores, golden[f"{out}.consistent.image_logp"])
-    before = torch.tensor([one.sde_steps.logprob[0] for one in painted])
-    gains = torch.tensor([gain for (gain,) in facts[f"{stage}.image_advantages"]])
-    image_loss = flow_grpo(scores, before, gains, params["clip"], len(painted))
-    run.close("stroke loss", image_loss, facts[f"{stage}.train.consistent.image_policy_loss"])
+    scores = torch.cat([one.logprob for one in bagel.sde_logprobs(samples, sampling)])
+    run.close("sde_steps", scores, golden[f"{out}.consistent.image_logp"])
+    before = torch.tensor([one.sde_steps.logprob[0] for one in samples])
+    advantages = torch.tensor([advantage for (advantage,) in facts[f"{stage}.image_advantages"]])
+    image_loss = flow_grpo(scores, before, advantages, params["clip"], len(samples))
+    run.close("SDE loss", image_loss, facts[f"{stage}.train.consistent.image_policy_loss"])
     bagel.zero_grad()
     (text_loss + params["mse_weight"] * image_loss).backward()
     gradients(run, bagel, facts[f"{stage}.train.consistent.grad_l2"])

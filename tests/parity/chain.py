@@ -111,7 +111,7 @@ def _reflect_refine(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Sta
     )
 
 
-def _sampling(facts: dict) -> Sampling:
+def sampling_of(facts: dict) -> Sampling:
     params = facts["params"]
     return Sampling(
         time_shift=params["timestep_shift"],
@@ -144,7 +144,7 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
     grid = token_grid(bagel, *facts["image_hw"])
     noise = golden["in.initial_noise"].expand(len(stage.said), -1, -1)
     fresh = dict(zip(stage.sde_indices, stage.fresh, strict=True))
-    steps = walk(bagel, branches, grid, noise, stage.points, _sampling(facts), stage.renorm, stage.eta, fresh)
+    steps = walk(bagel, branches, grid, noise, stage.points, sampling_of(facts), stage.renorm, stage.eta, fresh)
     first = stage.sde_indices[0]
     run.close("velocity 0", steps.velocities[0].flatten(0, 1), golden[f"out.{stage.name}.velocity_step0"])
     stochastic = steps.velocities[first].flatten(0, 1)
@@ -167,7 +167,7 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
 @torch.no_grad()
 def _verbs(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
     """The blocks and branches of the verbs are those of the chain: velocities and token probabilities show it."""
-    run, sampling, known = Run("6", "verbs"), _sampling(facts), facts["tokenizer_words"]
+    run, sampling, known = Run("6", "verbs"), sampling_of(facts), facts["tokenizer_words"]
     templates = Templates(
         say(facts["gen_think_system_ids"], known), say(facts["vlm_think_system_ids"], known), "{prompt}", "", ""
     )
@@ -214,7 +214,7 @@ def _train(bagel: Bagel, stage: Stage, steps: Walk, facts: dict, golden: dict[st
             rows.append([*stage.before_text[row], said, noisy])
         else:
             rows += [[*stage.before_text[row], said], [*stage.cond[row], noisy]]
-        if flow.guided(time, _sampling(facts).guidance_interval):
+        if flow.guided(time, sampling_of(facts).guidance_interval):
             rows.append([*stage.text_drop[row], noisy])
             rows += [] if stage.image_drop is None else [[*stage.image_drop[row], noisy]]
     batch = bagel.pack(rows)
