@@ -10,7 +10,7 @@ from triptych.data.scene import Scene
 from triptych.errors import ConfigError
 from triptych.loop import Listener, beat_seed, play
 from triptych.rewards.sticker_judge import WorldJudge
-from triptych.trace import Prompt, Trace
+from triptych.trace import Prompt, Trace, Verdict
 
 TEXTS = (
     "a photo of three clocks",
@@ -84,3 +84,13 @@ def test_a_trace_survives_its_folder(tmp_path):
     back = Trace.load(last[0].save(tmp_path / "one"))
     assert back.to_record() == last[0].to_record()
     assert all(np.array_equal(one, two) for one, two in zip(back.images, last[0].images, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change", [{"score": 1.5}, {"score": float("nan")}, {"score": None}, {"passed": [1]}, {"failed": 3}], ids=str
+)
+def test_a_verdict_is_read_back_and_nothing_else_is_one(change):
+    verdict = Verdict(0.5, ("two clocks",), ("a red cat",))
+    assert Verdict.from_record(verdict.to_record()) == verdict
+    with pytest.raises((ValueError, TypeError)):
+        Verdict.from_record(verdict.to_record() | change)

@@ -1,4 +1,4 @@
-"""The record of a drawing: a Prompt, then Turns, each with what was said and what was drawn.
+"""The record of a drawing: a Prompt, then Turns, each with a text and an image.
 
 Every room reads or extends traces. Records are built whole and never changed; `trace + turn` is a new trace.
 A trace folder holds `trace.json`, `turn-0.png`, `turn-1.png`, ..., `final.png`, and `input.png` when the prompt brought
@@ -84,17 +84,17 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What was asked: the text, its spec where one is known, and a picture where one was given."""
+    """The text to draw, its spec where there is one, and a picture to start from where there is one."""
 
     text: str
     spec: Spec | None = None
     image: np.ndarray | None = None
-    source: str = ""
+    source: str = ""  # name of the benchmark or file that it is from
 
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """A text that was sampled. `tokens [time] int64` from the first sampled token to the end token included;
+    """A sampled text: `tokens [time] int64` from the first sampled token to the end token included, and
     `logprobs [time] float32` under the distribution that each token was really drawn from."""
 
     text: str
@@ -136,7 +136,7 @@ class Turn:
 
     said: Completion | None
     drew: Drawing | None
-    instruction: str | None = None  # what the edit was asked to do; None in the first turn and in a stop
+    instruction: str | None = None  # of the edit; None in the first turn and in a stop
     seconds: Mapping[str, float] = field(default_factory=dict)  # wall clock by beat: plan, draw, reflect, edit
 
 
@@ -153,7 +153,13 @@ class Verdict:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Verdict:
-        return Verdict(record["score"], tuple(record["passed"]), tuple(record["failed"]))
+        """Undo `to_record`. Raises ValueError, KeyError or TypeError for what is no verdict."""
+        if not 0 <= record["score"] <= 1:  # NaN, too
+            raise ValueError("expected a score from 0 to 1")
+        passed, failed = tuple(record["passed"]), tuple(record["failed"])
+        if not all(isinstance(check, str) for check in (*passed, *failed)):
+            raise ValueError("expected checks in words")
+        return Verdict(record["score"], passed, failed)
 
 
 @dataclass(frozen=True, eq=False)

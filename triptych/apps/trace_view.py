@@ -59,7 +59,7 @@ class TraceView:
         return {
             "stop": self.stop,
             "turn_limit": self.turns,
-            "verdicts": [_verdict_record(verdict) for verdict in self.verdicts],
+            "verdicts": [verdict.to_record() for verdict in self.verdicts],
             "settings": dict(self.settings),
         }
 
@@ -74,7 +74,7 @@ class TraceView:
             "edits": self.edits,
             "stop": self.stop,
             "why": self.why,
-            "verdict": None if self.verdict is None else _verdict_record(self.verdict),
+            "verdict": None if self.verdict is None else self.verdict.to_record(),
             "seconds": [dict(turn.seconds) for turn in self.trace.turns],
         }
 
@@ -82,9 +82,5 @@ class TraceView:
     def load(folder: Path) -> TraceView:
         """Read back what `output.write_trace` wrote."""
         record = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))
-        verdicts = tuple(Verdict(v["score"], tuple(v["passed"]), tuple(v["failed"])) for v in record["verdicts"])
+        verdicts = tuple(map(Verdict.from_record, record["verdicts"]))
         return TraceView(Trace.load(folder), record["stop"], record["turn_limit"], verdicts, record["settings"])
-
-
-def _verdict_record(verdict: Verdict) -> dict[str, Any]:
-    return {"score": verdict.score, "passed": list(verdict.passed), "failed": list(verdict.failed)}

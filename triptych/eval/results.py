@@ -64,7 +64,7 @@ class Row:
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Row:
         """Read back; raises ValueError, KeyError or TypeError for what is no row."""
-        verdicts = tuple(None if each is None else _verdict(each) for each in record["verdicts"])
+        verdicts = tuple(None if each is None else Verdict.from_record(each) for each in record["verdicts"])
         tuples = {"said": tuple(record["said"]), "pictures": tuple(record.get("pictures", ())), "verdicts": verdicts}
         row = Row(**{**record, **tuples})
         texts = (row.text, row.column, *row.pictures, *(text for text in row.said if text is not None))
@@ -74,15 +74,6 @@ class Row:
         if not all(type(each) is int for each in (row.prompt, row.seed, row.cluster)) or not math.isfinite(row.seconds):
             raise ValueError("expected whole numbers for prompt, seed and group, and seconds")
         return row
-
-
-def _verdict(record: Mapping[str, Any]) -> Verdict:
-    if not 0 <= record["score"] <= 1:  # NaN, too
-        raise ValueError("expected a score from 0 to 1")
-    passed, failed = tuple(record["passed"]), tuple(record["failed"])
-    if not all(isinstance(each, str) for each in (*passed, *failed)):
-        raise ValueError("expected checks in words")
-    return Verdict(record["score"], passed, failed)
 
 
 @dataclass(frozen=True)

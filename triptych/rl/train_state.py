@@ -111,7 +111,7 @@ def write_nodes(nodes: Sequence[Node]) -> tuple[list[dict[str, Any]], dict[str, 
     for number, node in enumerate(nodes):
         for name, image in node.trace.named_images().items():
             pictures[f"parents/{number}/{name}"] = torch.from_numpy(np.array(image))
-        verdict = None if node.verdict is None else asdict(node.verdict)
+        verdict = None if node.verdict is None else node.verdict.to_record()
         records.append({"trace": node.trace.to_record(), "verdict": verdict})
     return records, pictures
 
@@ -121,8 +121,7 @@ def read_nodes(records: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tenso
 
     def node(number: int, record: Mapping[str, Any]) -> Node:
         trace = Trace.from_record(record["trace"], lambda name: tensors[f"parents/{number}/{name}"].cpu().numpy())
-        found = record["verdict"]
-        verdict = found and Verdict(found["score"], tuple(found["passed"]), tuple(found["failed"]))
-        return Node(trace, verdict)
+        verdict = record["verdict"]
+        return Node(trace, None if verdict is None else Verdict.from_record(verdict))
 
     return [node(number, record) for number, record in enumerate(records)]
