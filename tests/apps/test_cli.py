@@ -1,5 +1,7 @@
 """The command line, played by the scripted policy: what it prints, what it leaves, how it refuses."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -11,13 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
+from annotated_types import Interval
 from PIL import Image
 from scripted import ScriptedPolicy, open_scripted
 
+from triptych.apps import train
 from triptych.apps.cli import COMMANDS, main
+from triptych.apps.commands import EvalOptions
 from triptych.apps.draw import DrawJob, DrawSettings, trace_views
 from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
@@ -26,6 +32,7 @@ from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import OutputError
+from triptych.eval.run_folder import MOST_SEEDS, MOST_TURNS
 from triptych.model.weights import resolve_checkpoint
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Item, Prompt, Spec, Trace
@@ -395,6 +402,63 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture):
             triptych(name, "--help")
         assert stop.value.code == 0
     assert triptych("--version") == 0
+
+
+def test_the_list_of_commands_and_all_their_options_need_no_torch():
+    """`--help` of all but the recipes' own options: nothing heavy is imported, however it is reached."""
+    code = """
+import contextlib, io, sys
+from triptych.apps import cli
+for words in [["--help"], *([name, "--help"] for name in cli.COMMANDS if name not in cli.RECIPES)]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        cli.main(words)
+    assert "usage: triptych" in text.getvalue(), words
+heavy = {"torch", "transformers", "matplotlib", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bounds_of_a_run_are_those_of_its_folder():
+    """The options cannot import the constants of `run_folder`, which needs torch."""
+    hints = get_type_hints(EvalOptions, include_extras=True)
+    assert hints["turns"].__metadata__ == (Interval(ge=0, le=MOST_TURNS),)
+    assert hints["seeds"].__metadata__ == (Interval(ge=1, le=MOST_SEEDS),)
+
+
+# --- names of 0.1 ---
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["exam", "rehearsal", "--limit", "1"], "`exam` is `probe` now, `rehearsal` is `dev` now: triptych probe dev"),
+        (["eval", "--turns", "1", "rehearsal"], "`rehearsal` is `dev` now: triptych eval --turns 1 dev"),
+        (["lessons", "sketch", "--hands", "2"], "`lessons` is `sft` now, `--hands` is `--threads` now: triptych sft"),
+        (["sft", "sketch", "--own.steps=3"], ": triptych sft sketch --self-generated.steps=3"),
+        (["train", "debug", "--replay.lessons.lr", "1"], "`--replay.lessons.lr` is no longer an option"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_older_name_is_answered_with_the_new_one(words: list[str], line: str, capsys: pytest.CaptureFixture):
+    assert line in refused(capsys, *words)
+
+
+def test_a_renamed_option_of_training_leads_to_one_that_exists(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main(["train", "debug", "--help"])
+    known = set(re.findall(r"--[a-z][\w.-]*", out.getvalue()))
+    for old, new in train.RENAMED_OPTIONS.items():
+        assert not new.startswith("--") or new in known, f"{old} is answered with {new}, which is no option"
+        assert old not in known, f"{old} is an option of today"
+
+
+def test_an_older_name_that_is_somebodys_file_stays(capsys: pytest.CaptureFixture):
+    assert triptych("eval", "dev", "--limit", 2, "--turns", 0, "--out", "rehearsal") == 0
+    assert Path("rehearsal/report.json").is_file()
 
 
 # --- what the system does to a process ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -49,7 +50,7 @@ RECIPES = ("sft", "train")  # their options are fields of recipes, which need to
 RENAMED_COMMANDS = {"lessons": "sft", "exam": "probe"}
 RENAMED_VALUES = {"eval": {"rehearsal": "dev"}, "probe": {"rehearsal": "dev"}}
 
-EPILOG = "Reason, Reflect, Refine: a model that draws, looks at its picture and corrects it."
+DESCRIPTION = "Reason, Reflect, Refine: a model that draws, looks at its image and corrects it."
 
 
 def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None) -> int:
@@ -86,19 +87,19 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
 
 def _parse(arguments: list[str]) -> Any:
     """The options of a command line, within their bounds. Raises ConfigError, or SystemExit as argparse does."""
-    if renamed := RENAMED_COMMANDS.get(arguments[0]):
-        line = " ".join(["triptych", renamed, *arguments[1:]])
-        raise ConfigError(f"`{arguments[0]}` is `{renamed}` now: {line}")
-    renames = _renames(arguments)
-    if not renames:
+    changes, line = _renamed(arguments)
+    if not changes:
         return _parsed(arguments)
+    answer = f"{', '.join(changes)}: {line}"
+    if arguments[0] in RENAMED_COMMANDS:
+        raise ConfigError(answer)
     try:
-        with redirect_stderr(io.StringIO()):  # an old name may stand for a file or a prompt, where it is valid
+        with redirect_stderr(io.StringIO()):  # where the old name is a file or a prompt, it is valid as it stands
             return _parsed(arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError("; ".join(renames)) from None
+        raise ConfigError(answer) from None
 
 
 def _parsed(arguments: list[str]) -> Any:
@@ -106,26 +107,36 @@ def _parsed(arguments: list[str]) -> Any:
         return _module(arguments[0]).parse(arguments[1:])
     choices = tuple(Annotated[options, subcommand(name)] for name, (options, _) in COMMANDS.items())
     union = Union[choices]  # noqa: UP007  (built from a table)
-    options = tyro.cli(union, args=arguments, prog="triptych", description=EPILOG)  # pyright: ignore
+    options = tyro.cli(union, args=arguments, prog="triptych", description=DESCRIPTION)  # pyright: ignore
     check_bounds(options)
     return options
 
 
-def _renames(arguments: list[str]) -> list[str]:
-    """For each older name in a command line, a sentence with the new one."""
+def _renamed(arguments: list[str]) -> tuple[list[str], str]:
+    """A sentence for each older name in a command line, and the command line in the new names."""
     name, *words = arguments
-    table = dict(RENAMED_VALUES.get(name, {}))
-    if name in RECIPES:
-        table |= getattr(_module(name), "RENAMED_OPTIONS", {})
-    return list(filter(None, (_rename(word.partition("=")[0], table) for word in words)))
+    command = RENAMED_COMMANDS.get(name, name)
+    changes = [f"`{name}` is `{command}` now"] if command != name else []
+    table = dict(RENAMED_VALUES.get(command, {}))
+    if command in RECIPES:
+        table |= getattr(_module(command), "RENAMED_OPTIONS", {})
+    line = ["triptych", command]
+    for word in words:
+        option, equals, value = word.partition("=")
+        new = _new_name(option, table)
+        if new == "":
+            changes.append(f"`{option}` is no longer an option")
+        elif new is not None:
+            changes.append(f"`{option}` is `{new}` now")
+        line.append(word if not new else new + equals + value)
+    return changes, shlex.join(line)
 
 
-def _rename(word: str, table: dict[str, str]) -> str | None:
-    # of several prefixes the longest one counts
+def _new_name(option: str, table: dict[str, str]) -> str | None:
+    """The new name of an option, "" where it is gone, None where it is not renamed; of prefixes the longest counts."""
     for old in sorted(table, key=len, reverse=True):
-        if word == old or (old.endswith(".") and word.startswith(old)):
-            new = table[old] + word[len(old) :] if table[old] else ""
-            return f"`{word}` is `{new}` now" if new else f"`{word}` is no longer an option"
+        if option == old or (old.endswith(".") and option.startswith(old)):
+            return table[old] and table[old] + option[len(old) :]
     return None
 
 

@@ -97,12 +97,12 @@ class EvalOptions(SamplingChoice, JudgeChoice):
     settings); ita (does an image match its prompt?) and vqa (what does it show?) ask about the images of a run."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """For tiif: your own copy of its prompts and questions, a JSON-lines file or a folder of them."""
-    turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MAX_TURNS
+    turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MOST_TURNS
     """Maximum number of Reflect-Refine turns; the table has a column for each number up to it."""
-    seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1  # run_folder.MAX_SEEDS
+    seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1  # run_folder.MOST_SEEDS
     """Traces per prompt, with seeds 0 to N-1."""
     limit: PositiveInt | None = None
-    """Number of prompts to use, evenly spaced; for ita and vqa the most questions per column (default: 480)."""
+    """Number of prompts to use, evenly spaced; for ita and vqa the most questions per column, where None is 480."""
     understanding: Flag = False
     """Then run ita and vqa on the drawn images, into the folders ita and vqa of --out."""
     drawn: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -115,7 +115,7 @@ class EvalOptions(SamplingChoice, JudgeChoice):
     batch: PositiveInt = 16
     """Traces drawn in one batch."""
     out: OutFolder = None
-    """Folder for manifest, results, images and report (default: runs/BENCHMARK-MODEL)."""
+    """Folder for manifest, results, images and report; None is runs/BENCHMARK-MODEL."""
     resume: Flag = False
     """Resume the run in --out."""
     shard: Annotated[str | None, arg(metavar="I/N")] = None
@@ -139,7 +139,7 @@ class ProbeOptions(SamplingChoice):
     limit: PositiveInt | None = None
     """Number of prompts to use, evenly spaced."""
     shift: PositiveFloat | None = None
-    """Time shift of the flow, where 1 is none (default: the model's own)."""
+    """Time shift of the flow, where 1 is off; None is the model's own."""
     judge: Literal["world", "templates"] = "world"
     """What reads the images: world (a trained detector) or templates (template matching, slow)."""
     as_json: JsonFlag = False
@@ -169,7 +169,7 @@ class ReportOptions:
     check: Annotated[Path | None, arg(metavar="MANIFEST")] = None
     """List the differences from another run's manifest.json; exit code 1 if they rule out a comparison."""
     turn: int | None = None
-    """Compare the images after at most this many edits (default: the last turn that all runs have)."""
+    """Compare the images after at most this many edits; None is the last turn that all runs have."""
     anyway: Flag = False
     """Compare runs on the same prompts although another setting rules it out."""
     as_json: JsonFlag = False

@@ -49,11 +49,11 @@ class SamplingChoice(ModelChoice):
     """A model, and how it samples."""
 
     steps: Steps | None = None
-    """Flow-matching steps per image (default: the model's own number)."""
+    """Flow-matching steps per image; None is the model's own number."""
     guidance: Guidance | None = None
-    """Text guidance scale, where 1 is off (default: the model's own)."""
+    """Text guidance scale, where 1 is off; None is the model's own."""
     temperature: Temperature | None = None
-    """Sampling temperature of all generated text, where 0 is greedy (default: the model's own)."""
+    """Sampling temperature of all generated text, where 0 is greedy; None is the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class PlayChoice(SamplingChoice):
     batch: PositiveInt = 16
     """Traces drawn in one batch."""
     out: OutFolder = None
-    """New folder for the result (default: traces/PROMPT-SEED)."""
+    """New folder for the result; None is traces/PROMPT-SEED."""
     as_json: JsonFlag = False
     """Print the result as JSON on stdout, and progress on stderr."""
 
