@@ -10,11 +10,11 @@ from triptych.data.edits import fix, spoil
 from triptych.data.scene import Scene
 from triptych.eval.probes import ProbeScore, mends, run_probes
 from triptych.eval.results import Row, summarize
-from triptych.eval.suites import rehearsal
+from triptych.eval.suites import dev_set
 from triptych.model.config import SKETCH
 from triptych.trace import Verdict
 
-PROMPTS = rehearsal(8).prompts
+PROMPTS = dev_set(8).prompts
 TEXT_SKILLS = ("stops", "edits", "instructions", "balanced", "edited")
 
 
@@ -64,7 +64,8 @@ def test_seeds_of_one_prompt_add_no_certainty_and_other_prompts_do():
 def test_every_skill_of_an_exam_knows_its_prompts():
     """A policy that does the same under every seed is as uncertain after three seeds as after one."""
     once, thrice = (
-        run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, seeds, SKETCH.sampling, 1) for seeds in ([0], [0, 1, 2])
+        run_probes(ScriptedPolicy(mistakes=1, blind=True), PROMPTS, seeds, SKETCH.sampling, 1)
+        for seeds in ([0], [0, 1, 2])
     )
     for name in ("stops", "edits", "balanced"):
         assert thrice[name].count == 3 * once[name].count

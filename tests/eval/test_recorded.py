@@ -315,10 +315,7 @@ def test_counts_add_up_and_intervals_hold_the_mean(counts):
 def test_missing_rows_change_no_mean():
     known = rows_of(("a", 1, 2), ("a", 2, 2), ("b", 0, 1))
     more = [*known, *rows_of(("a", 0, 0), ("c", 0, 0))]
-    assert (
-        estimate(tiif.column_means(known)["a"]).value
-        == estimate(tiif.column_means(more)["a"]).value
-    )
+    assert estimate(tiif.column_means(known)["a"]).value == estimate(tiif.column_means(more)["a"]).value
     mean, with_missing = (mean_of_columns(list(tiif.column_means(rows).values())) for rows in (known, more))
     assert mean[0] == with_missing[0] == pytest.approx((3 / 4 + 0) / 2)
 

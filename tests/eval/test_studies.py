@@ -29,9 +29,9 @@ def folder(path, config=SKETCH_RL, values=(0.25, 0.5), evaluated=True):
     ]
     (path / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"index": 9, "st')
     if evaluated:
-        watch = {"prompts": 2, "turns": 1}
+        settings = {"prompts": 2, "turns": 1}
         rows = [
-            {"step": i, "samples": 10.0 * i, "watch": watch, "published": False, "planned_right_1": value}
+            {"step": i, "samples": 10.0 * i, "settings": settings, "published": False, "planned_right_1": value}
             for i, value in enumerate(values)
         ]
         (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -57,10 +57,10 @@ def test_smoothing_keeps_points_and_constants(count):
 
 
 def test_steps_that_begin_at_a_prompt_make_the_curve(tmp_path):
-    course = TrainingRun.read(folder(tmp_path / "run"))
-    assert course.of_steps("v").tolist() == [[10, 0.25], [20, 0.5]]  # no Refine, no torn line
-    assert course.of_evaluations("planned_right_1").tolist() == [[0, 0.25], [10, 0.5]]
-    assert len(course.of_evaluations("ita")) == 0 and course.turns == 1
+    training_run = TrainingRun.read(folder(tmp_path / "run"))
+    assert training_run.of_steps("v").tolist() == [[10, 0.25], [20, 0.5]]  # no Refine, no torn line
+    assert training_run.of_validations("planned_right_1").tolist() == [[0, 0.25], [10, 0.5]]
+    assert len(training_run.of_validations("ita")) == 0 and training_run.turns == 1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -93,8 +93,8 @@ def test_what_was_not_measured_is_said(tmp_path):
     full = TrainingRun.read(folder(tmp_path / "full"))
     found = studies.curves([bare, full])
     assert found["v"]["Tree-RL"].runs == 2 and found["planned_right_1"]["Tree-RL"] is None
-    told = "\n".join(studies.notes([bare, full]))
-    assert "--evaluate.every" in told and "planned_right_1 is in some of its runs only" in told
+    notes = "\n".join(studies.notes([bare, full]))
+    assert "--evaluate.every" in notes and "planned_right_1 is in some of its runs only" in notes
     assert "one seed" in "\n".join(studies.notes([full]))
     studies.figure([bare, full])
 
@@ -103,16 +103,16 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
     benchmark, judge = dev_set().thinned(3), WorldJudge()
     list(run(benchmark, ScriptedPolicy(mistakes=1), judge, 1, out=tmp_path / "plan"))
     list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
-    (lines,) = studies.paper_table([("lessons", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
+    (lines,) = studies.paper_table([("sft", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
     overall = {line.title: line.cells["Overall"].value for line in lines if line.cells}
     assert overall == {
-        "lessons, at once, <= 0 turns": 1,
-        "lessons, planned, <= 0 turns": 0,
-        "lessons, planned, <= 1 turns": 1,
+        "SFT, one-shot, <= 0 turns": 1,
+        "SFT, planned, <= 0 turns": 0,
+        "SFT, planned, <= 1 turns": 1,
     }
     assert [line.title for line in lines] == [slot[0] for slot in studies.SLOTS]
     assert "R3, planned, <= 4 turns: not measured" in studies.missing(lines)
-    assert "| R3, at once, <= 4 turns | - |" in studies.markdown("dev-set", lines)
+    assert "| R3, one-shot, <= 4 turns | - |" in studies.markdown("dev-set", lines)
     (lines,) = studies.paper_table([("mine", tmp_path / "plan")]).values()
     assert [line.title for line in lines] == ["mine, <= 0 turns", "mine, <= 1 turns"]
     with pytest.raises(ConfigError, match="both"):
@@ -131,17 +131,17 @@ def test_runs_that_cannot_be_compared_are_in_no_table(tmp_path):
 
 def test_two_runs_of_training_make_a_study(tmp_path, capfd):
     """From `triptych train debug` twice to a figure and its numbers; nothing is overwritten."""
-    looks = [f"--evaluate.{what}" for what in ("every=1", "prompts=1", "turns=0", "fixed=1", "own=0")]
+    validation = [f"--evaluate.{what}" for what in ("every=1", "prompts=1", "turns=0", "fixed=1", "own=0")]
     for kind in ("tree", "trajectory"):
-        asked = ["--tree.kind", kind, "--steps", "1", "--out", str(tmp_path / kind)]
-        assert main(["train", "debug", *asked, *looks]) == 0
-    asked = ["study", str(tmp_path / "tree"), f"chains={tmp_path / 'trajectory'}", "--out", str(tmp_path / "study")]
-    assert main(asked) == 0
-    told = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert set(told["curves"]["v"]) == {"debug", "chains"} and told["curves"]["v"]["chains"]["runs"] == 1
+        words = ["--tree.kind", kind, "--steps", "1", "--out", str(tmp_path / kind)]
+        assert main(["train", "debug", *words, *validation]) == 0
+    words = ["study", str(tmp_path / "tree"), f"chains={tmp_path / 'trajectory'}", "--out", str(tmp_path / "study")]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert set(record["curves"]["v"]) == {"debug", "chains"} and record["curves"]["v"]["chains"]["runs"] == 1
     rows = [json.loads(text) for text in (tmp_path / "tree" / "steps.jsonl").read_text().splitlines()]
-    assert told["curves"]["v"]["debug"]["mean"] == [rows[0]["v"]]
-    assert told["curves"]["at_once_right_0"]["debug"]["samples"] == [0, rows[0]["samples"]]
+    assert record["curves"]["v"]["debug"]["mean"] == [rows[0]["v"]]
+    assert record["curves"]["one_shot_right_0"]["debug"]["samples"] == [0, rows[0]["samples"]]
     assert {path.name for path in (tmp_path / "study").iterdir()} == {
         "curves.svg",
         "curves.png",
@@ -149,11 +149,11 @@ def test_two_runs_of_training_make_a_study(tmp_path, capfd):
         "study.json",
     }
     assert "chains (1 seed)" in (tmp_path / "study" / "curves.svg").read_text()
-    assert main(asked) == 2 and "exists" in capfd.readouterr().err
+    assert main(words) == 2 and "exists" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("asked", [[], ["nowhere"], ["a=nowhere"]])
-def test_what_is_no_run_is_refused_in_one_line(asked, tmp_path, capfd):
-    assert main(["study", *asked, "--out", str(tmp_path / "study")]) == 2
+@pytest.mark.parametrize("words", [[], ["nowhere"], ["a=nowhere"]])
+def test_what_is_no_run_is_refused_in_one_line(words, tmp_path, capfd):
+    assert main(["study", *words, "--out", str(tmp_path / "study")]) == 2
     error = capfd.readouterr().err
     assert "DIR" in error and error.count("\n") == 1 and not (tmp_path / "study").exists()

@@ -1,4 +1,4 @@
-"""Validation of a run: known answers from scripted players, one fixed set for a whole run, nothing disturbed or repeated."""
+"""Validation of a run: known answers from scripted players, fixed sets for a whole run, nothing disturbed."""
 
 import json
 
@@ -126,6 +126,7 @@ def test_an_evaluation_is_a_line_and_is_known_by_its_settings(tmp_path):
     )
     with (tmp_path / "evaluations.jsonl").open("a") as file:
         file.write('{"step": 10, "wat')  # torn by a kill
+    log = ValidationLog(tmp_path / "evaluations.jsonl")  # of the process that resumes
     log.validate(ScriptedPolicy(), config, {}, JUDGE, 10, 80.0)
     assert [one["step"] for one in log.rows()] == [5, 10] and log.rows()[0] == json.loads(json.dumps(row))
     line = validation_line(row)

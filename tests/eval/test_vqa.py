@@ -230,7 +230,7 @@ def test_lessons_teach_the_wording_of_vqa(vqa, judge):
         assert (one.text, one.answer) in (question_answer(scene, seed, kinds[column]) for seed in range(10_000))
 
 
-# --- the sheet --------------------------------------------------------------------------------------------------------
+# --- the quiz --------------------------------------------------------------------------------------------------------
 
 
 def test_pairs_are_balanced_and_near_misses_are_among_them(ita):
@@ -250,12 +250,15 @@ def test_answers_of_vqa_are_balanced(vqa):
     assert len(keys) == len(set(keys))
 
 
-def test_a_sheet_holds_what_the_papers_cells_suggest():
+def test_a_quiz_holds_what_the_papers_cells_suggest():
     assert understanding.LIMIT == 480
 
 
 def test_a_limit_holds_and_keeps_the_balance(picture_set, judge):
-    for quiz in (alignment(picture_set, "stickers", limit=4), composition(picture_set, judge.objects, "exact", "stickers", limit=4)):
+    for quiz in (
+        alignment(picture_set, "stickers", limit=4),
+        composition(picture_set, judge.objects, "exact", "stickers", limit=4),
+    ):
         for column in quiz.columns:
             assert len(quiz.of(column)) == 4
             if len(quiz.of(column)[0].options) == 2:
@@ -264,7 +267,7 @@ def test_a_limit_holds_and_keeps_the_balance(picture_set, judge):
                 assert len({one.answer for one in quiz.of(column)}) == 4
 
 
-def test_one_seed_is_one_sheet_in_whatever_order_the_set_was_drawn(folder, picture_set, judge, ita, vqa, tmp_path):
+def test_one_seed_is_one_quiz_in_whatever_order_the_set_was_drawn(folder, picture_set, judge, ita, vqa, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     lines = (folder / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "copy/results.jsonl").write_text("".join(reversed(lines)))
@@ -294,7 +297,13 @@ def test_a_column_without_right_pictures_is_missing_and_no_other_suffers():
 
 
 def test_pixels_count_once_and_not_where_the_judge_contradicts_itself():
-    pictures = [judged_picture(1.0, "same"), judged_picture(1.0, "same"), judged_picture(1.0, "torn"), judged_picture(0.5, "torn"), judged_picture(None, "unseen")]
+    pictures = [
+        judged_picture(1.0, "same"),
+        judged_picture(1.0, "same"),
+        judged_picture(1.0, "torn"),
+        judged_picture(0.5, "torn"),
+        judged_picture(None, "unseen"),
+    ]
     pictures += [judged_picture(0.0, f"wrong{n}") for n in range(5)]
     quiz = alignment(PictureSet({"columns": ["Color"]}, tuple(pictures)), "stickers")
     assert Counter(one.answer for one in quiz.questions) == {YES: 1, NO: 1}
@@ -303,7 +312,9 @@ def test_pixels_count_once_and_not_where_the_judge_contradicts_itself():
 
 @pytest.mark.parametrize(("near", "far", "expected"), [(6, 6, 2), (1, 6, 1), (6, 1, 3), (6, 0, 4)])
 def test_half_of_the_misses_are_near_where_there_are_so_many(near, far, expected):
-    pictures = [judged_picture(1.0, f"right{n}") for n in range(4)] + [judged_picture(0.5, f"near{n}", ["x"]) for n in range(near)]
+    pictures = [judged_picture(1.0, f"right{n}") for n in range(4)] + [
+        judged_picture(0.5, f"near{n}", ["x"]) for n in range(near)
+    ]
     pictures += [judged_picture(0.5, f"far{n}", ["x", "y"]) for n in range(far)]
     quiz = alignment(PictureSet({"columns": ["Color"]}, tuple(pictures)), "stickers")
     chosen = [one.picture.sha256 for one in quiz.questions if one.answer == NO]
@@ -334,7 +345,7 @@ def test_what_can_be_doubted_is_not_asked():
     two = answers_of(VisibleObject("cat", "red", LEFT), VisibleObject("cat", "red", RIGHT))
     assert two["how many cats are there?"] == "two" and not any("the cat" in text for text in two)
     doubted = answers_of(
-        VisibleObject("cat", "red", LEFT), VisibleObject("cat", None, RIGHT, sure=False), classes=("cat",)
+        VisibleObject("cat", "red", LEFT), VisibleObject("cat", None, RIGHT, sure=False), set_classes=("cat",)
     )
     assert doubted == {}
     crowd = answers_of(*[VisibleObject("cat", "red", LEFT)] * 10, set_classes=("cat",))

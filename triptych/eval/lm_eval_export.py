@@ -7,8 +7,8 @@ that is partly right counts in part, as `score`. Standard errors are of the boot
 how many samples there are, and on how many there is a verdict; the difference is told again as `missing`. Where nothing
 is known, there is no `acc`.
 
-Of a quiz a sample is a question: its target is the right answer, and beside `acc` stand `coin` and `constant`, what can
-be had without eyes (`standings.Standing`), and `unreadable`, how many replies are no answer.
+Of a quiz a sample is a question: its target is the right answer, and beside `acc` stand `chance` and `majority`, what
+can be had without seeing the picture (`quiz.ColumnAccuracy`), and `unreadable`, how many replies are no answer.
 """
 
 from __future__ import annotations
@@ -129,11 +129,11 @@ def _answered(row: Row, quiz: Quiz) -> tuple[dict[str, Any], str, list[str]]:
     return one.to_record(), one.answer, [] if read is None else [read]
 
 
-def _chance(standing: ColumnAccuracy | None) -> dict[str, float]:
-    if standing is None:
+def _chance(accuracy: ColumnAccuracy | None) -> dict[str, float]:
+    if accuracy is None:
         return {}
-    told = {"coin,none": standing.coin, "constant,none": standing.constant, "unreadable,none": standing.unreadable}
-    return {name: value for name, value in told.items() if value is not None}
+    metrics = {"chance": accuracy.chance, "majority": accuracy.majority, "unreadable": accuracy.unreadable}
+    return {f"{name},none": value for name, value in metrics.items() if value is not None}
 
 
 def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:

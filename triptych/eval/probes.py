@@ -29,7 +29,7 @@ from triptych.trace import Completion, Prompt, Spec, Trace
 class ProbePolicy(Policy, Protocol):
     """A policy that also answers."""
 
-    def answer(self, images, questions, sampling, seeds, tell=None) -> list[Completion]: ...
+    def answer(self, images, questions, sampling, seeds, on_text=None) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)

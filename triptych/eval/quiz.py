@@ -1,10 +1,8 @@
-"""A quiz: a fixed list of questions about pictures that exist. Asking it is an ordinary run, one row a question.
+"""A quiz: a fixed list of questions about pictures that exist. Asking it is an ordinary run, one row per question.
 
-Every question carries the answers that can be given, so that what a coin gets is known, and stands beside what the
-model gets. A reply that is none of them is a wrong answer, and counted as unreadable too: it is the player's reply, not
-a failure of a judge. A column in which nothing can be asked is missing, never 0.
-
-What the answers to a quiz show: the share of right ones by column, beside what can be had without eyes.
+Every question carries the answers that can be given, so that chance is known and stands beside what the model gets. A
+reply that is none of them is a wrong answer, and counted as unreadable too: it is the model's reply, not a failure of a
+judge. A column in which nothing can be asked is missing, never 0.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,30 +22,38 @@ from typing import Any, Literal, get_args
 import numpy as np
 from rich.table import Table
 
-from triptych.data.annotations import NO, YES
-from triptych.data.lexicon import NUMBERS
+from triptych.data.lexicon import NO, NUMBERS, YES
 from triptych.errors import OutputError, PictureError
-from triptych.eval import run_folder
 from triptych.eval.probes import ProbePolicy
 from triptych.eval.results import OVERALL, Report, Row, summarize
-from triptych.eval.run_folder import WHOLE, Job, Result, RunFolder, Shard, pixels_sha256, read_rows
+from triptych.eval.run_folder import (
+    WHOLE,
+    EvalJob,
+    JobResult,
+    RunFolder,
+    Shard,
+    code_settings,
+    model_settings,
+    pixels_sha256,
+    play_jobs,
+)
 from triptych.eval.statistics import Estimate
+from triptych.files import write_text
 from triptych.model.config import Sampling
-from triptych.model.images import read_picture
+from triptych.model.images import read_image
 from triptych.model.templates import is_stop, parse_answer, parse_edit, reflection_is_formed
-from triptych.model.weights import fingerprint
 from triptych.trace import Verdict
 
-QUESTIONS = "questions.jsonl"
+QUESTIONS_FILE = "questions.jsonl"
 AnswerForm = Literal["question", "reflection"]  # how the model says whether a picture fits: when asked, or by stopping
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture of a set: its file and pixels, the prompt it was drawn for, and the judge's word on it, if any."""
+class JudgedPicture:
+    """A picture of a set: its file and pixels, the prompt it was drawn for, and the judge's verdict on it, if any."""
 
     path: Path
-    sha256: str  # `fingerprints.pixels_sha256`
+    sha256: str  # `run_folder.pixels_sha256`
     prompt: int
     text: str
     column: str
@@ -55,7 +61,7 @@ class Shown:
 
     def load(self) -> np.ndarray:
         """The pixels `[height width 3] uint8`. PictureError if they are no longer those that were judged."""
-        picture = read_picture(self.path)
+        picture = read_image(self.path)
         if pixels_sha256(picture) != self.sha256:
             raise PictureError(
                 f"{self.path} is not the picture that was judged; expected its pixels as they were drawn"
@@ -67,7 +73,7 @@ class Shown:
 class Question:
     """What is asked about a picture, the answers that can be given, and the right one."""
 
-    picture: Shown
+    picture: JudgedPicture
     column: str
     text: str
     options: tuple[str, ...]
@@ -89,7 +95,8 @@ class Question:
         options = tuple(record["options"])
         if not all(isinstance(each, str) for each in (*texts, *options)) or answer not in options:
             raise ValueError("expected texts, and an answer among the options")
-        return Question(Shown(Path(name), sha256, record["group"], prompt, column, None), column, text, options, answer)
+        picture = JudgedPicture(Path(name), sha256, record["group"], prompt, column, None)
+        return Question(picture, column, text, options, answer)
 
 
 @dataclass(frozen=True)
@@ -104,33 +111,33 @@ class Quiz:
 
     def sha256(self) -> str:
         """16 hex digits over every question, its picture's pixels and its answer, in order."""
-        told = [[one.picture.sha256, one.column, one.text, one.options, one.answer] for one in self.questions]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        content = [[each.picture.sha256, each.column, each.text, each.options, each.answer] for each in self.questions]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def of(self, column: str) -> list[Question]:
-        return [one for one in self.questions if one.column == column]
+        return [question for question in self.questions if question.column == column]
 
     @staticmethod
-    def read(ledger: RunFolder) -> Quiz | None:
-        """The quiz of a folder that `run` wrote; None of a run that drew. Its pictures are named, without their folder.
+    def read(run_folder: RunFolder) -> Quiz | None:
+        """The quiz of a folder that `run_quiz` wrote; None of a run that drew. Its pictures are names without a folder.
 
         Raises OutputError where the questions cannot be read, or are not those that were asked.
         """
-        manifest, path = ledger.manifest, ledger.folder / QUESTIONS
+        manifest, path = run_folder.manifest, run_folder.folder / QUESTIONS_FILE
         if "drawn" not in manifest:
             return None
-        about = {key: value for key, value in manifest.items() if key not in _OF_RUN}
-        by, wanted = manifest.get("by", "question"), "expected the questions that were asked: ask anew"
+        about = {key: value for key, value in manifest.items() if key not in _RUN_SETTINGS}
+        by, remedy = manifest.get("by", "question"), "expected the questions that were asked: ask anew"
         try:
             lines = path.read_bytes().split(b"\n")[:-1]
             questions = tuple(Question.from_record(json.loads(line)) for line in lines)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise OutputError(f"{path} cannot be read ({type(error).__name__}); {wanted}") from error
+            raise OutputError(f"{path} cannot be read ({type(error).__name__}); {remedy}") from error
         quiz = Quiz(manifest["benchmark"], tuple(manifest["columns"] or ()), questions, about, by)
         if (len(questions), quiz.sha256()) != (manifest["prompts"], manifest.get("prompts_sha256")):
-            raise OutputError(f"{path} holds other questions than its manifest tells of; {wanted}")
+            raise OutputError(f"{path} holds other questions than its manifest tells of; {remedy}")
         if by not in get_args(AnswerForm) or not isinstance(about["drawn"], dict):
-            raise OutputError(f"{ledger.folder}/manifest.json tells of no quiz; {wanted}")
+            raise OutputError(f"{run_folder.folder}/manifest.json tells of no quiz; {remedy}")
         return quiz
 
 
@@ -153,27 +160,28 @@ def run_quiz(
     """
     own = policy.config.sampling
     sampling = sampling or (replace(own, temperature=0.0) if quiz.by == "question" else own)
-    ledger = None
+    run_folder = None
     if out is not None:
-        ledger = RunFolder.open(out, quiz_manifest(quiz, policy, sampling), resume, shard, keep=False)
-        lines = [json.dumps(one.to_record(), ensure_ascii=False) + "\n" for one in quiz.questions]
-        ledger.replace(QUESTIONS, "".join(lines))
+        manifest = quiz_manifest(quiz, policy, sampling)
+        run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures=False)
+        lines = [json.dumps(question.to_record(), ensure_ascii=False) + "\n" for question in quiz.questions]
+        write_text(run_folder.folder / QUESTIONS_FILE, "".join(lines))
 
-    def work(jobs: Sequence[Job]) -> Iterator[Result]:
-        asked = [quiz.questions[index] for index, _ in jobs]
+    def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
+        questions = [quiz.questions[index] for index, _ in jobs]
         start = time.perf_counter()
-        replies = _replies(policy, quiz.by, asked, sampling, [seed for _, seed in jobs])
+        replies = _replies(policy, quiz.by, questions, sampling, [seed for _, seed in jobs])
         seconds = (time.perf_counter() - start) / len(jobs)
-        for (index, seed), one, reply in zip(jobs, asked, replies, strict=True):
-            row = _row(one, quiz.by, index, seed, reply, seconds)
-            if ledger is not None:
-                _link(one.picture.path, ledger.place(row, 0))
+        for (index, seed), question, reply in zip(jobs, questions, replies, strict=True):
+            row = _row(question, quiz.by, index, seed, reply, seconds)
+            if run_folder is not None:
+                _link(question.picture.path, run_folder.picture_path(row, 0))
             yield row, ()
 
-    yield from read_rows([(index, 0) for index in range(len(quiz.questions))], work, ledger, batch_size)
+    yield from play_jobs([(index, 0) for index in range(len(quiz.questions))], work, run_folder, batch_size)
 
 
-_OF_RUN = (  # what a manifest tells beside `Quiz.about`
+_RUN_SETTINGS = (  # what a manifest holds beside `Quiz.about`
     *("benchmark", "columns", "prompts", "prompts_sha256", "model", "device", "dtype", "turns", "seeds", "sampling"),
     *("code_sha256", "versions"),
 )
@@ -181,32 +189,29 @@ _OF_RUN = (  # what a manifest tells beside `Quiz.about`
 
 def quiz_manifest(quiz: Quiz, policy: ProbePolicy, sampling: Sampling) -> dict[str, Any]:
     """What would have to be the same for the same numbers, as JSON values."""
-    device, dtype = getattr(policy, "device", None), getattr(policy, "dtype", None)
     return {
         "benchmark": quiz.name,
         "columns": list(quiz.columns),
         "prompts": len(quiz.questions),
         "prompts_sha256": quiz.sha256(),
-        "model": fingerprint(policy),
-        "device": getattr(device, "type", "cpu"),
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        **model_settings(policy),
         "turns": 0,
         "seeds": [0],
         "sampling": asdict(sampling),
         **quiz.about,
-        "code_sha256": run_folder.code_sha256(),
-        "versions": run_folder.versions(),
+        **code_settings(),
     }
 
 
 def _replies(
-    policy: ProbePolicy, by: AnswerForm, asked: Sequence[Question], sampling: Sampling, seeds: list[int]
+    policy: ProbePolicy, by: AnswerForm, questions: Sequence[Question], sampling: Sampling, seeds: list[int]
 ) -> list[str]:
-    loaded = {path: shown.load() for path, shown in {one.picture.path: one.picture for one in asked}.items()}
-    pictures, texts = [loaded[one.picture.path] for one in asked], [one.text for one in asked]
+    loaded = {question.picture.path: question.picture for question in questions}
+    pixels = {path: picture.load() for path, picture in loaded.items()}  # several questions are about one picture
+    pictures, texts = [pixels[question.picture.path] for question in questions], [each.text for each in questions]
     if by == "reflection":
-        return [each.text for each in policy.reflect(texts, pictures, sampling, seeds)]
-    return [each.text for each in policy.answer(pictures, texts, sampling, seeds)]
+        return [completion.text for completion in policy.reflect(texts, pictures, sampling, seeds)]
+    return [completion.text for completion in policy.answer(pictures, texts, sampling, seeds)]
 
 
 def _link(picture: Path, place: Path) -> None:
@@ -216,23 +221,29 @@ def _link(picture: Path, place: Path) -> None:
         os.link(picture, place)
 
 
-def _row(one: Question, by: AnswerForm, index: int, seed: int, reply: str, seconds: float) -> Row:
-    read = read_reply(by, one, reply)
-    right = read == one.answer
-    told = f"{one.answer}: answered {read}" if read is not None else f"{one.answer}: the reply is no answer"
-    verdict = Verdict(1.0, (one.answer,)) if right else Verdict(0.0, (), (told,))
-    sha256 = (one.picture.sha256,)
-    return Row(index, one.text, one.column, seed, (verdict,), False, (reply,), seconds, sha256, one.picture.prompt)
+def _row(question: Question, by: AnswerForm, index: int, seed: int, reply: str, seconds: float) -> Row:
+    option = read_reply(by, question, reply)
+    if option == question.answer:
+        verdict = Verdict(1.0, (question.answer,))
+    else:
+        why = "the reply is no answer" if option is None else f"answered {option}"
+        verdict = Verdict(0.0, (), (f"{question.answer}: {why}",))
+    picture = question.picture
+    return Row(
+        *(index, question.text, question.column, seed, (verdict,), False, (reply,), seconds),
+        pictures=(picture.sha256,),
+        group=picture.prompt,
+    )
 
 
 def reply_of(row: Row) -> str:
-    """What was said to a question."""
+    """The reply to a question."""
     return next(iter(row.said), None) or ""
 
 
-def read_reply(by: AnswerForm, one: Question, reply: str) -> str | None:
+def read_reply(by: AnswerForm, question: Question, reply: str) -> str | None:
     """The option that a reply to a question means, or None where it means none of them."""
-    return read_decision(reply) if by == "reflection" else read_option(reply, one.options)
+    return read_decision(reply) if by == "reflection" else read_option(reply, question.options)
 
 
 _LEAD = re.compile(r"(?:(?:the|an?|its?|it s|is|are|there|answer|has) )*")
@@ -246,14 +257,14 @@ def read_option(reply: str, options: Sequence[str]) -> str | None:
     """
     words = re.findall(r"[a-z]+|[0-9]+", parse_answer(reply).lower())
     plain = " ".join(NUMBERS[int(word)] if word.isdigit() and int(word) < len(NUMBERS) else word for word in words)
-    start = _LEAD.match(f"{plain} ")
-    rest = f"{plain} "[start.end() if start else 0 :]
-    longest = sorted(options, key=len, reverse=True)
-    for option in longest:
-        if rest.startswith(f"{option} "):
+    lead = _LEAD.match(f"{plain} ")
+    answer = f"{plain} "[lead.end() if lead else 0 :]
+    longest_first = sorted(options, key=len, reverse=True)  # "tv remote" is not "tv"
+    for option in longest_first:
+        if answer.startswith(f"{option} "):
             return option
-    inside = re.findall(rf"\b(?:{'|'.join(map(re.escape, longest))})\b", plain)
-    return inside[0] if len(set(inside)) == 1 else None
+    mentions = re.findall(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", plain)
+    return mentions[0] if len(set(mentions)) == 1 else None
 
 
 def read_decision(reply: str) -> str | None:
@@ -263,50 +274,51 @@ def read_decision(reply: str) -> str | None:
     return YES if is_stop(parse_edit(reply)) else NO
 
 
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ColumnAccuracy:
-    """A column: the share of right answers, beside what can be had without eyes.
+    """A column: the share of right answers, beside what can be had without seeing the picture.
 
-    `coin` is what one expects of choosing among the options by chance, `constant` what the best single answer gets when
-    it is given to every question (in "which is larger": always the first, or always the second).
+    `chance` is the expected share of an answer drawn evenly among the options; `majority` is what the best single
+    answer gets when it is given to every question (in "which is larger": always the first, or always the second).
     """
 
     accuracy: Estimate
-    coin: float | None
-    constant: float | None
-    asked: int
+    chance: float | None
+    majority: float | None
+    questions: int  # that were asked
     unreadable: int
 
 
 def accuracy_by_column(quiz: Quiz, rows: Iterable[Row]) -> dict[str, ColumnAccuracy]:
     """Each column of the quiz in order, then OVERALL: the mean of the columns that are not missing.
 
-    Intervals are 95 % bootstraps over the prompts that were drawn: all questions about pictures of one prompt are drawn
-    together.
+    Intervals are those of `statistics.bootstrap`: all questions about pictures of one prompt are drawn together.
     """
     rows = list(rows)
     accuracy = {column: estimates[0] for column, estimates in quiz_report(quiz, rows).accuracy.items()}
-    lost = Counter(row.column for row in rows if _unreadable(quiz, row))
-    asked = Counter(row.column for row in rows)
-    found = {
+    unreadable = Counter(row.column for row in rows if _is_unreadable(quiz, row))
+    questions = Counter(row.column for row in rows)
+    columns = {
         column: ColumnAccuracy(
             accuracy=accuracy[column],
-            coin=_mean_chance([1 / len(one.options) for one in quiz.of(column)]),
-            constant=_commonest([one.options.index(one.answer) for one in quiz.of(column)]),
-            asked=asked[column],
-            unreadable=lost[column],
+            chance=_mean([1 / len(question.options) for question in quiz.of(column)]),
+            majority=_majority([question.options.index(question.answer) for question in quiz.of(column)]),
+            questions=questions[column],
+            unreadable=unreadable[column],
         )
         for column in quiz.columns
     }
-    known = [each for each in found.values() if each.coin is not None and each.constant is not None]
-    found[OVERALL] = ColumnAccuracy(
+    overall = ColumnAccuracy(
         accuracy=accuracy[OVERALL],
-        coin=_mean_chance([each.coin for each in known if each.coin is not None]),
-        constant=_mean_chance([each.constant for each in known if each.constant is not None]),
-        asked=sum(asked.values()),
-        unreadable=sum(lost.values()),
+        chance=_mean([each.chance for each in columns.values() if each.chance is not None]),
+        majority=_mean([each.majority for each in columns.values() if each.majority is not None]),
+        questions=sum(questions.values()),
+        unreadable=sum(unreadable.values()),
     )
-    return found
+    return {**columns, OVERALL: overall}
 
 
 def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
@@ -315,47 +327,47 @@ def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
     return summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
 
 
-def _unreadable(quiz: Quiz, row: Row) -> bool:
+def _is_unreadable(quiz: Quiz, row: Row) -> bool:
     return read_reply(quiz.by, quiz.questions[row.prompt], reply_of(row)) is None
 
 
-def _mean_chance(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _commonest(values: Sequence[Hashable]) -> float | None:
-    return Counter(values).most_common(1)[0][1] / len(values) if values else None
+def _majority(answers: Sequence[int]) -> float | None:
+    """The share of the most common of the right answers, each by its place among the options."""
+    return Counter(answers).most_common(1)[0][1] / len(answers) if answers else None
 
 
-# --- shown ------------------------------------------------------------------------------------------------------------
-
-
-def accuracy_table(quiz: Quiz, found: Mapping[str, ColumnAccuracy]) -> Table:
-    """Accuracy by column, beside what needs no eyes."""
-    printed = Table(title=f"{quiz.name}: {found[OVERALL].asked} questions", caption="\n".join(caption(quiz, found)))
-    printed.add_column("column")
-    for title in ("right", "95 %", "coin", "one answer", "asked", "unread"):
-        printed.add_column(title, justify="right", no_wrap=True)
-    for column, each in found.items():
+def accuracy_table(quiz: Quiz, accuracies: Mapping[str, ColumnAccuracy]) -> Table:
+    """Accuracy by column, beside chance and majority."""
+    title = f"{quiz.name}: {accuracies[OVERALL].questions} questions"
+    table = Table(title=title, caption="\n".join(caption(quiz, accuracies)))
+    table.add_column("column")
+    for heading in ("right", "95 %", "chance", "majority", "asked", "unread"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for column, each in accuracies.items():
         if column == OVERALL:
-            printed.add_section()
+            table.add_section()
         low, high = each.accuracy.low, each.accuracy.high
         interval = "-" if low is None else f"{share(low)} to {share(high)}"
-        blind = (share(each.coin), share(each.constant))
-        printed.add_row(column, share(each.accuracy.value), interval, *blind, str(each.asked), str(each.unreadable))
-    return printed
+        shares = (share(each.accuracy.value), interval, share(each.chance), share(each.majority))
+        table.add_row(column, *shares, str(each.questions), str(each.unreadable))
+    return table
 
 
-def caption(quiz: Quiz, found: Mapping[str, ColumnAccuracy]) -> list[str]:
-    """Who drew, whose word is the truth, what is missing, and what is still to be asked."""
+def caption(quiz: Quiz, accuracies: Mapping[str, ColumnAccuracy]) -> list[str]:
+    """Which model drew, which judge's verdicts are the truth, what is missing, and what is still to be asked."""
     parts = [f"drawn by {quiz.about['drawn'].get('model')}, judged by {quiz.about.get('judge')}"]
-    missing = [column for column, each in found.items() if column != OVERALL and each.coin is None]
+    missing = [column for column, each in accuracies.items() if column != OVERALL and each.chance is None]
     if missing:
         why = "no picture fits, or every one does" if quiz.name.startswith("ITA") else "nothing can be asked"
         parts.append(f"missing, and not in Overall: {', '.join(missing)} ({why})")
-    left = len(quiz.questions) - found[OVERALL].asked
+    left = len(quiz.questions) - accuracies[OVERALL].questions
     return parts + ([f"still to be asked: {left}"] if left else [])
 
 
 def share(value: float | None) -> str:
+    """A share as it is printed, or a dash where it is not known."""
     return "-" if value is None else f"{value:.3f}"

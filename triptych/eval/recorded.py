@@ -19,7 +19,14 @@ from typing import IO, Any, NoReturn
 
 from triptych.data.prompts import read_spec
 from triptych.errors import JudgeError
-from triptych.rewards.geneval_rules import GENEVAL_COLORS, Detection, judge, number, read_box, read_detections
+from triptych.rewards.geneval_rules import (
+    GENEVAL_COLORS,
+    Detection,
+    judge_detections,
+    number,
+    read_box,
+    read_detections,
+)
 from triptych.rewards.vlm_prompts import LENGTHS, read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
@@ -102,9 +109,9 @@ def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
     spec = read_spec(metadata)
     claimed = record["correct"] if isinstance(record.get("correct"), bool) else None
     if "detections" in record:
-        verdict = judge(spec, read_detections(record["detections"]))
+        verdict = judge_detections(spec, read_detections(record["detections"]))
     elif "details" in record:
-        verdict = judge(spec, _detailed(_decoded(record["details"]), spec, str(record.get("reason") or "")))
+        verdict = judge_detections(spec, _detailed(_decoded(record["details"]), spec, str(record.get("reason") or "")))
     elif claimed is not None:  # results of early versions: nothing to derive the verdict from
         verdict = Verdict(float(claimed), failed=tuple(str(record.get("reason") or "").splitlines()))
     else:

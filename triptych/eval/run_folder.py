@@ -1,4 +1,4 @@
-"""The folder of a run: what would have to be the same, every row as it came, every picture, and the report.
+"""The folder of a run: what would have to be the same for the same numbers, every row, every picture, and the report.
 
     manifest.json          settings, and fingerprints of weights, prompts, judge and code; written once, never changed
     results.jsonl          a line per row, flushed as it comes; a shard writes results-1-of-2.jsonl
@@ -8,17 +8,14 @@
 A killed run loses at most the line it was writing, and can be resumed. Processes share a run as shards: each takes
 every n-th job and is the only one to write its file; readers merge the files. A row that another one repeats is
 superseded by it, unless only the earlier one has all its verdicts.
-
-What tells whether two runs can be compared: marks of weights, prompts, pictures and code, and versions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,22 +26,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from triptych.errors import ConfigError, OutputError
 from triptych.eval.results import Report, Row, summarize
+from triptych.files import append_json, naming_errors, new_folder, write_json
 from triptych.model.config import current_names
-from triptych.model.images import write_picture
+from triptych.model.images import write_image
+from triptych.model.weights import fingerprint
 from triptych.trace import Prompt
 
 try:
     import fcntl
-except ImportError:  # a system without it trusts its users not to start one shard twice
+except ImportError:  # Windows has none: there, nothing keeps a user from starting one shard twice
     fcntl = None
 
-Job = tuple[int, int]  # index of a prompt, seed
+EvalJob = tuple[int, int]  # index of a prompt, seed
 Shard = tuple[int, int]  # (i, n): part i of n, counted from 1
-Result = tuple[Row, Sequence[np.ndarray]]  # a row, and the pictures `[height width 3] uint8` to keep with it
-Work = Callable[[Sequence[Job]], Iterable[Result]]  # one Result per job, in order
+JobResult = tuple[Row, Sequence[np.ndarray]]  # a row, and the pictures `[height width 3] uint8` to keep with it
+Work = Callable[[Sequence[EvalJob]], Iterable[JobResult]]  # one result per job, in order
 
 WHOLE: Shard = (1, 1)
 MOST_TURNS, MOST_SEEDS = 1_000, 10_000  # of a run: no more is read, so no more is begun
@@ -63,38 +63,40 @@ class RunFolder:
 
     folder: Path
     shard: Shard = WHOLE
-    keep: bool = True  # pictures, too
+    keep_pictures: bool = True
 
     @staticmethod
     def open(
-        folder: Path, manifest: Mapping[str, Any], resume: bool, shard: Shard = WHOLE, keep: bool = True
+        folder: Path, manifest: Mapping[str, Any], resume: bool, shard: Shard = WHOLE, keep_pictures: bool = True
     ) -> RunFolder:
         """Start a new folder, join the other shards of a run, or go on with one when `resume` is set.
 
-        Raises OutputError if the folder (of a shard: its own file) is taken without `resume`, or cannot be written;
+        Raises OutputError if the folder (of a shard: its own file) exists without `resume`, or cannot be written;
         ConfigError if its manifest is another one, or none that could be read back, or if `shard` is no part.
         """
         if not 1 <= shard[0] <= shard[1]:
             raise ConfigError(f"shard {shard[0]}/{shard[1]}: expected I/N with I from 1 to N, such as 1/2")
-        ledger = RunFolder(Path(folder), shard, keep)
+        run_folder = RunFolder(Path(folder), shard, keep_pictures)
         manifest = json.loads(json.dumps(manifest))  # as it will be read back: tuples are lists
-        if told := _unreadable(manifest):
-            raise ConfigError(f"{told}; expected at most {MOST_TURNS:,} turns and 1 to {MOST_SEEDS:,} seeds of a run")
-        if not ledger.folder.exists() and ledger._found(manifest):
-            return ledger
-        taken = ledger.folder if shard == WHOLE else ledger.results
-        if taken.exists() and not resume:
-            raise OutputError(f"{taken} exists; expected a new one: choose another --out, or go on with --resume")
-        ledger._check(manifest)
-        return ledger
+        if fault := _fault(manifest):
+            raise ConfigError(f"{fault}; expected at most {MOST_TURNS:,} turns and 1 to {MOST_SEEDS:,} seeds of a run")
+        if not run_folder.folder.exists() and run_folder._create(manifest):
+            return run_folder
+        output = run_folder.folder if shard == WHOLE else run_folder.results
+        if output.exists() and not resume:
+            raise OutputError(f"{output} exists; expected a new one: choose another --out, or go on with --resume")
+        run_folder._expect_same(manifest)
+        return run_folder
 
     @staticmethod
     def read(folder: Path) -> RunFolder:
         """The folder of a run, finished or not, to be read. Raises OutputError if it is none."""
-        ledger = RunFolder(Path(folder))
-        if told := _unreadable(ledger.manifest):
-            raise OutputError(f"{folder}/manifest.json: {told}; expected the folder of a `triptych eval`: name another")
-        return ledger
+        run_folder = RunFolder(Path(folder))
+        if fault := _fault(run_folder.manifest):
+            raise OutputError(
+                f"{folder}/manifest.json: {fault}; expected the folder of a `triptych eval`: name another"
+            )
+        return run_folder
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -102,84 +104,72 @@ class RunFolder:
         return read_manifest(self.folder / "manifest.json")
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[EvalJob]:
         """Every (prompt, seed) of the run, in the order in which they are played."""
         manifest = self.manifest
         return [(index, seed) for seed in manifest["seeds"] for index in range(manifest["prompts"])]
 
     def rows(self) -> list[Row]:
-        """Every row so far of every shard, each (prompt, seed) once: the last one that is whole, or else the last."""
-        found: dict[Job, Row] = {}
+        """The rows so far of every shard, each job once, in the order of their jobs.
+
+        Of several rows of a job the last one that is complete counts, or else the last. Raises OutputError for a row
+        of another run.
+        """
+        rows: dict[EvalJob, Row] = {}
         for path in sorted(self.folder.glob("results*.jsonl")):
-            for row in _rows(path):
-                if row.complete or not found.get((row.prompt, row.seed), row).complete:
-                    found[row.prompt, row.seed] = row
-        return list(found.values())
+            for row in _read_rows(path):
+                if row.complete or not rows.get((row.prompt, row.seed), row).complete:
+                    rows[row.prompt, row.seed] = row
+        jobs = self.jobs
+        if strangers := rows.keys() - {*jobs}:
+            prompt, seed = min(strangers)
+            raise OutputError(
+                f"{self.folder} holds rows of prompt {prompt}, seed {seed}; expected only jobs of its manifest: remove "
+                "what belongs to another run"
+            )
+        return [rows[job] for job in jobs if job in rows]
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns of its table, in order."""
-        return list(dict.fromkeys([*(self.manifest.get("columns") or ()), *(row.column for row in self.played())]))
+    def columns(self, rows: Iterable[Row]) -> list[str]:
+        """The columns of its table, in order: those of the manifest, then others that `rows` have."""
+        return list(dict.fromkeys([*(self.manifest.get("columns") or ()), *(row.column for row in rows)]))
 
-    def open_jobs(self, rows: Iterable[Row] | None = None) -> list[Job]:
-        """The jobs that have no row yet."""
-        found = {(row.prompt, row.seed) for row in (self.rows() if rows is None else rows)}
-        return [job for job in self.jobs if job not in found]
-
-    def played(self) -> list[Row]:
-        """The rows so far in the order of their jobs, whoever wrote them. OutputError for a row of another run."""
-        found, jobs = {(row.prompt, row.seed): row for row in self.rows()}, self.jobs
-        if strange := found.keys() - {*jobs}:
-            told = f"{self.folder} holds rows of prompt {min(strange)[0]}, seed {min(strange)[1]}"
-            raise OutputError(f"{told}; expected only jobs of its manifest: remove what belongs to another run")
-        return [found[job] for job in jobs if job in found]
+    def open_jobs(self, rows: Iterable[Row]) -> list[EvalJob]:
+        """The jobs that have no row among `rows`."""
+        done = {(row.prompt, row.seed) for row in rows}
+        return [job for job in self.jobs if job not in done]
 
     def report(self) -> Report:
         """What the rows so far show, under the manifest's columns and turns."""
-        manifest, rows = self.manifest, self.played()
-        left = self.open_jobs(rows)
-        return summarize(manifest["benchmark"], rows, self.columns, manifest["turns"], open_jobs=len(left))
+        manifest, rows = self.manifest, self.rows()
+        left = len(self.open_jobs(rows))
+        return summarize(manifest["benchmark"], rows, self.columns(rows), manifest["turns"], open_jobs=left)
 
-    def place(self, row: Row, turn: int) -> Path:
+    def picture_path(self, row: Row, turn: int) -> Path:
         """Where the picture that stands after `turn` edits at most belongs."""
         return self.folder / "pictures" / f"{row.prompt:05d}-{row.seed}-{min(turn, row.edits)}.png"
 
-    def picture(self, row: Row, turn: int) -> Path:
+    def kept_picture(self, row: Row, turn: int) -> Path:
         """The file of the picture that stands after `turn` edits at most. Raises OutputError if it was not kept."""
-        path = self.place(row, turn)
+        path = self.picture_path(row, turn)
         if not path.exists():
             raise OutputError(f"{path} is missing; expected a run that kept its pictures: play it with --keep-pictures")
         return path
 
-    def append(self, row: Row, pictures: Sequence[np.ndarray] = ()) -> None:
-        """Keep the pictures, then add one line and flush it. Called by the one process that has the file `claimed`."""
-        try:
-            if self.keep and len(pictures):
+    def append(self, row: Row, pictures: Sequence[UInt8[np.ndarray, "height width 3"]] = ()) -> None:
+        """Keep the pictures, then add one line and flush it. Called by the process that holds the `lock`.
+
+        The line comes last: after a kill, a row that is in the file has its pictures. Raises OutputError.
+        """
+        if self.keep_pictures and len(pictures):
+            with naming_errors(self.folder / "pictures"):
                 (self.folder / "pictures").mkdir(exist_ok=True)
-                for turn, picture in enumerate(pictures):
-                    write_picture(self.place(row, turn), picture)
-            with self.results.open("a", encoding="utf-8") as results:
-                results.write(json.dumps(row.to_record(), ensure_ascii=False) + "\n")
-        except OutputError:  # of a picture, which it names
-            raise
-        except OSError as error:
-            raise _cannot_write(self.results, error) from error
+            for turn, picture in enumerate(pictures):
+                write_image(self.picture_path(row, turn), picture)
+        append_json(self.results, row.to_record())
 
     def finish(self, report: Report) -> None:
-        """Write report.json, whole or not at all."""
-        self.replace("report.json", json.dumps(report.to_record(), indent=1, ensure_ascii=False) + "\n")
-
-    def replace(self, name: str, text: str) -> Path:
-        """Write a file of the folder so that a reader sees the old one or the new one, whole."""
-        path = self.folder / name
-        part = path.with_name(f".{name}.{os.getpid()}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise _cannot_write(path, error) from error
-        return path
+        """Write report.json, whole or not at all. Raises OutputError."""
+        write_json(self.folder / "report.json", report.to_record())
 
     @property
     def results(self) -> Path:
@@ -188,19 +178,17 @@ class RunFolder:
         return self.folder / ("results.jsonl" if self.shard == WHOLE else f"results-{index}-of-{count}.jsonl")
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the results file against a second writer; a line that a kill tore off is dropped first.
 
-        Raises OutputError if another process has it.
+        Raises OutputError if another process has it, or if it cannot be written.
         """
-        try:
+        with naming_errors(self.results):
             results = self.results.open("ab")
-        except OSError as error:
-            raise _cannot_write(self.results, error) from error
         with results:
             if fcntl is not None:
                 try:
-                    fcntl.flock(results, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(results, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it after a kill, too
                 except BlockingIOError as error:
                     raise OutputError(
                         f"{self.results} is being written by another process; expected a shard that nobody plays: "
@@ -209,82 +197,82 @@ class RunFolder:
             results.truncate(self.results.read_bytes().rfind(b"\n") + 1)
             yield
 
-    def _found(self, manifest: Mapping[str, Any]) -> bool:
+    def _create(self, manifest: Mapping[str, Any]) -> bool:
         """Make the folder with its manifest in it, in one step; False where another process was quicker."""
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}-") as temporary:
-                new = Path(temporary) / self.folder.name
-                new.mkdir()
-                text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-                (new / "manifest.json").write_text(text, encoding="utf-8")
-                os.rename(new, self.folder)
-        except OSError as error:
-            if (self.folder / "manifest.json").exists():
+            with new_folder(self.folder) as folder:
+                write_json(folder / "manifest.json", manifest)
+        except OutputError:
+            if (self.folder / "manifest.json").exists():  # another shard's process made it at the same time
                 return False
-            raise _cannot_write(self.folder, error) from error
+            raise
         return True
 
-    def _check(self, manifest: Mapping[str, Any]) -> None:
+    def _expect_same(self, manifest: Mapping[str, Any]) -> None:
         try:
             recorded = self.manifest
         except OutputError as error:
             raise ConfigError(f"{error}; or choose a new --out") from error
         changed = [key for key in {**recorded, **manifest} if recorded.get(key) != manifest.get(key)]
         if changed:
-            told = "; ".join(f"{key} was {recorded.get(key)!r}, is {manifest.get(key)!r}" for key in changed)
-            raise ConfigError(f"{self.folder} holds another run: {told}. Keep the settings, or choose a new --out")
+            changes = "; ".join(f"{key} was {recorded.get(key)!r}, is {manifest.get(key)!r}" for key in changed)
+            raise ConfigError(f"{self.folder} holds another run: {changes}. Keep the settings, or choose a new --out")
 
 
-def read_rows(jobs: Sequence[Job], work: Work, ledger: RunFolder | None = None, batch_size: int = 16) -> Iterator[Row]:
+def play_jobs(
+    jobs: Sequence[EvalJob], work: Work, run_folder: RunFolder | None = None, batch_size: int = 16
+) -> Iterator[Row]:
     """Yield a Row per job: the loop of every benchmark, be it drawn or asked.
 
     `work` is given up to `batch_size` jobs at a time and returns for each, in order, its Row and the pictures to keep
-    with it (none for a quiz about pictures that are kept elsewhere). With a ledger
+    with it (none for a quiz about pictures that are kept elsewhere). With a run folder
 
-    - only every n-th job is played, where the ledger is a shard of n;
-    - rows that are in the folder and whole come first and are not played again, whoever wrote them; the others are;
+    - only every n-th job is played, where the folder is that of a shard of n;
+    - rows that are in the folder and complete come first and are not played again, whoever wrote them; others are;
     - each row is in the folder before it is yielded, so that who stops listening loses nothing;
     - report.json is written at the end, if no job of any shard is open.
 
-    `jobs` are then all jobs of the run, those of `RunFolder.jobs`: its manifest holds `benchmark`, `prompts` (how many),
-    `seeds`, `turns` and `columns`. Raises OutputError where the folder cannot be written, or another process plays
-    this shard.
+    `jobs` are then all jobs of the run, those of `RunFolder.jobs`: its manifest holds `benchmark`, `prompts` (how
+    many), `seeds`, `turns` and `columns`. Raises OutputError where the folder cannot be written, or another process
+    plays this shard.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected 1 or more")
-    if ledger is None:
+    if run_folder is None:
         yield from (row for batch in _batches(jobs, batch_size) for row, _ in work(batch))
         return
-    index, count = ledger.shard
+    index, count = run_folder.shard
     own = list(jobs[index - 1 :: count])
-    with ledger.claimed():
-        done = {(row.prompt, row.seed): row for row in ledger.rows() if row.complete}
+    with run_folder.lock():
+        done = {(row.prompt, row.seed): row for row in run_folder.rows() if row.complete}
         yield from (done[job] for job in own if job in done)
-        left = [job for job in own if job not in done]
-        for batch in _batches(left, batch_size):
+        for batch in _batches([job for job in own if job not in done], batch_size):
             for row, pictures in work(batch):
-                ledger.append(row, pictures)
+                run_folder.append(row, pictures)
                 yield row
-    report = ledger.report()
+    report = run_folder.report()
     if not report.open:
-        ledger.finish(report)
+        run_folder.finish(report)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run. Raises OutputError if the file is none."""
+    """The manifest of a run, under today's names. Raises OutputError if the file is none."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} cannot be read; expected the manifest of a run: name the folder of one") from error
-    if not isinstance(found, dict):
+    if not isinstance(manifest, dict):
         raise OutputError(f"{path} holds no settings; expected the manifest of a run: name the folder of one")
-    if isinstance(found.get("sampling"), dict):
-        found["sampling"] = current_names(found["sampling"])  # a run of 0.1
-    return found
+    # Names of 0.1: settings of sampling, and of the dev set.
+    if isinstance(manifest.get("sampling"), dict):
+        manifest["sampling"] = current_names(manifest["sampling"])
+    if isinstance(manifest.get("benchmark"), str):
+        manifest["benchmark"] = re.sub(r"^rehearsal(?= \(|$)", "dev-set", manifest["benchmark"])
+    return manifest
 
 
-def _unreadable(manifest: Mapping[str, Any]) -> str:
+def _fault(manifest: Mapping[str, Any]) -> str:
+    """What makes a manifest unfit to be read back, in words; empty where nothing does."""
     wrong = [name for name, holds in _NEEDED.items() if not holds(manifest.get(name))]
     return f"{wrong[0]} is {str(manifest.get(wrong[0]))[:40]!r}" if wrong else ""
 
@@ -293,22 +281,35 @@ def _all(values: object, kind: type) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
+def _batches(jobs: Sequence[EvalJob], size: int) -> Iterator[Sequence[EvalJob]]:
     return (jobs[start : start + size] for start in range(0, len(jobs), size))
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _read_rows(path: Path) -> Iterator[Row]:
     """The rows of one file; a last line without its end is still being written, or never will be."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             yield Row.from_record(json.loads(line))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            told = f"got {line[:60].decode(errors='replace')!r}: remove that line"
-            raise OutputError(f"{path}:{number}: expected a row of results, {told}") from error
+            raise OutputError(
+                f"{path}:{number}: expected a row of results, got {line[:60].decode(errors='replace')!r}: remove that "
+                "line"
+            ) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder with --out")
+def model_settings(policy: Any) -> dict[str, Any]:
+    """What a manifest says of the model: its fingerprint, and where and in which precision it computes."""
+    dtype = getattr(policy, "dtype", None)
+    return {
+        "model": fingerprint(policy),
+        "device": getattr(getattr(policy, "device", None), "type", "cpu"),  # shards may play on cuda:0 and cuda:1
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+
+
+def code_settings() -> dict[str, Any]:
+    """What a manifest says of the code: a hash of it, and the versions of what computes the numbers."""
+    return {"code_sha256": code_sha256(), "versions": versions()}
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

@@ -1,12 +1,9 @@
-"""Studies of training from the folders of its runs: curves over samples, several seeds as one.
+"""Studies: runs of training as curves, several seeds as one, and the paper's table from runs of a benchmark.
 
 Runs of `triptych train` that differ in nothing but their seed are one curve: the mean over seeds, and a band from the
 lowest to the highest. Curves go over samples (texts and pictures), since a step of one recipe is not a step of another.
-What was not measured is said, and never drawn as a number. The paper's table is in paper.py.
-
-The paper's table from folders of `triptych eval`: a line for each way to draw, up to each number of turns.
-
-A line that nobody has measured is there and says so. Numbers of other models, the paper's own too, are not mixed in.
+The paper's table (arXiv 2602.15772) has a line for each way to draw, up to each number of turns. What was not
+measured is said, and never given as a number. Numbers of other models, the paper's own too, are not mixed in.
 """
 
 from __future__ import annotations
@@ -20,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from triptych.errors import ConfigError, OutputError
-from triptych.eval.results import OVERALL, cell
+from triptych.eval.results import OVERALL, format_estimate
 from triptych.eval.run_folder import RunFolder
 from triptych.eval.statistics import Estimate
-from triptych.eval.validation import Validation
+from triptych.eval.validation import ValidationLog
+from triptych.files import JsonLog
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES
 from triptych.rl.train_state import FREE
@@ -32,21 +30,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"sketch": "Tree-RL", "trajectory": "full trajectory", "reason-only": "Reason only"}
-SOFT = "#6a665d"
-COLORS = ("#1e7f78", "#b0701a", "#4b53b5", "#b23b2a", "#5b6b2f", "#7a4b8c")
+MUTED = "#6a665d"  # of words that explain
+CURVE_COLORS = ("#1e7f78", "#b0701a", "#4b53b5", "#b23b2a", "#5b6b2f", "#7a4b8c")
 SMOOTH = 10  # most points that a training reward is averaged over, at both ends fewer
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun:
-    """A run of training, as its folder tells it."""
+    """A run of training, as its folder holds it."""
 
     folder: Path
     name: str
     settings: Mapping[str, Any]  # run.json
     steps: tuple[Mapping[str, Any], ...]  # steps.jsonl
-    evaluations: tuple[Mapping[str, Any], ...]  # those with the settings of the newest one
-    others: int = 0  # evaluations with other settings, which are left out
+    validations: tuple[Mapping[str, Any], ...]  # those with the settings of the newest one
+    others: int = 0  # validations with other settings, which are left out
 
     @staticmethod
     def read(folder: Path, label: str | None = None) -> TrainingRun:
@@ -56,25 +54,26 @@ class TrainingRun:
             settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OutputError(f"{folder}/run.json cannot be read; expected a folder of `triptych train`") from error
-        every = Validation(folder / "evaluations.jsonl").rows()
-        kept = [row for row in every if row["watch"] == every[-1]["watch"]]
-        name = label or name_of(settings)
-        return TrainingRun(folder, name, settings, _lines(folder / "steps.jsonl"), tuple(kept), len(every) - len(kept))
+        validations = ValidationLog(folder / "evaluations.jsonl").rows()
+        newest = [row for row in validations if row["settings"] == validations[-1]["settings"]]
+        steps = tuple(JsonLog(folder / "steps.jsonl").read())
+        others = len(validations) - len(newest)
+        return TrainingRun(folder, label or name_of(settings), settings, steps, tuple(newest), others)
 
     def of_steps(self, name: str) -> np.ndarray:
         """`[point 2]`, samples and value, from the steps that begin at a prompt: Reason, or whole chains."""
         rows = [row for row in self.steps if row["stage"] != "refine" and name in row]
         return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
 
-    def of_evaluations(self, name: str) -> np.ndarray:
+    def of_validations(self, name: str) -> np.ndarray:
         """`[point 2]`, samples and value."""
-        rows = [row for row in self.evaluations if name in row]
+        rows = [row for row in self.validations if name in row]
         return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
 
     @property
     def turns(self) -> int | None:
-        """Most turns of its evaluations."""
-        return self.evaluations[-1]["watch"]["turns"] if self.evaluations else None
+        """Most turns of its validations."""
+        return self.validations[-1]["settings"]["turns"] if self.validations else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,41 +89,44 @@ class Curve:
 
 def name_of(settings: Mapping[str, Any]) -> str:
     """The recipe that a run.json holds, whatever its seed and budget, by the title of its curve; or its kind."""
-    known = _fixed(settings)
+    own = _compared_settings(settings)
     for recipe, (config, _) in RECIPES.items():
-        if known == _fixed(json.loads(json.dumps(asdict(config)))):
+        if own == _compared_settings(json.loads(json.dumps(asdict(config)))):
             return TITLES.get(recipe, recipe)
     tree = settings["tree"]
     kind = "trajectory" if tree["kind"] == "trajectory" else "reason-only" if not tree["depth"] else "sketch"
     return f"{TITLES[kind]}, own settings"
 
 
-def grouped(courses: Iterable[TrainingRun]) -> dict[str, list[TrainingRun]]:
+def grouped(runs: Iterable[TrainingRun]) -> dict[str, list[TrainingRun]]:
     """Runs by their name. Raises ConfigError where runs of one name differ in more than their seed and budget."""
     groups: dict[str, list[TrainingRun]] = {}
-    for course in courses:
-        first = groups.setdefault(course.name, [course])[0]
-        if first is course:
-            continue
-        one, other = _fixed(first.settings), _fixed(course.settings)
-        changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        if changed:
-            raise ConfigError(
-                f"{course.folder} and {first.folder} are both {course.name!r} and differ in {', '.join(changed)}; "
-                "expected runs that differ in their seed alone: name one of them, as NAME=DIR"
-            )
-        if any(course.settings["seed"] == known.settings["seed"] for known in groups[course.name]):
-            raise ConfigError(
-                f"{course.folder} has seed {course.settings['seed']}, as another run of {course.name!r}; expected "
-                "different seeds: leave one out, or name it, as NAME=DIR"
-            )
-        groups[course.name].append(course)
+    for run in runs:
+        group = groups.setdefault(run.name, [])
+        for other in group:
+            _expect_one_curve(run, other)
+        group.append(run)
     return groups
 
 
+def _expect_one_curve(run: TrainingRun, other: TrainingRun) -> None:
+    own, others = _compared_settings(run.settings), _compared_settings(other.settings)
+    changed = [key for key in {**others, **own} if own.get(key) != others.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{run.folder} and {other.folder} are both {run.name!r} and differ in {', '.join(changed)}; "
+            "expected runs that differ in their seed alone: name one of them, as NAME=DIR"
+        )
+    if run.settings["seed"] == other.settings["seed"]:
+        raise ConfigError(
+            f"{run.folder} has seed {run.settings['seed']}, as another run of {run.name!r}; expected different "
+            "seeds: leave one out, or name it, as NAME=DIR"
+        )
+
+
 def curve(series: Sequence[np.ndarray]) -> Curve | None:
-    """One curve of several runs `[point 2]`; between its points each is taken as straight. None without a point in
-    common: a run that has none is not left out in silence."""
+    """One curve of several runs `[point 2]`, each interpolated linearly between its points. None where they have no
+    samples in common, or one has no points: a run is not left out in silence."""
     if not series or any(not len(points) for points in series):
         return None
     series = [points[np.argsort(points[:, 0], kind="stable")] for points in series]
@@ -145,136 +147,132 @@ def smooth(points: np.ndarray, width: int = SMOOTH) -> np.ndarray:
     return np.column_stack([points[:, 0], value]) if len(points) else points
 
 
-def panels(courses: Sequence[TrainingRun]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """What the figure shows: a title, and (source, metric, what a dashed line stands for) of each line in it."""
-    turns = max((course.turns or 0 for course in courses), default=0)
-    counts = {0: "first picture", turns: f"after up to {turns} turn{'' if turns == 1 else 's'}"} if turns else {0: ""}
+def figure_panels(runs: Sequence[TrainingRun]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """What the figure shows: a title, and (source, metric, label) of each line in it."""
+    turns = max((run.turns or 0 for run in runs), default=0)
+    labels = {0: "first picture", turns: f"after up to {turns} turn{'' if turns == 1 else 's'}"} if turns else {0: ""}
     return [
         ("V in training", [("step", "v", "")]),
         *(
-            (f"right {title}, held out", [("evaluation", f"{way}_right_{turn}", told) for turn, told in counts.items()])
-            for way, title in (("at_once", "at once"), ("planned", "with a plan"))
+            (
+                f"right {title}, held out",
+                [("validation", f"{mode}_right_{turn}", label) for turn, label in labels.items()],
+            )
+            for mode, title in (("one_shot", "one-shot"), ("planned", "with a plan"))
         ),
-        ("ITA, own pictures", [("evaluation", "ita", "all"), ("evaluation", "ita_balanced", "right and wrong alike")]),
-        ("VQA, own pictures", [("evaluation", "vqa", "")]),
+        ("ITA, own pictures", [("validation", "ita", "all"), ("validation", "ita_balanced", "right and wrong alike")]),
+        ("VQA, own pictures", [("validation", "vqa", "")]),
         (
             "mistakes on fixed pictures",
-            [("evaluation", "fixed_false_stop", "false stops"), ("evaluation", "fixed_false_edit", "false edits")],
+            [("validation", "fixed_false_stop", "false stops"), ("validation", "fixed_false_edit", "false edits")],
         ),
     ]
 
 
-def curves(courses: Sequence[TrainingRun]) -> dict[str, dict[str, Curve | None]]:
+def curves(runs: Sequence[TrainingRun]) -> dict[str, dict[str, Curve | None]]:
     """Every curve of the figure, by its metric and the name of its runs; None where it was not measured."""
-    groups, found = grouped(courses), {}
-    for _, lines in panels(courses):
-        for source, name, _ in lines:
-            found[name] = {title: curve(_series(runs, source, name)) for title, runs in groups.items()}
-    return found
+    groups = grouped(runs)
+    return {
+        metric: {name: curve(_series(group, source, metric)) for name, group in groups.items()}
+        for _, lines in figure_panels(runs)
+        for source, metric, _ in lines
+    }
 
 
-def figure(courses: Sequence[TrainingRun]) -> Figure:
+def figure(runs: Sequence[TrainingRun]) -> Figure:
     """Six panels of curves over samples."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    groups, found = grouped(courses), curves(courses)
-    colors = {group: COLORS[place % len(COLORS)] for place, group in enumerate(groups)}
-    drawn = Figure((13, 7.2), layout="constrained")
-    for axes, (title, lines) in zip(drawn.subplots(2, 3).flat, panels(courses), strict=True):
-        _panel(axes, title, [(told, found[name]) for _, name, told in lines], colors)
-    seeds = {group: "1 seed" if len(runs) == 1 else f"{len(runs)} seeds" for group, runs in groups.items()}
-    handles = [Line2D([], [], color=colors[group], linewidth=2, label=f"{group} ({seeds[group]})") for group in groups]
-    drawn.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
-    told = f"lines: mean over seeds; bands: lowest to highest; V in training: mean of up to {SMOOTH} steps"
-    drawn.supxlabel(told, fontsize=9, color=SOFT)
-    return drawn
+    groups, by_metric = grouped(runs), curves(runs)
+    colors = {name: CURVE_COLORS[place % len(CURVE_COLORS)] for place, name in enumerate(groups)}
+    whole = Figure((13, 7.2), layout="constrained")
+    for axes, (title, lines) in zip(whole.subplots(2, 3).flat, figure_panels(runs), strict=True):
+        _draw_panel(axes, title, [(label, by_metric[metric]) for _, metric, label in lines], colors)
+    seeds = {name: "1 seed" if len(group) == 1 else f"{len(group)} seeds" for name, group in groups.items()}
+    handles = [Line2D([], [], color=colors[name], linewidth=2, label=f"{name} ({seeds[name]})") for name in groups]
+    whole.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    legend = f"lines: mean over seeds; bands: lowest to highest; V in training: mean of up to {SMOOTH} steps"
+    whole.supxlabel(legend, fontsize=9, color=MUTED)
+    return whole
 
 
-def _panel(axes: Any, title: str, lines: Sequence[tuple[str, Mapping[str, Curve | None]]], colors: Mapping[str, str]):
-    """One panel; of two lines of a colour the first is dashed. It begins at 0 and is as high as there is to see."""
+def _draw_panel(
+    axes: Any, title: str, lines: Sequence[tuple[str, Mapping[str, Curve | None]]], colors: Mapping[str, str]
+) -> None:
+    """One panel; of two lines of a color the first is dashed. Its axis begins at 0 and ends above the highest band."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e2ddd2", linewidth=0.8)
     axes.set_xlabel("samples", fontsize=9)
     axes.tick_params(labelsize=9)
-    measured = [one for _, groups in lines for one in groups.values() if one is not None]
-    top = min(1.0, 1.2 * max((float(one.high.max()) for one in measured), default=1.0) + 0.02)
+    measured = [each for _, groups in lines for each in groups.values() if each is not None]
+    top = min(1.0, 1.2 * max((float(each.high.max()) for each in measured), default=1.0) + 0.02)
     axes.set_ylim(-0.02 * top, 1.02 * top)
     if not measured:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=SOFT)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
         return
-    for dash, (told, groups) in zip(("--", "-")[-len(lines) :], lines, strict=True):
-        for group, one in groups.items():
-            if one is None:
+    for dash, (label, groups) in zip(("--", "-")[-len(lines) :], lines, strict=True):
+        for name, each in groups.items():
+            if each is None:
                 continue
-            mark = "o" if len(one.samples) < 12 else None
-            axes.plot(one.samples, one.mean, dash, color=colors[group], marker=mark, markersize=3.5, linewidth=1.6)
-            if one.runs > 1:
-                axes.fill_between(one.samples, one.low, one.high, color=colors[group], alpha=0.16, linewidth=0)
-        if told:
-            known = any(one is not None for one in groups.values())
-            axes.plot([], [], dash, color=SOFT, label=told if known else f"{told}: not measured")
-    if any(told for told, _ in lines):
+            marker = "o" if len(each.samples) < 12 else None  # markers hide a long curve
+            axes.plot(each.samples, each.mean, dash, color=colors[name], marker=marker, markersize=3.5, linewidth=1.6)
+            if each.runs > 1:
+                axes.fill_between(each.samples, each.low, each.high, color=colors[name], alpha=0.16, linewidth=0)
+        if label:
+            is_measured = any(each is not None for each in groups.values())
+            axes.plot([], [], dash, color=MUTED, label=label if is_measured else f"{label}: not measured")
+    if any(label for label, _ in lines):
         axes.legend(frameon=False, fontsize=8.5)
 
 
-def notes(courses: Sequence[TrainingRun]) -> list[str]:
+def notes(runs: Sequence[TrainingRun]) -> list[str]:
     """What a reader of the figure has to know: what was not measured, differs or is left out."""
-    told = []
-    for course in courses:
-        if not course.steps:
-            told.append(f"{course.folder}: no step was logged")
-        if not course.evaluations:
-            told.append(f"{course.folder}: no evaluation; train with --evaluate.every")
-        if course.others:
-            told.append(
-                f"{course.folder}: {course.others} evaluations with other settings than the newest are left out"
-            )
-    kinds = {json.dumps(course.evaluations[-1]["watch"]) for course in courses if course.evaluations}
+    lines = []
+    for run in runs:
+        if not run.steps:
+            lines.append(f"{run.folder}: no step was logged")
+        if not run.validations:
+            lines.append(f"{run.folder}: no evaluation; train with --evaluate.every")
+        if run.others:
+            lines.append(f"{run.folder}: {run.others} evaluations with other settings than the newest are left out")
+    kinds = {json.dumps(run.validations[-1]["settings"]) for run in runs if run.validations}
     if len(kinds) > 1:
-        told.append(f"evaluations differ in their settings and cannot be compared: {'; '.join(sorted(kinds))}")
-    starts = {(course.settings["model"], course.settings.get("start")) for course in courses}
+        lines.append(f"evaluations differ in their settings and cannot be compared: {'; '.join(sorted(kinds))}")
+    starts = {(run.settings["model"], run.settings.get("start")) for run in runs}
     if len(starts) > 1 and all(model != "tiny" for model, _ in starts):  # tiny models are drawn by the seed
-        told.append("runs start from different weights: " + ", ".join(sorted({model for model, _ in starts})))
-    for name, runs in grouped(courses).items():
-        told += [
+        lines.append("runs start from different weights: " + ", ".join(sorted({model for model, _ in starts})))
+    for name, group in grouped(runs).items():
+        lines += [
             f"{name}: {metric} is in some of its runs only, and has no curve"
-            for _, lines in panels(courses)
-            for source, metric, _ in lines
-            if 0 < sum(len(points) > 0 for points in _series(runs, source, metric)) < len(runs)
+            for _, panel in figure_panels(runs)
+            for source, metric, _ in panel
+            if 0 < sum(len(points) > 0 for points in _series(group, source, metric)) < len(group)
         ]
-        if len(runs) == 1:
-            told.append(f"{name}: one seed, so there is no band")
-    return told
+        if len(group) == 1:
+            lines.append(f"{name}: one seed, so there is no band")
+    return lines
 
 
-def _series(runs: Sequence[TrainingRun], source: str, name: str) -> list[np.ndarray]:
+def _series(runs: Sequence[TrainingRun], source: str, metric: str) -> list[np.ndarray]:
     if source == "step":
-        return [smooth(run.of_steps(name)) for run in runs]
-    return [run.of_evaluations(name) for run in runs]
+        return [smooth(run.of_steps(metric)) for run in runs]
+    return [run.of_validations(metric) for run in runs]
 
 
-def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes a run beside its seed and its first weights; a setting newer than the run has its default."""
-    known = json.loads(json.dumps(asdict(TrainConfig()))) | dict(settings)
-    return {key: value for key, value in known.items() if key not in (*FREE, "seed", "start")}
+    complete = json.loads(json.dumps(asdict(TrainConfig()))) | dict(settings)
+    return {key: value for key, value in complete.items() if key not in (*FREE, "seed", "start")}
 
 
-def _lines(path: Path) -> tuple[dict[str, Any], ...]:
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:  # torn by a kill
-            continue
-    return tuple(found)
-
+# --- the paper's table ------------------------------------------------------------------------------------------------
 
 # Rows of the table: title, the label of the folder, whether it plans, most turns.
 SLOTS = tuple(
-    (f"{title}, {'planned' if plan else 'at once'}, <= {turn} turns", label, plan, turn)
-    for title, label, turns in (("lessons", "lessons", 5), ("Reason only", "reason-only", 1), ("R3", "r3", 5))
+    (f"{title}, {'planned' if plan else 'one-shot'}, <= {turn} turns", label, plan, turn)
+    for title, label, turns in (("SFT", "sft", 5), ("Reason only", "reason-only", 1), ("R3", "r3", 5))
     for plan in (False, True)
     for turn in range(turns)
 )
@@ -290,76 +288,77 @@ class PaperRow:
     left: int = 0  # jobs that were not played yet
 
 
-def paper_table(evaluated: Sequence[tuple[str, Path]]) -> dict[str, list[PaperRow]]:
-    """The lines of each benchmark's table: the paper's rows first, from folders of `triptych eval` with the labels
-    lessons, reason-only and r3; then every other folder under its own label.
+def paper_table(evaluations: Sequence[tuple[str, Path]]) -> dict[str, list[PaperRow]]:
+    """The rows of each benchmark's table: the paper's first, from folders of `triptych eval` with the labels sft,
+    reason-only and r3; then every other folder under its own label.
 
     Raises OutputError if a folder is none, ConfigError if two folders would fill one row or a benchmark's prompts or
     judges differ.
     """
-    tables: dict[str, list[tuple[str, RunFolder]]] = {}
-    for label, folder in evaluated:
-        ledger = RunFolder.read(folder)
-        rows = tables.setdefault(ledger.manifest["benchmark"], [])
-        _expect_comparable(rows, ledger)
-        rows.append((label, ledger))
-    return {benchmark: _table(rows) for benchmark, rows in tables.items()}
+    benchmarks: dict[str, list[tuple[str, RunFolder]]] = {}
+    for label, folder in evaluations:
+        run_folder = RunFolder.read(folder)
+        members = benchmarks.setdefault(run_folder.manifest["benchmark"], [])
+        for _, other in members[:1]:
+            _expect_comparable(run_folder, other)
+        members.append(("sft" if label == "lessons" else label, run_folder))  # 0.1's name of sft
+    return {benchmark: _table(members) for benchmark, members in benchmarks.items()}
 
 
-def markdown(benchmark: str, lines: Sequence[PaperRow]) -> str:
+def markdown(benchmark: str, rows: Sequence[PaperRow]) -> str:
     """A table for a page; strict accuracy, with the 95 % interval of Overall."""
-    columns = list(next((line.cells for line in lines if line.cells), {}))
-    head = ["", *columns, "traces"]
-    told = [[line.title, *_cells(line, columns), str(line.rows or "-")] for line in lines]
-    body = [head, ["---", *["---:"] * (len(columns) + 1)], *told]
-    return f"## {benchmark}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in body) + "\n"
+    columns = list(next((row.cells for row in rows if row.cells), {}))
+    head = [["", *columns, "traces"], ["---", *["---:"] * (len(columns) + 1)]]
+    body = [[row.title, *_cells(row, columns), str(row.rows or "-")] for row in rows]
+    return f"## {benchmark}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in head + body) + "\n"
 
 
-def missing(lines: Sequence[PaperRow]) -> list[str]:
+def missing(rows: Sequence[PaperRow]) -> list[str]:
     """The rows that nobody has measured, and those that are not finished."""
-    told = [f"{line.title}: not measured" for line in lines if not line.cells]
-    return told + [f"{line.title}: {line.left} traces are not played yet" for line in lines if line.left]
+    unmeasured = [f"{row.title}: not measured" for row in rows if not row.cells]
+    return unmeasured + [f"{row.title}: {row.left} traces are not played yet" for row in rows if row.left]
 
 
-def _table(rows: Sequence[tuple[str, RunFolder]]) -> list[PaperRow]:
-    found: dict[tuple[str, bool], RunFolder] = {}
-    for label, ledger in rows:
-        key = (label, ledger.manifest.get("plan", True))
-        if key in found:
-            raise ConfigError(f"{ledger.folder} and {found[key].folder} are both {label!r}; expected different names")
-        found[key] = ledger
-    reports = {key: ledger.report() for key, ledger in found.items()}
+def _table(members: Sequence[tuple[str, RunFolder]]) -> list[PaperRow]:
+    run_folders: dict[tuple[str, bool], RunFolder] = {}
+    for label, run_folder in members:
+        key = (label, run_folder.manifest.get("plan", True))
+        if key in run_folders:
+            other = run_folders[key].folder
+            raise ConfigError(f"{run_folder.folder} and {other} are both {label!r}; expected different names")
+        run_folders[key] = run_folder
+    reports = {key: run_folder.report() for key, run_folder in run_folders.items()}
 
-    def line(title: str, key: tuple[str, bool], turn: int) -> PaperRow:
-        if key not in reports or turn > found[key].manifest["turns"]:
+    def row(title: str, key: tuple[str, bool], turn: int) -> PaperRow:
+        if key not in reports or turn > run_folders[key].manifest["turns"]:
             return PaperRow(title, {})
         report = reports[key]
-        cells = {column: turns[turn] for column, turns in report.accuracy.items()}
+        cells = {column: estimates[turn] for column, estimates in report.accuracy.items()}
         return PaperRow(title, cells, report.rows, report.open)
 
     labels = {label for _, label, _, _ in SLOTS}
-    lines = []
-    if any(label in labels for label, _ in found):
-        lines += [line(title, (label, plan), turn) for title, label, plan, turn in SLOTS]
-    for (label, plan), ledger in found.items():
+    rows = []
+    if any(label in labels for label, _ in run_folders):
+        rows += [row(title, (label, plan), turn) for title, label, plan, turn in SLOTS]
+    for (label, plan), run_folder in run_folders.items():
         if label not in labels:
-            how = "" if plan else ", at once"
-            lines += [
-                line(f"{label}{how}, <= {turn} turns", (label, plan), turn)
-                for turn in range(ledger.manifest["turns"] + 1)
-            ]
-    return lines
+            mode = "" if plan else ", one-shot"
+            turns = range(run_folder.manifest["turns"] + 1)
+            rows += [row(f"{label}{mode}, <= {turn} turns", (label, plan), turn) for turn in turns]
+    return rows
 
 
-def _expect_comparable(rows: Sequence[tuple[str, RunFolder]], ledger: RunFolder) -> None:
-    for _, other in rows[:1]:
-        for key in ("prompts_sha256", "judge", "seeds"):
-            if other.manifest.get(key) != ledger.manifest.get(key):
-                raise ConfigError(
-                    f"{ledger.folder} and {other.folder} differ in their {key}: expected the same prompts, judge and "
-                    "seeds in one table; play one of them again, or leave it out"
-                )
+def _expect_comparable(run_folder: RunFolder, other: RunFolder) -> None:
+    for key in ("prompts_sha256", "judge", "seeds"):
+        if other.manifest.get(key) != run_folder.manifest.get(key):
+            raise ConfigError(
+                f"{run_folder.folder} and {other.folder} differ in their {key}: expected the same prompts, judge and "
+                "seeds in one table; play one of them again, or leave it out"
+            )
 
 
-def _cells(line: PaperRow, columns: Sequence[str]) -> list[str]:
-    return [cell(line.cells[name], with_interval=name == OVERALL) if name in line.cells else "-" for name in columns]
+def _cells(row: PaperRow, columns: Sequence[str]) -> list[str]:
+    return [
+        format_estimate(row.cells[column], with_interval=column == OVERALL) if column in row.cells else "-"
+        for column in columns
+    ]

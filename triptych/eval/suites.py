@@ -1,8 +1,7 @@
 """Benchmarks as values, each with its paper's column titles; the prompts come with the package.
 
-TIIF-Bench has no licence, so nothing of it is here: `tiif` reads the user's own copy.
-
-Settings are chosen on `rehearsal`, whose specs are in no benchmark, so that a benchmark's number is not fitted to it.
+TIIF-Bench has no licence, so nothing of it is here: `tiif.load_tiif` reads the user's own copy. Settings are chosen on
+`dev_set`, whose specs are in no benchmark, so that a benchmark's number is not fitted to it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from triptych.data.language import prompt_text, wording_of
 from triptych.data.prompts import benchmark
 from triptych.data.specs import random_spec
 from triptych.eval.benchmark import Benchmark
+from triptych.seeds import START
 from triptych.trace import Prompt
 
 GENEVAL_COLUMNS = {
@@ -35,8 +35,8 @@ GENEVAL = Benchmark("GenEval", tuple(benchmark("geneval")), GENEVAL_COLUMNS)  # 
 GENEVAL_PLUS = Benchmark("GenEval++", tuple(benchmark("genevalpp")), GENEVAL_PLUS_COLUMNS)  # 280, 40 a column
 
 
-def rehearsal(count: int = 70, seed: int = 1_000_000_000) -> Benchmark:
-    """`count` sampled prompts of the benchmarks' kinds, in no benchmark; `seed` is far from those of lessons."""
-    specs = [random_spec(seed + index) for index in range(count)]
-    prompts = tuple(Prompt(prompt_text(spec, wording_of(spec)), spec, source="rehearsal") for spec in specs)
-    return Benchmark("rehearsal", prompts, {**GENEVAL_COLUMNS, **GENEVAL_PLUS_COLUMNS})
+def dev_set(count: int = 70) -> Benchmark:
+    """`count` sampled prompts of the benchmarks' kinds, in no benchmark and in no training data (seeds.START)."""
+    specs = [random_spec(START["dev_set"] + index) for index in range(count)]
+    prompts = tuple(Prompt(prompt_text(spec, wording_of(spec)), spec, source="dev_set") for spec in specs)
+    return Benchmark("dev-set", prompts, {**GENEVAL_COLUMNS, **GENEVAL_PLUS_COLUMNS})

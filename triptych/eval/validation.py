@@ -1,307 +1,194 @@
-"""Watching a run of training: what the model can do on prompts that no reward is given for.
+"""Validation of a training run: what the model can do on prompts that no reward is given for.
 
-Prompts are those of `suites.rehearsal`, which the prompts of training leave out (no benchmark is used to choose by; of
-replayed lessons one in a thousand asks what one of them asks). Each is played with a plan and without. On the model's
-own first pictures two more things are asked, as the paper asks them of R3: does the picture fit its prompt (ITA), and
-questions about it (VQA). False stops and false edits are counted on a set of pictures that stays the same all along.
-Measuring leaves the model and every generator as they were.
+Prompts are those of `suites.dev_set`, which the prompts of RL leave out and no benchmark holds (of the SFT mix one
+prompt in a thousand asks what one of them asks). Each is played with a plan and without. On the model's own first
+pictures two more things are asked, as the paper asks them of R3: does the picture fit its prompt (ITA), and questions
+about it (VQA).
 
-Pictures that stay the same all along a run, right ones and flawed ones, to count false stops and false edits on.
-
-Half are rendered; the others are first pictures of the model that the run starts from, drawn once. Both are kept in the
-folder of the run (fixed.safetensors), so that every evaluation of it asks about the same pixels.
+False stops and false edits are counted on pictures that stay the same all along a run, right ones and flawed ones. Half
+are rendered; the others are first pictures of the model that the run starts from, drawn once. Both are kept in the
+folder of the run (fixed.safetensors), so that every validation asks about the same pixels. Validating leaves the model
+and every generator as they were.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from triptych.bounds import NonNegativeInt, PositiveInt
 from triptych.data.annotations import question_answer
 from triptych.data.edits import spoil
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
-from triptych.errors import ConfigError, OutputError
-from triptych.eval.benchmark import run
+from triptych.errors import OutputError
+from triptych.eval.benchmark import picture_verdicts, run
 from triptych.eval.probes import ProbePolicy
 from triptych.eval.results import Row
-from triptych.eval.suites import rehearsal
+from triptych.eval.suites import dev_set
+from triptych.files import JsonLog, write_bytes
 from triptych.loop import Policy, play
 from triptych.model.templates import is_stop, parse_answer, parse_edit
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import WorldJudge
-from triptych.rl.tree import judged
-from triptych.trace import Prompt, Spec, Trace, Verdict
+from triptych.trace import Prompt, Spec, Trace
 
-MODES = {"planned": True, "at_once": False}  # whether a plan is said first
+HELD_OUT = 70  # prompts of the dev set, which the prompts of training leave out
+MODES = {"planned": True, "one_shot": False}  # whether there is a plan
+_OLD_MODE = "at_once"  # 0.1's name of one_shot, in evaluations.jsonl
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What an evaluation measures, and how often. It fixes nothing of a run: a resumed one may change it."""
+    """What a validation measures, and how often. It fixes nothing of a run: a resumed one may change it."""
 
-    every: int = 0  # steps; 0 is never
-    prompts: int = 35  # held-out prompts, evenly spread over the kinds; at most 70
-    turns: int = 4  # most Reflect-Refine turns
-    fixed: int = 35  # rendered pictures that are right, and as many with one mistake; a run keeps its first set
-    own: int = 35  # first pictures of the model that the run starts from, drawn once; a run keeps its first set
-    seed: int = 0
-    batch: int = 35  # traces played at once
-
-    def check(self) -> None:
-        """Raises ConfigError for settings that cannot work."""
-        if not 1 <= self.prompts <= HELD_OUT or not 0 <= self.own <= HELD_OUT:
-            raise ConfigError(
-                f"prompts={self.prompts}, own={self.own}: {HELD_OUT} prompts are held out of training; expected 1 to "
-                f"{HELD_OUT} prompts and at most as many own pictures: set --evaluate.prompts, --evaluate.own"
-            )
-        if min(self.every, self.turns, self.fixed, self.seed) < 0 or self.batch < 1:
-            raise ConfigError(
-                f"every={self.every}, turns={self.turns}, fixed={self.fixed}, seed={self.seed}, batch={self.batch}: "
-                "expected 0 or more, and a batch of 1 or more; set --evaluate.every, .turns, .fixed, .seed, .batch"
-            )
+    every: NonNegativeInt = 0  # steps; 0 is never
+    prompts: Annotated[int, Interval(ge=1, le=HELD_OUT)] = 35  # held-out prompts, evenly spread over the kinds
+    turns: NonNegativeInt = 4  # most Reflect-Refine turns
+    fixed: NonNegativeInt = 35  # rendered pictures that are right, and as many with one mistake
+    own: Annotated[int, Interval(ge=0, le=HELD_OUT)] = 35  # first pictures of the model that the run starts from
+    seed: NonNegativeInt = 0
+    batch: PositiveInt = 35  # traces played at once
 
     def settings(self) -> dict[str, int]:
-        """What makes two evaluations of one model the same."""
+        """What makes two validations of one model the same."""
         return {name: value for name, value in asdict(self).items() if name not in ("every", "batch")}
 
 
-def evaluate_fixed(
-    policy: ProbePolicy, watch: ValidationConfig, sets: Mapping[str, FixedPicture], judge: WorldJudge
+@dataclass(frozen=True, eq=False)
+class FixedSet:
+    """Pictures, each with the prompt it was made for and whether it is right."""
+
+    prompts: tuple[Prompt, ...]
+    pictures: UInt8[np.ndarray, "picture height width 3"]
+    right: tuple[bool, ...]
+
+    @staticmethod
+    def of(members: Sequence[tuple[Prompt, np.ndarray, bool]]) -> FixedSet:
+        pictures = np.stack([picture for _, picture, _ in members]) if members else np.zeros((0, 1, 1, 3), np.uint8)
+        return FixedSet(tuple(prompt for prompt, _, _ in members), pictures, tuple(right for _, _, right in members))
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+def validate(
+    policy: ProbePolicy, config: ValidationConfig, sets: Mapping[str, FixedSet], judge: WorldJudge
 ) -> dict[str, float]:
-    """Everything an evaluation tells, as plain numbers; what could not be measured is left out.
+    """The measures of a validation, as plain numbers; what could not be measured is left out.
 
     `planned_right_T` and `planned_score_T` are the share of right pictures and the mean share of checks that hold after
-    at most T turns, `at_once_...` the same without a plan. `ita` is the share of own first pictures of which the model
+    at most T turns, `one_shot_...` the same without a plan. `ita` is the share of own first pictures of which the model
     says rightly whether they fit, `ita_balanced` the mean of that over right and wrong ones, `vqa` the share of
     questions about them answered to the word. `fixed_false_stop` is the share of flawed pictures of a set on which it
     stops, `fixed_false_edit` that of right ones which it would edit.
     """
-    found: dict[str, float | None] = {}
-    rows, traces = [], []
-    with untouched(policy):
-        for name, plan in MODES.items():
-            some, theirs = _played(policy, watch, judge, plan)
-            for turn in range(watch.turns + 1):
-                scores = [score for row in some if (score := row.score(turn)) is not None]
-                found[f"{name}_right_{turn}"] = _mean([score == 1 for score in scores])
-                found[f"{name}_score_{turn}"] = _mean(scores)
-            rows, traces = rows + some, traces + theirs
-        found |= _agreement(rows, traces)
-        found["vqa"] = _mean(_answers(policy, rows, traces, watch, judge))
-        for name, known in sets.items():
-            found |= _decisions(policy, name, known, watch)
-    found["missing"] = float(sum(verdict is None for row in rows for verdict in row.verdicts))
-    return {name: value for name, value in found.items() if value is not None}
+    measures: dict[str, float | None] = {}
+    rows: list[Row] = []
+    traces: list[Trace] = []
+    with preserved_state(policy):
+        for mode, plan in MODES.items():
+            mode_rows, mode_traces = _play(policy, config, judge, plan)
+            for turn in range(config.turns + 1):
+                scores = [score for row in mode_rows if (score := row.score(turn)) is not None]
+                measures[f"{mode}_right_{turn}"] = _mean([score == 1 for score in scores])
+                measures[f"{mode}_score_{turn}"] = _mean(scores)
+            rows, traces = rows + mode_rows, traces + mode_traces
+        measures |= _alignment(rows, traces)
+        measures["vqa"] = _mean(_answers(policy, rows, traces, config, judge))
+        for name, pictures in sets.items():
+            measures |= _decisions(policy, name, pictures, config)
+    measures["missing"] = float(sum(verdict is None for row in rows for verdict in row.verdicts))
+    return {name: value for name, value in measures.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Validation:
-    """evaluations.jsonl of a run: a line per evaluation, each `step` (updates before it), `samples`, `watch` and what
-    `measure` tells."""
-
-    path: Path
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Every line, in the order of steps; a torn one is left out."""
-        found = []
-        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                continue
-        return sorted(found, key=lambda row: row["step"])
-
-    def has(self, step: int, watch: ValidationConfig, published: bool = False) -> bool:
-        """Whether that step was evaluated by the same settings."""
-        mine = (step, watch.settings(), published)
-        return any((row["step"], row["watch"], row["published"]) == mine for row in self.rows())
-
-    def evaluate(
-        self,
-        policy: ProbePolicy,
-        watch: ValidationConfig,
-        sets: Mapping[str, FixedPicture],
-        judge: WorldJudge,
-        step: int,
-        samples: float,
-        published: bool = False,
-    ) -> dict[str, Any]:
-        """Measure and append a line, whole. `published` says that the weights are those that a run hands over."""
-        start = time.perf_counter()
-        told = evaluate_fixed(policy, watch, sets, judge)
-        seconds = time.perf_counter() - start
-        head = {"step": step, "samples": samples, "published": published, "watch": watch.settings()}
-        row = {**head, **told, "seconds": seconds}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    torn = file.read(1) != b"\n"
-                    file.write(b"\n" if torn else b"")
-                file.write(json.dumps(row).encode() + b"\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
-        return row
-
-
-def line(row: Mapping[str, Any]) -> str:
-    """An evaluation in one line, for people; an arrow leads from the first picture to that after the last turn."""
-    last = row["watch"]["turns"]
-
-    def shown(name: str) -> str:
-        return f"{row[name]:.2f}" if name in row else "-"
-
-    def pair(name: str) -> str:
-        return f"{shown(f'{name}_0')}→{shown(f'{name}_{last}')}" if last else shown(f"{name}_0")
-
-    parts = [f"{mode.replace('_', ' ')} right {pair(f'{mode}_right')} V {pair(f'{mode}_score')}" for mode in MODES]
-    parts.append(f"ITA {shown('ita')} (balanced {shown('ita_balanced')})  VQA {shown('vqa')}")
-    for name, title in (("fixed", "false stops"), ("own", "on own")):
-        parts.append(f"{title} {shown(f'{name}_false_stop')} edits {shown(f'{name}_false_edit')}")
-    missing = f"  missing {row['missing']:.0f}" if row["missing"] else ""
-    return f"{row['step']:>6} held out   " + "  ".join(parts) + missing
-
-
-def _played(
-    policy: ProbePolicy, watch: ValidationConfig, judge: WorldJudge, plan: bool
+def _play(
+    policy: ProbePolicy, config: ValidationConfig, judge: WorldJudge, plan: bool
 ) -> tuple[list[Row], list[Trace]]:
     """Held-out prompts with their rows and finished traces, in one order."""
     traces: list[Trace] = []
 
-    def keeping(*arguments: Any, **settings: Any) -> Iterator[list[Trace]]:
+    def collecting_play(*arguments: Any, **settings: Any) -> Iterator[list[Trace]]:
         beat: list[Trace] = []
         for beat in play(*arguments, **settings):
             yield beat
         traces.extend(beat)
 
-    held_out = rehearsal(HELD_OUT).thinned(watch.prompts)
-    rows = run(held_out, policy, judge, watch.turns, (watch.seed,), None, plan, watch.batch, play=keeping)
-    return list(rows), traces
+    prompts = dev_set(HELD_OUT).thinned(config.prompts)
+    settings = (config.turns, (config.seed,), None, plan, config.batch)
+    rows = list(run(prompts, policy, judge, *settings, play=collecting_play))
+    return rows, traces
 
 
-def _agreement(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, float | None]:
+def _alignment(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, float | None]:
     """Whether the first reflection says of its picture what the judge says."""
     pairs = [
         (score == 1, trace.turns[1].drew is None)
         for row, trace in zip(rows, traces, strict=True)
         if len(trace.turns) > 1 and (score := row.score(0)) is not None
     ]
-    sides = [_mean([stopped == right for right, stopped in pairs if right is side]) for side in (True, False)]
-    both = None if None in sides else sum(side for side in sides if side is not None) / 2
-    return {"ita": _mean([right == stopped for right, stopped in pairs]), "ita_balanced": both}
+    on_right = _mean([stopped for right, stopped in pairs if right])
+    on_wrong = _mean([not stopped for right, stopped in pairs if not right])
+    balanced = None if on_right is None or on_wrong is None else (on_right + on_wrong) / 2
+    return {"ita": _mean([right == stopped for right, stopped in pairs]), "ita_balanced": balanced}
 
 
 def _answers(
-    policy: ProbePolicy, rows: Sequence[Row], traces: Sequence[Trace], watch: ValidationConfig, judge: WorldJudge
+    policy: ProbePolicy, rows: Sequence[Row], traces: Sequence[Trace], config: ValidationConfig, judge: WorldJudge
 ) -> list[bool]:
-    """Whether a question about each own first picture is answered to the word; the judge's eyes tell the truth."""
+    """Whether a question about each own first picture is answered to the word; the truth is what the judge detects."""
     pictures = [trace.images[0] for row, trace in zip(rows, traces, strict=True) if row.score(0) is not None]
     scenes = judge.scenes(pictures) if pictures else []
-    pairs = [question_answer(scene, watch.seed + index) for index, scene in enumerate(scenes)]
+    pairs = [question_answer(scene, config.seed + index) for index, scene in enumerate(scenes)]
     replies = []
-    for part in _parts(len(pairs), watch.batch):
-        asked = [question for question, _ in pairs[part]]
-        seeds = list(range(watch.seed, watch.seed + len(pairs)))[part]
-        replies += policy.answer(pictures[part], asked, policy.config.sampling, seeds)
+    for part in _parts(len(pairs), config.batch):
+        questions, seeds = [question for question, _ in pairs[part]], _seeds(config, part)
+        replies += policy.answer(pictures[part], questions, policy.config.sampling, seeds)
     return [parse_answer(reply.text) == answer for reply, (_, answer) in zip(replies, pairs, strict=True)]
 
 
-def _decisions(policy: ProbePolicy, name: str, known: FixedPicture, watch: ValidationConfig) -> dict[str, float | None]:
+def _decisions(policy: ProbePolicy, name: str, pictures: FixedSet, config: ValidationConfig) -> dict[str, float | None]:
     """False stops and false edits on a set of pictures."""
-    stopped: list[bool] = []
-    for part in _parts(len(known.right), watch.batch):
-        asked = [prompt.text for prompt in known.prompts[part]]
-        seeds = list(range(watch.seed, watch.seed + len(known.right)))[part]
-        said = policy.reflect(asked, list(known.pictures[part]), policy.config.sampling, seeds)
-        stopped += [is_stop(parse_edit(one.text)) for one in said]
-    pairs = list(zip(stopped, known.right, strict=True))
+    stops: list[bool] = []
+    for part in _parts(len(pictures.right), config.batch):
+        texts, seeds = [prompt.text for prompt in pictures.prompts[part]], _seeds(config, part)
+        reflections = policy.reflect(texts, list(pictures.pictures[part]), policy.config.sampling, seeds)
+        stops += [is_stop(parse_edit(reflection.text)) for reflection in reflections]
+    pairs = list(zip(stops, pictures.right, strict=True))
     return {
         f"{name}_false_stop": _mean([stop for stop, right in pairs if not right]),
         f"{name}_false_edit": _mean([not stop for stop, right in pairs if right]),
-        f"{name}_right": float(sum(known.right)),
-        f"{name}_flawed": float(len(pairs) - sum(known.right)),
+        f"{name}_right": float(sum(pictures.right)),
+        f"{name}_flawed": float(len(pairs) - sum(pictures.right)),
     }
 
 
 def _parts(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _seeds(config: ValidationConfig, part: slice) -> list[int]:
+    return list(range(config.seed + part.start, config.seed + part.stop))
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-HELD_OUT = 70  # rehearsal prompts, which the prompts of training leave out
-
-
-@dataclass(frozen=True, eq=False)
-class FixedPicture:
-    """Pictures `[picture height width 3] uint8`, each with the prompt it was made for and whether it is right."""
-
-    prompts: tuple[Prompt, ...]
-    pictures: np.ndarray
-    right: tuple[bool, ...]
-
-
-def rendered(count: int, seed: int = 0) -> FixedPicture:
-    """`count` right pictures and `count` with one mistake each, in turn, of held-out specs."""
-    prompts, images, right = [], [], []
-    held_out = rehearsal(HELD_OUT).prompts
-    for index in range(2 * count):
-        prompt = held_out[index % HELD_OUT]
-        assert prompt.spec is not None
-        scene = Scene.sample(prompt.spec, seed + index)
-        flawed = index % 2 == 1
-        images.append(render_array(spoil(scene, prompt.spec, seed + index, 1) if flawed else scene))
-        prompts.append(prompt)
-        right.append(not flawed)
-    return FixedPicture(tuple(prompts), _stacked(images), tuple(right))
-
-
-def drawn(policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35) -> FixedPicture:
-    """Planned first pictures of a policy for `count` held-out prompts; what the judge cannot tell is left out."""
-    held_out = rehearsal(HELD_OUT).thinned(count).prompts if count else ()
-    traces = []
-    for start in range(0, len(held_out), batch):
-        asked = held_out[start : start + batch]
-        (beat,) = play(policy, asked, [seed] * len(asked), turns=0)
-        traces += beat
-    verdicts = judged(judge, traces, [None] * len(traces))
-    told = [(trace, one.score == 1) for trace, one in zip(traces, verdicts, strict=True) if isinstance(one, Verdict)]
-    images = [trace.images[0] for trace, _ in told]
-    return FixedPicture(tuple(trace.prompt for trace, _ in told), _stacked(images), tuple(right for _, right in told))
-
-
-def fixed_set(
-    path: Path, policy: Policy, judge: Judge, count: int, own: int, seed: int, batch: int
-) -> dict[str, FixedPicture]:
-    """The sets "fixed" (rendered, `count` of each kind) and "own" (`own` pictures of `policy`) that `path` keeps.
-
-    What it holds already is taken as it is. Raises OutputError if it cannot be written or read.
-    """
-    if path.exists():
-        return _read(path)
-    with untouched(policy):
-        sets = {"fixed": rendered(count, seed), "own": drawn(policy, own, judge, seed, batch)}
-    _write(path, sets)
-    return sets
-
-
 @contextmanager
-def untouched(policy: Any) -> Iterator[None]:
+def preserved_state(policy: Any) -> Iterator[None]:
     """Leave torch's generators, and the mode of every module of `policy`, as they were."""
     modules = list(policy.modules()) if isinstance(policy, torch.nn.Module) else []
     modes = [module.training for module in modules]
@@ -313,41 +200,137 @@ def untouched(policy: Any) -> Iterator[None]:
             module.training = mode
 
 
-def _write(path: Path, sets: Mapping[str, FixedPicture]) -> None:
-    told = {"sets": json.dumps({name: _records(known) for name, known in sets.items()})}  # one key: the same bytes
-    aside = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: torch.from_numpy(known.pictures) for name, known in sets.items()}, aside, told)
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+# --- the log ----------------------------------------------------------------------------------------------------------
 
 
-def _records(known: FixedPicture) -> list[dict[str, Any]]:
+class ValidationLog:
+    """evaluations.jsonl of a run: a line per validation, each with `step` (updates before it), `samples`, `published`,
+    `settings`, the measures of `validate` and `seconds`."""
+
+    def __init__(self, path: Path):
+        self._log = JsonLog(path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every line, in the order of steps; a torn one is left out."""
+        rows = [{_current_name(key): value for key, value in row.items()} for row in self._log.read()]
+        return sorted(rows, key=lambda row: row["step"])
+
+    def has(self, step: int, config: ValidationConfig, published: bool = False) -> bool:
+        """Whether that step was validated by the same settings."""
+        key = (step, config.settings(), published)
+        return any((row["step"], row["settings"], row["published"]) == key for row in self.rows())
+
+    def validate(
+        self,
+        policy: ProbePolicy,
+        config: ValidationConfig,
+        sets: Mapping[str, FixedSet],
+        judge: WorldJudge,
+        step: int,
+        samples: float,
+        published: bool = False,
+    ) -> dict[str, Any]:
+        """Measure and append a line. `published` says that the weights are those that a run hands over (EMA)."""
+        start = time.perf_counter()
+        measures = validate(policy, config, sets, judge)
+        seconds = time.perf_counter() - start
+        settings = {"step": step, "samples": samples, "published": published, "settings": config.settings()}
+        row = {**settings, **measures, "seconds": seconds}
+        self._log.append(row)
+        return row
+
+
+def _current_name(key: str) -> str:
+    """A key of evaluations.jsonl, as 0.1 wrote it or as it is today."""
+    return "settings" if key == "watch" else key.replace(_OLD_MODE, "one_shot")
+
+
+def validation_line(row: Mapping[str, Any]) -> str:
+    """A validation in one line, for people; an arrow leads from the first picture to that after the last turn."""
+    last = row["settings"]["turns"]
+
+    def number(name: str) -> str:
+        return f"{row[name]:.2f}" if name in row else "-"
+
+    def change(name: str) -> str:
+        return f"{number(f'{name}_0')}→{number(f'{name}_{last}')}" if last else number(f"{name}_0")
+
+    parts = [f"{mode.replace('_', '-')} right {change(f'{mode}_right')} V {change(f'{mode}_score')}" for mode in MODES]
+    parts.append(f"ITA {number('ita')} (balanced {number('ita_balanced')})  VQA {number('vqa')}")
+    for name, title in (("fixed", "false stops"), ("own", "on own")):
+        parts.append(f"{title} {number(f'{name}_false_stop')} edits {number(f'{name}_false_edit')}")
+    missing = f"  missing {row['missing']:.0f}" if row["missing"] else ""
+    return f"{row['step']:>6} held out   " + "  ".join(parts) + missing
+
+
+# --- the fixed sets ---------------------------------------------------------------------------------------------------
+
+
+def rendered_set(count: int, seed: int = 0) -> FixedSet:
+    """`count` right pictures and `count` with one mistake each, in turn, of held-out specs."""
+    prompts = dev_set(HELD_OUT).prompts
+    members = []
+    for index in range(2 * count):
+        prompt, right = prompts[index % HELD_OUT], index % 2 == 0
+        assert prompt.spec is not None
+        scene = Scene.sample(prompt.spec, seed + index)
+        picture = render_array(scene if right else spoil(scene, prompt.spec, seed + index, 1))
+        members.append((prompt, picture, right))
+    return FixedSet.of(members)
+
+
+def self_generated_set(policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35) -> FixedSet:
+    """Planned first pictures of a policy for `count` held-out prompts, without those that the judge could not read."""
+    prompts = dev_set(HELD_OUT).thinned(count).prompts if count else ()
+    traces: list[Trace] = []
+    for part in _parts(len(prompts), batch):
+        (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)
+        traces += beat
+    pairs = zip(traces, picture_verdicts(judge, traces), strict=True)
+    return FixedSet.of(
+        [(trace.prompt, trace.images[0], verdict.score == 1) for trace, (verdict,) in pairs if verdict is not None]
+    )
+
+
+def fixed_sets(path: Path, policy: Policy, judge: Judge, config: ValidationConfig) -> dict[str, FixedSet]:
+    """The sets "fixed" (rendered) and "own" (pictures of `policy`) that the file `path` keeps.
+
+    A run keeps its first sets: what the file holds is taken as it is, whatever `config` says. Raises OutputError if it
+    cannot be written or read.
+    """
+    if path.exists():
+        return _read(path)
+    with preserved_state(policy):
+        sets = {
+            "fixed": rendered_set(config.fixed, config.seed),
+            "own": self_generated_set(policy, config.own, judge, config.seed, config.batch),
+        }
+    # One key for all records: safetensors keeps its keys in no fixed order, and the same sets shall be the same bytes.
+    records = {"sets": json.dumps({name: _records(pictures) for name, pictures in sets.items()})}
+    write_bytes(path, save({name: torch.from_numpy(own.pictures) for name, own in sets.items()}, records))
+    return sets
+
+
+def _records(pictures: FixedSet) -> list[dict[str, Any]]:
     return [
         {"text": prompt.text, "spec": None if prompt.spec is None else prompt.spec.to_metadata(), "right": right}
-        for prompt, right in zip(known.prompts, known.right, strict=True)
+        for prompt, right in zip(pictures.prompts, pictures.right, strict=True)
     ]
 
 
-def _read(path: Path) -> dict[str, FixedPicture]:
+def _read(path: Path) -> dict[str, FixedSet]:
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {}).get("sets", "{}"))
-            pictures = {name: file.get_tensor(name).numpy() for name in told}
+            records = json.loads((file.metadata() or {}).get("sets", "{}"))
+            pictures = {name: file.get_tensor(name).numpy() for name in records}
     except (OSError, ValueError, SafetensorError) as error:
         raise OutputError(
             f"{path} cannot be read ({error}); remove it, and the same pictures are drawn again by --resume"
         ) from error
-    return {name: _known(records, pictures[name]) for name, records in told.items()}
+    return {name: _fixed_set(own, pictures[name]) for name, own in records.items()}
 
 
-def _known(records: Sequence[Mapping[str, Any]], pictures: np.ndarray) -> FixedPicture:
-    specs = [None if one["spec"] is None else Spec.from_metadata(one["spec"]) for one in records]
-    prompts = tuple(Prompt(one["text"], spec) for one, spec in zip(records, specs, strict=True))
-    return FixedPicture(prompts, pictures, tuple(bool(one["right"]) for one in records))
-
-
-def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)
+def _fixed_set(records: Sequence[Mapping[str, Any]], pictures: np.ndarray) -> FixedSet:
+    specs = [None if record["spec"] is None else Spec.from_metadata(record["spec"]) for record in records]
+    prompts = tuple(Prompt(record["text"], spec) for record, spec in zip(records, specs, strict=True))
+    return FixedSet(prompts, pictures, tuple(bool(record["right"]) for record in records))

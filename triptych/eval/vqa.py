@@ -1,15 +1,14 @@
-"""Compositional questions about a picture: is a class there, how many, of what colour, on which side, which is larger.
+"""ITA and VQA: a model is asked about pictures that a named model drew (arXiv 2602.15772).
 
-Questions are written over `Thing`: a class, a colour and a box, whoever saw it. The world judge's finder sees sticker
-pictures, GenEval's detector open ones. Only what cannot be doubted is asked: colour, side and size of a thing that is
-the only one of its class, a side where the box does not cross the middle, a size where one box is clearly larger, and
-nothing at all about a class of which the eyes are not sure.
+ITA: does a picture fit its prompt? VQA: compositional questions about what it shows: is a class there, how many, of
+what color, on which side, which is larger. The picture set is the folder of a finished run: all pictures of all turns,
+with the verdicts of the run's judge. From it and a seed follows a quiz (quiz.py), the same for every model that is
+asked. The paper did not release its ITA and VQA: docs/ita.md and docs/vqa.md say what is assumed here.
 
-ITA and VQA: a model looks at pictures that a named model drew. Does a picture fit its prompt, and what does it show?
-
-The picture set is the folder of a finished run: all pictures of all turns, with the verdicts of the run's judge. From
-it and a seed follows a quiz (`quiz.py`), the same for every model that is asked. The paper (arXiv 2602.15772) did not
-release its ITA and VQA: docs/ita.md and docs/vqa.md say what is assumed here.
+Questions of VQA are written over `VisibleObject`: a class, a color and a box. A sticker judge's detector finds them in
+sticker pictures, GenEval's detector in open ones. Only what cannot be doubted is asked: color, side and size of an
+object that is the only one of its class, a side where the box does not cross the middle, a size where one box is
+clearly larger, and nothing at all about a class of which the detector is not sure.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from typing import Any, Literal
 import numpy as np
 
 from triptych.data.annotations import (
-    NO,
-    YES,
     color_question,
     count_question,
     fits_question,
@@ -36,26 +33,29 @@ from triptych.data.annotations import (
 )
 from triptych.data.language import parse_prompt
 from triptych.data.layout import CANVAS
-from triptych.data.lexicon import NUMBERS, article, plural, proper_plural
+from triptych.data.lexicon import NO, NUMBERS, YES, article, plural, proper_plural
 from triptych.data.scene import Scene
 from triptych.data.stickers import COLORS
 from triptych.errors import OutputError, PromptError
-from triptych.eval.quiz import AnswerForm, Question, Quiz, Shown
+from triptych.eval.quiz import AnswerForm, JudgedPicture, Question, Quiz
 from triptych.eval.results import Row
 from triptych.eval.run_folder import RunFolder
 from triptych.rewards.geneval_detector import GenEvalDetector
 from triptych.trace import Verdict
 
 World = Literal["open", "stickers"]
-SURE = 0.9  # a detection's score from which a thing is there; below it a class is not asked about (GenEval: counting)
+SURE = 0.9  # a detection's score from which an object is there (GenEval: counting); below it no question is asked
 CLEARLY = 1.7  # times the area of the other box: the sizes of stickers differ by 1.8 at least
-SIDES = ("left", "right")
+HALVES = ("left", "right")
+LIMIT = 480  # questions a column: what the paper's printed cells of ITA are multiples of
+NEAR = 0.5  # of the pairs that do not fit: those that miss by one check, as far as there are any
+LOAD_BATCH = 64  # pictures in memory at once while their objects are detected
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Something that is seen. `box` is (left, top, right, bottom) in shares of the picture's width and height;
-    `color` is None where nobody looked; a thing that is not `sure` keeps its class out of all questions."""
+class VisibleObject:
+    """An object in a picture. `box` is (left, top, right, bottom) in shares of the picture's width and height; `color`
+    is None where it was not read; an object that is not `sure` keeps its class out of all questions."""
 
     name: str
     color: str | None
@@ -69,10 +69,79 @@ class Thing:
         return (right - left) * (bottom - top)
 
     @property
-    def side(self) -> str | None:
+    def half(self) -> str | None:
         """The half of the picture in which the whole box lies, or None."""
         left, _, right, _ = self.box
         return "left" if right <= 0.5 else "right" if left >= 0.5 else None
+
+
+DetectObjects = Callable[[list[np.ndarray]], list[list[VisibleObject]]]  # from pictures `[height width 3] uint8`
+
+
+def scene_objects(scene: Scene) -> list[VisibleObject]:
+    """The stickers of a scene, in reading order."""
+    objects = []
+    for sticker in scene.ordered():
+        reach = sticker.side / 2
+        edges = (sticker.x - reach, sticker.y - reach, sticker.x + reach, sticker.y + reach)
+        left, top, right, bottom = (edge / CANVAS for edge in edges)
+        objects.append(VisibleObject(sticker.name, sticker.color, (left, top, right, bottom)))
+    return objects
+
+
+def detected_objects(detector: GenEvalDetector, pictures: Sequence[np.ndarray]) -> list[list[VisibleObject]]:
+    """What GenEval's detector finds in each picture; the color is read of the only one of a class, if it is sure."""
+    return [
+        [each for name, objects in classes.items() for each in _of_class(detector, picture, name, objects)]
+        for picture, classes in zip(pictures, detector.find_objects(pictures), strict=True)
+    ]
+
+
+def _of_class(detector: GenEvalDetector, picture: np.ndarray, name: str, objects: Sequence) -> Iterator[VisibleObject]:
+    height, width = picture.shape[:2]
+    alone = len(objects) == 1 and objects[0].detection.score >= SURE
+    colors = detector.colors(picture, objects, name) if alone else [None] * len(objects)
+    for each, color in zip(objects, colors, strict=True):
+        left, top, right, bottom = each.detection.box
+        box = (left / width, top / height, right / width, bottom / height)
+        yield VisibleObject(name, color, box, each.detection.score >= SURE)
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a picture shows: its objects; and the classes that its prompt asked for, and those of the whole set."""
+
+    objects: Sequence[VisibleObject]
+    prompt_classes: Sequence[str]
+    set_classes: Sequence[str]
+
+    @property
+    def by_class(self) -> dict[str, list[VisibleObject]]:
+        """Objects by class, without the classes of which the detector is not sure."""
+        classes: dict[str, list[VisibleObject]] = {}
+        for each in self.objects:
+            classes.setdefault(each.name, []).append(each)
+        return {name: objects for name, objects in sorted(classes.items()) if all(each.sure for each in objects)}
+
+    @property
+    def unique(self) -> list[VisibleObject]:
+        """The objects that are the only one of their class."""
+        return [objects[0] for objects in self.by_class.values() if len(objects) == 1]
+
+    def absent_class(self, rng: Random) -> str | None:
+        """A class that is not there: one that the prompt asked for where there is one, else one of the set's."""
+        present = {each.name for each in self.objects}
+        missed = [name for name in dict.fromkeys(self.prompt_classes) if name not in present]
+        others = [name for name in self.set_classes if name not in present]
+        return rng.choice(missed or others) if missed or others else None
+
+
+def prompt_classes(text: str) -> tuple[str, ...]:
+    """The classes that a prompt in a benchmark's wording asks for; none where it cannot be read."""
+    try:
+        return tuple(item.name for item in parse_prompt(text).include)
+    except PromptError:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -90,89 +159,23 @@ class CompositionQuestion:
         return self.options.index(self.answer)
 
 
-def scene_things(scene: Scene) -> list[Thing]:
-    """The stickers of a scene, in reading order."""
-    return [Thing(one.name, one.color, _shares((one.x, one.y), one.side)) for one in scene.ordered()]
-
-
-def _shares(centre: tuple[float, float], side: int) -> tuple[float, float, float, float]:
-    (x, y), reach = centre, side / 2
-    left, top, right, bottom = (edge / CANVAS for edge in (x - reach, y - reach, x + reach, y + reach))
-    return left, top, right, bottom
-
-
-def detected_things(eyes: GenEvalDetector, pictures: Sequence[np.ndarray]) -> list[list[Thing]]:
-    """What GenEval's detector sees in each picture; colours are read of the only sure one of a class."""
-    return [
-        [thing for name, found in sight.items() for thing in _told(eyes, picture, name, found)]
-        for picture, sight in zip(pictures, eyes.see(pictures), strict=True)
-    ]
-
-
-def _told(eyes: GenEvalDetector, picture: np.ndarray, name: str, found: Sequence) -> Iterator[Thing]:
-    height, width = picture.shape[:2]
-    alone = len(found) == 1 and found[0].detection.score >= SURE
-    colors = eyes.colors(picture, found, name) if alone else [None] * len(found)
-    for each, color in zip(found, colors, strict=True):
-        left, top, right, bottom = each.detection.box
-        box = (left / width, top / height, right / width, bottom / height)
-        yield Thing(name, color, box, each.detection.score >= SURE)
-
-
-@dataclass(frozen=True)
-class PictureFacts:
-    """What is known of a picture: its things, the classes that its prompt asked for, and those of the whole set."""
-
-    things: Sequence[Thing]
-    wanted: Sequence[str]
-    classes: Sequence[str]
-
-    @property
-    def known(self) -> dict[str, list[Thing]]:
-        """Things by class, without the classes of which the eyes are not sure."""
-        found: dict[str, list[Thing]] = {}
-        for thing in self.things:
-            found.setdefault(thing.name, []).append(thing)
-        return {name: things for name, things in sorted(found.items()) if all(thing.sure for thing in things)}
-
-    @property
-    def alone(self) -> list[Thing]:
-        """The things that are the only one of their class."""
-        return [things[0] for things in self.known.values() if len(things) == 1]
-
-    def absent(self, rng: Random) -> str | None:
-        """A class that is not there: one that the prompt asked for where there is one, else one of the set's."""
-        there = {thing.name for thing in self.things}
-        missed = [name for name in dict.fromkeys(self.wanted) if name not in there]
-        others = [name for name in self.classes if name not in there]
-        return rng.choice(missed or others) if missed or others else None
-
-
-def wanted_classes(text: str) -> tuple[str, ...]:
-    """The classes that a prompt in a benchmark's wording asks for; none where it cannot be read."""
-    try:
-        return tuple(item.name for item in parse_prompt(text).include)
-    except PromptError:
-        return ()
-
-
-def composition_questions(sight: PictureFacts, world: World, seed: str) -> list[CompositionQuestion]:
+def composition_questions(facts: PictureFacts, world: World, seed: str) -> list[CompositionQuestion]:
     """Every kind of question that can be asked, at most one for each kind and answer; the choice follows `seed`."""
-    found: list[CompositionQuestion] = []
-    for kind, ask in KINDS.items():
+    questions: list[CompositionQuestion] = []
+    for kind, write in QUESTION_KINDS.items():
         rng = Random(f"{kind} {seed}")
-        asked = list(ask(sight, rng, WORDINGS[world]))
-        rng.shuffle(asked)
-        found += {each.place: each for each in asked}.values()
-    return found
+        candidates = list(write(facts, rng, WORDINGS[world]))
+        rng.shuffle(candidates)
+        questions += {each.place: each for each in candidates}.values()
+    return questions
 
 
-# --- the words --------------------------------------------------------------------------------------------------------
+# --- wording ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QuestionWording:
-    """How each kind is worded. A model of the stickers is asked as it is taught; any other is told what may be said."""
+    """How each kind is worded. A model of stickers is asked as in its SFT; any other is given the possible answers."""
 
     presence: Callable[[str], str]
     count: Callable[[str], str]
@@ -185,7 +188,7 @@ _STICKERS = QuestionWording(
     presence=presence_question,
     count=lambda name: count_question(plural(name)),
     color=color_question,
-    side=partial(side_question, sides=SIDES),
+    side=partial(side_question, sides=HALVES),
     larger=larger_question,
 )
 _OPEN = QuestionWording(
@@ -198,48 +201,56 @@ _OPEN = QuestionWording(
 WORDINGS: dict[World, QuestionWording] = {"stickers": _STICKERS, "open": _OPEN}
 
 
-# --- the kinds --------------------------------------------------------------------------------------------------------
+FITS_OPEN = (
+    "Does the picture match this description exactly, in its objects and their number, colors, places and sizes? "
+    '"{text}" Answer with one word: yes or no.'
+)
 
 
-def _presence(sight: PictureFacts, rng: Random, words: QuestionWording) -> Iterator[CompositionQuestion]:
+# --- the kinds of VQA -------------------------------------------------------------------------------------------------
+
+Questions = Iterator[CompositionQuestion]
+
+
+def _presence(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
     options = (YES, NO)
-    if sight.known:
-        yield CompositionQuestion("Presence", words.presence(rng.choice(list(sight.known))), options, YES)
-    absent = sight.absent(rng)
+    if facts.by_class:
+        yield CompositionQuestion("Presence", words.presence(rng.choice(list(facts.by_class))), options, YES)
+    absent = facts.absent_class(rng)
     if absent is not None:
         yield CompositionQuestion("Presence", words.presence(absent), options, NO)
 
 
-def _count(sight: PictureFacts, rng: Random, words: QuestionWording) -> Iterator[CompositionQuestion]:
-    amounts = {name: len(things) for name, things in sight.known.items()}
-    absent = sight.absent(rng)
+def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+    counts = {name: len(objects) for name, objects in facts.by_class.items()}
+    absent = facts.absent_class(rng)
     if absent is not None:
-        amounts[absent] = 0
-    for name, amount in amounts.items():
-        if amount < len(NUMBERS):
-            yield CompositionQuestion("Count", words.count(name), NUMBERS, NUMBERS[amount])
+        counts[absent] = 0
+    for name, count in counts.items():
+        if count < len(NUMBERS):
+            yield CompositionQuestion("Count", words.count(name), NUMBERS, NUMBERS[count])
 
 
-def _color(sight: PictureFacts, rng: Random, words: QuestionWording) -> Iterator[CompositionQuestion]:
-    for thing in sight.alone:
-        if thing.color is not None:
-            yield CompositionQuestion("Color", words.color(thing.name), tuple(COLORS), thing.color)
+def _color(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+    for each in facts.unique:
+        if each.color is not None:
+            yield CompositionQuestion("Color", words.color(each.name), tuple(COLORS), each.color)
 
 
-def _side(sight: PictureFacts, rng: Random, words: QuestionWording) -> Iterator[CompositionQuestion]:
-    for thing in sight.alone:
-        if thing.side is not None:
-            yield CompositionQuestion("Side", words.side(thing.name), SIDES, thing.side)
+def _side(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+    for each in facts.unique:
+        if each.half is not None:
+            yield CompositionQuestion("Side", words.side(each.name), HALVES, each.half)
 
 
-def _larger(sight: PictureFacts, rng: Random, words: QuestionWording) -> Iterator[CompositionQuestion]:
-    for one, other in permutations(sight.alone, 2):
-        large, small = sorted((one, other), key=lambda thing: thing.area, reverse=True)
+def _larger(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+    for one, other in permutations(facts.unique, 2):
+        large, small = sorted((one, other), key=lambda each: each.area, reverse=True)
         if large.area >= CLEARLY * small.area:
             yield CompositionQuestion("Larger", words.larger(one.name, other.name), (one.name, other.name), large.name)
 
 
-KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Iterator[CompositionQuestion]]] = {
+QUESTION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Questions]] = {
     "Presence": _presence,
     "Count": _count,
     "Color": _color,
@@ -247,142 +258,136 @@ KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Iterator[Comp
     "Larger": _larger,
 }
 
-Detect = Callable[[list[np.ndarray]], list[list[Thing]]]  # pictures `[height width 3] uint8` to what each shows
 
-LIMIT = 480  # questions a column: what the paper's printed cells of ITA are multiples of
-NEAR = 0.5  # of the pairs that do not fit: those that miss by one check, as far as there are any
-LOOKED_AT = 64  # pictures in memory at once while their things are found
-ABOUT = ("benchmark", "prompts", "prompts_sha256", "model", "judge", "turns", "seeds", "plan", "sampling")
-FITS = (
-    "Does the picture match this description exactly, in its objects and their number, colors, places and sizes? "
-    '"{text}" Answer with one word: yes or no.'
-)
+# --- the picture set and its quizzes ----------------------------------------------------------------------------------
+
+RUN_SETTINGS = ("benchmark", "prompts", "prompts_sha256", "model", "judge", "turns", "seeds", "plan", "sampling")
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """A picture set: every picture of a finished run, in the order of prompts, seeds and turns."""
+    """Every picture of a finished run, in the order of prompts, seeds and turns."""
 
     manifest: Mapping[str, Any]  # of the run: who drew, who judged, and with which settings
-    pictures: tuple[Shown, ...]
+    pictures: tuple[JudgedPicture, ...]
 
     @staticmethod
     def read(folder: Path) -> PictureSet:
         """The set in a folder of `triptych eval`. OutputError if it is none, not finished, or kept no pictures."""
-        ledger = RunFolder.read(folder)
-        if "drawn" in ledger.manifest:
+        run_folder = RunFolder.read(folder)
+        if "drawn" in run_folder.manifest:
             raise OutputError(f"{folder} holds answers about another run's pictures; expected the folder of that run")
-        rows = sorted(ledger.rows(), key=lambda row: (row.prompt, row.seed))
-        left = len(ledger.open_jobs(rows))
-        if left:
+        rows = run_folder.rows()
+        if left := len(run_folder.open_jobs(rows)):
             raise OutputError(f"{folder} is not finished, {left} prompts are left; expected all pictures: --resume it")
-        shown = tuple(each for row in rows for each in _shown(ledger, row))
-        if not shown:
+        rows.sort(key=lambda row: (row.prompt, row.seed))
+        pictures = tuple(picture for row in rows for picture in _judged_pictures(run_folder, row))
+        if not pictures:
             raise OutputError(f"{folder} holds no pictures; expected a run of `triptych eval` that drew some")
-        return PictureSet(ledger.manifest, shown)
+        return PictureSet(run_folder.manifest, pictures)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a quiz tells of the run."""
-        return {key: self.manifest.get(key) for key in ABOUT}
+        """What a quiz's manifest says of the run."""
+        return {key: self.manifest.get(key) for key in RUN_SETTINGS}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Of the benchmark that was drawn."""
-        found = dict.fromkeys(each.column for each in self.pictures)
-        return tuple(self.manifest.get("columns") or found)
+        return tuple(self.manifest.get("columns") or dict.fromkeys(picture.column for picture in self.pictures))
 
 
-def _shown(ledger: RunFolder, row: Row) -> Iterator[Shown]:
+def _judged_pictures(run_folder: RunFolder, row: Row) -> Iterator[JudgedPicture]:
     for turn, verdict in enumerate(row.verdicts):
-        path = ledger.picture(row, turn)
+        path = run_folder.kept_picture(row, turn)
         if turn >= len(row.pictures):
             raise OutputError(
-                f"{ledger.folder} does not say which pixels {path.name} had; expected a newer run: redraw"
+                f"{run_folder.folder} does not say which pixels {path.name} had; expected a newer run: redraw"
             )
-        yield Shown(path, row.pictures[turn], row.prompt, row.text, row.column, verdict)
+        yield JudgedPicture(path, row.pictures[turn], row.prompt, row.text, row.column, verdict)
 
 
-def alignment(drawn: PictureSet, world: World, limit: int = LIMIT, seed: int = 0, by: AnswerForm = "question") -> Quiz:
+def alignment(
+    pictures: PictureSet, world: World, limit: int = LIMIT, seed: int = 0, by: AnswerForm = "question"
+) -> Quiz:
     """ITA: pairs of a picture and its own prompt, worded for a model of that world. The truth is the run's judge.
 
     In each column as many pairs fit (score 1) as do not, `limit` in all at most; of those that do not, NEAR miss by one
     check as far as there are any. The same pixels with the same prompt count once, and not at all where the judge gave
     them two verdicts. Pictures without a verdict are left out.
     """
-    asked: list[Question] = []
-    for column in drawn.columns:
+    questions: list[Question] = []
+    for column in pictures.columns:
         rng = Random(f"ITA {seed} {column}")
-        pairs = _judged_once(each for each in drawn.pictures if each.column == column)
-        fitting = [each for each, verdict in pairs if verdict.score == 1]
-        near = [each for each, verdict in pairs if verdict.score < 1 and len(verdict.failed) == 1]
-        far = [each for each, verdict in pairs if verdict.score < 1 and len(verdict.failed) != 1]
-        share = min(len(fitting), len(near) + len(far), limit // 2)
-        closely = min(len(near), max(round(NEAR * share), share - len(far)))
-        missing = rng.sample(near, closely) + rng.sample(far, share - closely)
-        for answer, chosen in ((YES, rng.sample(fitting, share)), (NO, missing)):
-            asked += [Question(each, column, _fits(each.text, world, by), (YES, NO), answer) for each in chosen]
-    about = {"drawn": drawn.about, "judge": drawn.manifest.get("judge"), "seed": seed, "limit": limit}
-    return Quiz(
-        "ITA" if by == "question" else "ITA by reflection",
-        drawn.columns,
-        _ordered(asked),
-        {**about, "near": NEAR, "world": world, "by": by},
-        by,
-    )
+        pairs = _distinct(picture for picture in pictures.pictures if picture.column == column)
+        fitting = [picture for picture, verdict in pairs if verdict.score == 1]
+        near = [picture for picture, verdict in pairs if verdict.score < 1 and len(verdict.failed) == 1]
+        far = [picture for picture, verdict in pairs if verdict.score < 1 and len(verdict.failed) != 1]
+        half = min(len(fitting), len(near) + len(far), limit // 2)
+        # As many near misses as NEAR wants; more where there are too few others, fewer where there are too few of them.
+        near_count = min(len(near), max(round(NEAR * half), half - len(far)))
+        missing = rng.sample(near, near_count) + rng.sample(far, half - near_count)
+        for answer, chosen in ((YES, rng.sample(fitting, half)), (NO, missing)):
+            questions += [Question(each, column, _fits(each.text, world, by), (YES, NO), answer) for each in chosen]
+    settings = {"seed": seed, "limit": limit, "near": NEAR, "world": world, "by": by}
+    about = {"drawn": pictures.about, "judge": pictures.manifest.get("judge"), **settings}
+    return Quiz("ITA" if by == "question" else "ITA by reflection", pictures.columns, _by_picture(questions), about, by)
 
 
-def _judged_once(pictures: Iterable[Shown]) -> list[tuple[Shown, Verdict]]:
-    """One pair for each prompt and pixels that the judge is of one mind about."""
-    found: dict[tuple[str, str], list[tuple[Shown, Verdict]]] = {}
-    for each in pictures:
-        if each.verdict is not None:
-            found.setdefault((each.text, each.sha256), []).append((each, each.verdict))
-    agreed = [alike for alike in found.values() if len({verdict.score == 1 for _, verdict in alike}) == 1]
-    return [alike[0] for alike in agreed]
+def _distinct(pictures: Iterable[JudgedPicture]) -> list[tuple[JudgedPicture, Verdict]]:
+    """One pair for each prompt and pixels on which the judge is of one mind."""
+    alike: dict[tuple[str, str], list[tuple[JudgedPicture, Verdict]]] = {}
+    for picture in pictures:
+        if picture.verdict is not None:
+            alike.setdefault((picture.text, picture.sha256), []).append((picture, picture.verdict))
+    return [pairs[0] for pairs in alike.values() if len({verdict.score == 1 for _, verdict in pairs}) == 1]
 
 
 def _fits(text: str, world: World, by: AnswerForm) -> str:
     if by == "reflection":
         return text
-    return fits_question(text) if world == "stickers" else FITS.format(text=text)
+    return fits_question(text) if world == "stickers" else FITS_OPEN.format(text=text)
 
 
-def composition(drawn: PictureSet, find: Detect, eyes: str, world: World, limit: int = LIMIT, seed: int = 0) -> Quiz:
-    """VQA: compositional questions about every picture, worded for a model of that world. The truth is what `find`, by
-    the name of `eyes`, sees in it.
+def composition(
+    pictures: PictureSet, detect: DetectObjects, detector: str, world: World, limit: int = LIMIT, seed: int = 0
+) -> Quiz:
+    """VQA: compositional questions about every picture, worded for a model of that world. The truth is what `detect`,
+    by the name of `detector`, finds in it.
 
     Each column, a kind of question, holds `limit` at most. Where two answers can be given, each is right equally often;
     where there are more, they take turns as far as they go.
     """
-    once = list({each.sha256: each for each in reversed(drawn.pictures)}.values())[::-1]
-    seen: list[list[Thing]] = []
-    for start in range(0, len(once), LOOKED_AT):
-        seen += find([each.load() for each in once[start : start + LOOKED_AT]])
-    classes = sorted({thing.name for things in seen for thing in things})
-    found: dict[str, list[Question]] = {kind: [] for kind in KINDS}
-    for each, things in zip(once, seen, strict=True):
-        sight = PictureFacts(things, wanted_classes(each.text), classes)
-        for one in composition_questions(sight, world, f"{seed} {each.sha256}"):
-            found[one.kind].append(Question(each, one.kind, one.text, one.options, one.answer))
-    asked = [one for kind, all_of in found.items() for one in _balanced(all_of, limit, Random(f"VQA {seed} {kind}"))]
-    about = {"drawn": drawn.about, "judge": eyes, "seed": seed, "limit": limit, "world": world}
-    return Quiz("VQA", tuple(KINDS), _ordered(asked), about)
+    distinct = list({each.sha256: each for each in reversed(pictures.pictures)}.values())[::-1]  # the first of each
+    objects: list[list[VisibleObject]] = []
+    for start in range(0, len(distinct), LOAD_BATCH):
+        objects += detect([each.load() for each in distinct[start : start + LOAD_BATCH]])
+    classes = sorted({each.name for own in objects for each in own})
+    by_kind: dict[str, list[Question]] = {kind: [] for kind in QUESTION_KINDS}
+    for picture, own in zip(distinct, objects, strict=True):
+        facts = PictureFacts(own, prompt_classes(picture.text), classes)
+        for each in composition_questions(facts, world, f"{seed} {picture.sha256}"):
+            by_kind[each.kind].append(Question(picture, each.kind, each.text, each.options, each.answer))
+    balanced = [_balanced(own, limit, Random(f"VQA {seed} {kind}")) for kind, own in by_kind.items()]
+    about = {"drawn": pictures.about, "judge": detector, "seed": seed, "limit": limit, "world": world}
+    return Quiz("VQA", tuple(QUESTION_KINDS), _by_picture(each for own in balanced for each in own), about)
 
 
-def _balanced(asked: Sequence[Question], limit: int, rng: Random) -> list[Question]:
+def _balanced(questions: Sequence[Question], limit: int, rng: Random) -> list[Question]:
     """At most `limit` questions: of two answers as many each, of more in turns, the rarest first to be used up."""
-    by_place: dict[int, list[Question]] = {}
-    for one in asked:
-        by_place.setdefault(one.options.index(one.answer), []).append(one)
-    piles = [rng.sample(pile, len(pile)) for _, pile in sorted(by_place.items())]
-    if asked and len(asked[0].options) == 2:
+    by_answer: dict[int, list[Question]] = {}
+    for each in questions:
+        by_answer.setdefault(each.options.index(each.answer), []).append(each)
+    piles = [rng.sample(pile, len(pile)) for _, pile in sorted(by_answer.items())]
+    if questions and len(questions[0].options) == 2:
         most = min(limit // 2, min(map(len, piles)) if len(piles) == 2 else 0)
-        return [one for pile in piles for one in pile[:most]]
+        return [each for pile in piles for each in pile[:most]]
     rounds = [pile[turn] for turn in range(max(map(len, piles), default=0)) for pile in piles if turn < len(pile)]
     return rounds[:limit]
 
 
-def _ordered(asked: Iterable[Question]) -> tuple[Question, ...]:
-    """By picture: the answers then stand in no order."""
-    return tuple(sorted(asked, key=lambda one: (one.picture.prompt, one.picture.path.name, one.column, one.text)))
+def _by_picture(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """In the order of their pictures: what is right then follows no pattern."""
+    return tuple(
+        sorted(questions, key=lambda each: (each.picture.prompt, each.picture.path.name, each.column, each.text))
+    )
