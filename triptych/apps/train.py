@@ -22,6 +22,7 @@ from triptych.apps.arguments import device_of
 from triptych.apps.terminal import open_console
 from triptych.apps.trackers import Kind, tracking
 from triptych.apps.tree_page import Pages, TreePages
+from triptych.bounds import check_bounds
 from triptych.data.specs import StickerPrompts
 from triptych.errors import ConfigError
 from triptych.eval.suites import dev_set
