@@ -346,19 +346,19 @@ def _target(bagel: Bagel, one: SFTSample, text: str) -> Text:
     if one.before is not None or one.thought is None:
         return Text(encode(bagel.tokenizer, text), loss=True)
     lead, _, tail = text.partition(one.thought)
-    ids, given = [], []
+    ids, ignore = [], []
     for piece, learned in [(lead, False), *split_remarks(one.thought), (tail, True)]:
         tokens = encode(bagel.tokenizer, piece)
-        given += [] if learned else range(len(ids), len(ids) + len(tokens))
+        ignore += [] if learned else range(len(ids), len(ids) + len(tokens))
         ids += tokens
-    return Text(ids, loss=True, ignore=given)
+    return Text(ids, loss=True, ignore=ignore)
 
 
 def _pixels(samples: Sequence[SFTSample], which: str, device: torch.device) -> Pixels | None:
     """The pictures that samples see ("before") or draw ("after"): the model's own pixels where a sample has them."""
     if not samples:
         return None
-    pictures = render([getattr(one, which) for one in samples], device=str(device))
+    pictures = render([getattr(one, which) for one in samples], device=device)
     if which == "before":
         for index, one in enumerate(samples):
             if one.picture is not None:

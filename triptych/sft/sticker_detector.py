@@ -159,7 +159,7 @@ def detector_images(
     """The pictures of a batch, a share `clean` of them as rendered; half of them pass the filter first."""
     generator, count = torch.Generator(device).manual_seed(batch.seed), len(batch.scenes)
     opacity = torch.tensor(batch.opacity, device=device)[:, None, None, None]
-    scenes, blended = (render(each, str(device)).float() for each in (batch.scenes, batch.blended))
+    scenes, blended = (render(each, device).float() for each in (batch.scenes, batch.blended))
     pixels = (opacity * scenes + (1 - opacity) * blended).permute(0, 3, 1, 2)
     if pixel_filter is not None:
         filtered = torch.rand(count, generator=generator, device=device) < 0.5

@@ -124,7 +124,7 @@ def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, dev
         return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
-        pixels = to_unit(render(batch.scenes, device=str(device)))
+        pixels = to_unit(render(batch.scenes, device=device))
         height, width = (side // model_config.downsample for side in pixels.shape[2:])
         generator = torch.Generator().manual_seed(batch.seed)  # on the CPU: the same noise on every device
         noise = torch.randn((len(pixels), model_config.z_channels, height, width), generator=generator).to(device)
@@ -177,7 +177,7 @@ def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: in
         return [(SceneBatch(decoder_scenes(first, config.batch, config.few_colors), first), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
-        pixels = to_unit(render(batch.scenes, device=str(device)))
+        pixels = to_unit(render(batch.scenes, device=device))
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = add_noise(model.moments(pixels)[0].float(), batch.seed, config.noise)

@@ -166,7 +166,7 @@ def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: in
         return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
-        pixels = to_unit(render(batch.scenes, device=str(device)))
+        pixels = to_unit(render(batch.scenes, device=device))
         tokens = patchify(degrade(pixels, torch.Generator().manual_seed(batch.seed)), side)
         with torch.autocast(device.type, torch.bfloat16):
             return vision_loss(model(tokens, ids), center_targets(batch.scenes, side).to(device))
@@ -238,7 +238,7 @@ def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> Stage:
         return [(SceneBatch(connector_scenes(first, config.batch), first), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
-        pixels = to_unit(render(batch.scenes, device=str(device)))
+        pixels = to_unit(render(batch.scenes, device=device))
         tokens = patchify(degrade(pixels, torch.Generator().manual_seed(batch.seed)), side)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
@@ -256,7 +256,7 @@ def scale_connector(bagel: Bagel, batch: int) -> None:
 
     The loss of the connector stage sees directions alone, so that the length of its output is nobody's choice.
     """
-    pixels = to_unit(render(connector_scenes(START["connector"] - batch, batch), device=str(bagel.device)))
+    pixels = to_unit(render(connector_scenes(START["connector"] - batch, batch), device=bagel.device))
     ids = _patch_ids(bagel.config.vision, bagel.device).expand(batch, -1)
     features = bagel.connector(bagel.vit_model(patchify(pixels, bagel.config.vision.patch_size), ids))
     factor = CONNECTOR_RMS / float(features.square().mean().sqrt())
