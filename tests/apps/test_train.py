@@ -13,11 +13,11 @@ from triptych.rl.train_state import MADE
 
 def test_every_choice_is_an_option():
     asked = (
-        "sketch --tree.parents uniform --reward.variant release --refine.text.rate 3e-5 --reason.sampling.temperature 2"
+        "sketch --tree.selection uniform --reward.variant release --refine.text.lr 3e-5 --reason.sampling.temperature 2"
     )
     config = parse(asked.split()).config
-    assert (config.tree.parents, config.reward.variant) == ("uniform", "release")
-    assert (config.refine.text.rate, config.reason.sampling.temperature) == (3e-5, 2.0)
+    assert (config.tree.selection, config.reward.variant) == ("uniform", "release")
+    assert (config.refine.text.lr, config.reason.sampling.temperature) == (3e-5, 2.0)
     assert config.reason.picture == SKETCH_RL.reason.picture
 
 
@@ -27,7 +27,7 @@ def test_every_recipe_can_be_asked_for(name):
 
 
 @pytest.mark.parametrize(
-    "asked", ["sketch --tree.root 1", "sketch --tree.parents best", "sculpture", "sketch --steps x"]
+    "asked", ["sketch --tree.root 1", "sketch --tree.selection best", "sculpture", "sketch --steps x"]
 )
 def test_unknown_choices_are_refused(asked, capsys):
     with pytest.raises(SystemExit) as refusal:
@@ -49,7 +49,7 @@ def test_debug_runs_to_a_model(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        (["--reason.width", "1"], "--reason.width"),
+        (["--reason.group-size", "1"], "--reason.group-size"),
         (["--tags", "poetry"], "poetry"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--evaluate.prompts", "71"], "--evaluate.prompts"),

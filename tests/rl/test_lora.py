@@ -19,7 +19,7 @@ from triptych.rewards.judge import BrightnessJudge
 from triptych.rl import lora as adapters
 from triptych.rl.config import BFLOAT16_LIMITS, LoraConfig, SFTMix, TrainConfig
 from triptych.rl.learner import Learner
-from triptych.rl.recipes import DEBUG, tiny
+from triptych.rl.recipes import DEBUG, picture_only, tiny
 from triptych.rl.train import Step, train
 from triptych.sft import checkpoint
 
@@ -258,11 +258,8 @@ def test_settings_that_cannot_work_are_refused(config, message):
         config.check()
 
 
-def test_replayed_words_need_adapters_that_speak():
-    silent = replace(DEBUG.reason, text=replace(DEBUG.reason.text, train=False))
-    config = replace(
-        DEBUG, reason=silent, refine=silent, lora=LoraConfig(rank=2, experts="gen"), sft_mix=SFTMix(lr=1e-4)
-    )
+def test_an_sft_mix_needs_adapters_of_both_experts():
+    config = replace(picture_only(DEBUG), lora=LoraConfig(rank=2, experts="gen"), sft_mix=SFTMix(lr=1e-4))
     with pytest.raises(ConfigError, match="SFT mix"):
         config.check()
 

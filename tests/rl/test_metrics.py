@@ -1,6 +1,5 @@
-"""What a step shows, on groups whose answers are known; and the alarms on pictures that are easy to see."""
+"""Metrics of a step, on groups whose answers are known; and the signs of reward hacking on simple pictures."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from triptych.rewards.rewards import RewardRule, shape
 from triptych.rl.advantages import GroupAdvantages
 from triptych.rl.metrics import color_entropy, describe, edge_density
 from triptych.rl.train import Step
-from triptych.rl.train_log import StepLog, step_line
+from triptych.rl.train_log import step_line
 from triptych.rl.tree import Group, Node
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn, Verdict
 
@@ -19,7 +18,7 @@ FLAT = np.full((8, 8, 3), 200, np.uint8)
 BOARD = np.where(np.indices((8, 8)).sum(0)[..., None] % 2, 255, 0).repeat(3, axis=2).astype(np.uint8)
 
 
-def test_alarms_know_flat_from_busy():
+def test_signs_of_hacking_know_flat_from_busy():
     assert edge_density(FLAT) == 0 and color_entropy(FLAT) == 0
     assert edge_density(BOARD) == 1 and color_entropy(BOARD) == pytest.approx(1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -38,10 +37,10 @@ def refined(before: float, *after: float | None) -> Group:
     return Group(parent, tuple(nodes), missing=1)
 
 
-def test_refinement_and_stopping_are_told_apart():
+def test_refinement_and_stopping_are_measured_apart():
     groups = [refined(0.5, 1.0, 0.25, 0.5, None), refined(1.0, None, None, 0.5)]
-    gain = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, False)
-    found = describe(groups, [gain, gain])
+    advantages = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, False)
+    found = describe(groups, [advantages, advantages])
     assert found["improved"] == pytest.approx(1 / 4) and found["worsened"] == pytest.approx(2 / 4)
     assert found["stop_precision"] == pytest.approx(2 / 3) and found["stop_recall"] == pytest.approx(2 / 3)
     assert found["stopped"] == pytest.approx(3 / 7) and found["parents_right"] == pytest.approx(3 / 7)
@@ -52,8 +51,11 @@ def test_refinement_and_stopping_are_told_apart():
 def test_a_missing_verdict_is_in_no_mean():
     group = refined(0.5, 1.0, 0.25)
     blind = Node(group.siblings[0].trace)
-    gain = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, True)
-    whole, torn = describe([group], [gain]), describe([replace(group, siblings=(*group.siblings, blind))], [gain])
+    advantages = GroupAdvantages(torch.zeros(2), torch.zeros(2), True, True)
+    whole, torn = (
+        describe([group], [advantages]),
+        describe([replace(group, siblings=(*group.siblings, blind))], [advantages]),
+    )
     assert whole["v"] == 0.625 and whole["right"] == 0.5
     kept = ("v", "right", "improved", "worsened", "reward_text")
     assert [torn[name] for name in kept] == [whole[name] for name in kept]
@@ -70,17 +72,4 @@ def step(index: int) -> Step:
 
 
 def test_a_step_is_one_line():
-    told = step_line(step(3))
-    assert told.split() == ["4/9", "reason", "V", "0.250", "missing", "2"]
-
-
-def test_the_log_of_a_resumed_run_is_that_of_a_straight_one(tmp_path):
-    log = StepLog(tmp_path / "steps.jsonl")
-    for index in range(3):
-        log.add(step(index))
-    with log.path.open("a") as file:
-        file.write('{"index": 3, "st')  # torn by a kill
-    again = StepLog(log.path)
-    for index in (1, 2, 3):
-        again.add(step(index))
-    assert [json.loads(text)["index"] for text in log.path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert step_line(step(3)).split() == ["4/9", "reason", "V", "0.250", "missing", "2"]

@@ -25,7 +25,7 @@ from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 GOLDEN = Path(__file__).parents[1] / "golden" / "tree.json"
 TEXTS = ("a photo of three clocks", "a photo of a red cat and a blue bus")
 STAGE = StageConfig(group_size=4)
-GROWTH = StageRollout(STAGE, STAGE.sampling.resolve(), RewardRule())
+ROLLOUT = StageRollout(STAGE, STAGE.sampling.resolve(), RewardRule())
 
 
 class Exact:
@@ -71,7 +71,7 @@ def grow_tree() -> list[dict]:
     policy = Uneven()
     judge, parents, nodes = Exact(policy), roots(*TEXTS), []
     for stage in range(3):
-        groups = expand(policy, judge, parents, GROWTH, seed=stage)
+        groups = expand(policy, judge, parents, ROLLOUT, seed=stage)
         for number, group in enumerate(groups):
             nodes += [record(policy, stage, number, node) for node in group.siblings]
         parents = pick(groups, 3, TreeConfig(), seed=stage)
@@ -125,25 +125,25 @@ class Noting(ScriptedPolicy):
 @pytest.mark.parametrize(("images_per_text", "texts"), [(1, 4), (2, 2), (4, 1)])
 def test_siblings_share_the_first_noise_and_nothing_else(images_per_text, texts):
     policy = Noting()
-    growth = replace(GROWTH, stage=replace(STAGE, images_per_text=images_per_text))
-    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=3)
+    rollout = replace(ROLLOUT, stage=replace(STAGE, images_per_text=images_per_text))
+    expand(policy, Exact(policy), roots(*TEXTS), rollout, seed=3)
     for group in (slice(0, 4), slice(4, 8)):
         assert len(set(policy.noises[group])) == 1
         assert len(set(policy.strokes[group])) == 4
         assert len(set(policy.texts[group])) == texts
     assert len({*policy.noises, *policy.strokes, *policy.texts}) == 2 * (1 + 4 + texts)
     before = policy.noises + policy.strokes + policy.texts
-    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=3)
+    expand(policy, Exact(policy), roots(*TEXTS), rollout, seed=3)
     assert before == policy.noises + policy.strokes + policy.texts
-    expand(policy, Exact(policy), roots(*TEXTS), growth, seed=4)
+    expand(policy, Exact(policy), roots(*TEXTS), rollout, seed=4)
     assert not {*before} & {*policy.noises, *policy.strokes, *policy.texts}
 
 
 def test_a_missing_verdict_leaves_its_group_and_is_no_zero():
     """Forbids c.A6 of the parity kit: a judge that failed counted as a reward of 0 in the mean of its group."""
     policy = ScriptedPolicy()
-    whole = expand(policy, Exact(policy), roots(*TEXTS), GROWTH, seed=0)
-    groups = expand(policy, Exact(policy, silent=3), roots(*TEXTS), GROWTH, seed=0)
+    whole = expand(policy, Exact(policy), roots(*TEXTS), ROLLOUT, seed=0)
+    groups = expand(policy, Exact(policy, silent=3), roots(*TEXTS), ROLLOUT, seed=0)
     assert sum(group.missing for group in groups) > 0
     for full, group in zip(whole, groups, strict=True):
         assert len(group.siblings) + group.missing == 4
@@ -154,9 +154,9 @@ def test_a_missing_verdict_leaves_its_group_and_is_no_zero():
 
 def test_a_stopped_sibling_keeps_the_verdict_of_its_picture():
     policy = ScriptedPolicy(mistakes=0)
-    groups = expand(policy, Exact(policy), roots(TEXTS[0]), GROWTH, seed=0)
+    groups = expand(policy, Exact(policy), roots(TEXTS[0]), ROLLOUT, seed=0)
     judge = Exact(policy)
-    (refined,) = expand(policy, judge, [groups[0].siblings[0]], GROWTH, seed=1)
+    (refined,) = expand(policy, judge, [groups[0].siblings[0]], ROLLOUT, seed=1)
     assert judge.asked == 0 and all(node.trace.finished for node in refined.siblings)
     assert all(node.verdict.score == 1 and not node.reward.drawn for node in refined.siblings)
     assert all(node.reward.text == 2 for node in refined.siblings)
@@ -164,12 +164,12 @@ def test_a_stopped_sibling_keeps_the_verdict_of_its_picture():
 
 def test_a_chain_is_one_sample_with_one_reward():
     policy = ScriptedPolicy(mistakes=2)
-    (group,) = expand_trajectories(policy, Exact(policy), roots(TEXTS[1]), GROWTH, GROWTH, 4, seed=0)
+    (group,) = expand_trajectories(policy, Exact(policy), roots(TEXTS[1]), ROLLOUT, ROLLOUT, 4, seed=0)
     for node in group.siblings:
         assert len(node.trace.turns) > 1
         assert node.reward == Reward(node.verdict.score + 1, node.verdict.score, True, True)
     noises = Noting()
-    expand_trajectories(noises, Exact(noises), roots(TEXTS[1]), GROWTH, GROWTH, 1, seed=0)
+    expand_trajectories(noises, Exact(noises), roots(TEXTS[1]), ROLLOUT, ROLLOUT, 1, seed=0)
     assert len(set(noises.noises)) == 1
 
 
@@ -245,10 +245,10 @@ def test_a_missing_verdict_costs_the_others_nothing():
             return [JudgeError("unreadable"), *[Verdict(1.0)] * (len(traces) - 1)]
 
     judge, traces = Patchy(), [Trace(Prompt(text)) for text in "abc"]
-    clock = Timer()
-    missing, *others = judged(TimedJudge(judge, clock), traces, [None] * 3)
+    timer = Timer()
+    missing, *others = judged(TimedJudge(judge, timer), traces, [None] * 3)
     assert isinstance(missing, JudgeError) and others == [Verdict(1.0)] * 2
-    assert judge.asked == 3 and "judge" in clock.seconds
+    assert judge.asked == 3 and "judge" in timer.seconds
 
 
 if __name__ == "__main__":
