@@ -259,11 +259,11 @@ def test_only_the_pictures_that_were_drawn_are_judged_again(capsys: pytest.Captu
     refused(capsys, "not finished", *again[:-1], "other", "--limit", 2)
 
 
-def test_an_exam_may_be_read_by_the_second_judge(capsys: pytest.CaptureFixture):
+def test_probes_may_be_read_by_the_second_judge(capsys: pytest.CaptureFixture):
     words = ["dev", "--limit", 1, "--turns", 1, "--json"]
     printed = []
     for judge in ("world", "templates"):
-        assert scripted(*words, "--judge", judge, command="exam") == 0
+        assert scripted(*words, "--judge", judge, command="probe") == 0
         printed.append(json.loads(capsys.readouterr().out))
     assert str(printed[0]) == str(printed[1])
     assert "NaN" not in json.dumps(printed[0])  # null where nothing was measured

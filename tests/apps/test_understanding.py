@@ -79,17 +79,17 @@ def test_what_cannot_be_asked_is_refused(capsys: pytest.CaptureFixture):
 
 
 def test_a_quiz_is_told_with_its_chance(capsys: pytest.CaptureFixture):
-    """On the terminal, on the page and in the export: right answers beside a coin, never right pictures."""
+    """On the terminal, on the page and in the export: right answers beside chance, never right pictures."""
     assert triptych("eval", "genevalpp", "--limit", 7, "--turns", 2, "--out", "run") == 0
     assert triptych("eval", "vqa", "--drawn", "run", "--limit", 4, "--out", "vqa", "--json") == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert triptych("report", "vqa") == 0
     shown = capsys.readouterr().out
-    assert "coin" in shown and "one answer" in shown and "s a picture" not in shown
+    assert "chance" in shown and "majority" in shown and "s a picture" not in shown
     assert triptych("report", "vqa", "--json") == 0
     assert printed(capsys)["accuracies"] == told["accuracies"]
     page = Path("vqa/report.html").read_text()
-    assert "a coin" in page and "right answers" in page and "a question" in page
+    assert "<dt>chance</dt>" in page and "right answers" in page and "a question" in page
     assert "right in every check" not in page and "a picture, without judging" not in page
     results = json.loads(Path("vqa/results_lmms.json").read_text())["results"]
     overall = told["accuracies"][OVERALL]
