@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,20 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> Path:
     """`write_text` of a JSON value and a line end."""
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line of JSON in a single write, so that several processes may share the file. Raises OutputError.
+
+    A line that a kill or a full disk left torn is closed first, so that it spoils no other.
+    """
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate, too
+    with naming_errors(path), Path(path).open("ab+", buffering=0) as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(0, "the disk is full")
 
 
 def taken(path: Path) -> OutputError:
@@ -137,7 +152,7 @@ def remove_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed writes left in `folder`. Only for a folder that no other process writes to."""
     for old in Path(folder).glob(".*.old.part"):
-        name = old.name.removeprefix(".").rsplit(".", 3)[0]  # .NAME.PID.old.part
+        name = old.name.removeprefix(".").rsplit(".", 3)[0]  # .NAME.PID-THREAD.old.part
         if not old.with_name(name).exists():
             os.rename(old, old.with_name(name))
     for path in Path(folder).glob(".*.part"):
@@ -168,8 +183,7 @@ class JsonLog:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.keep(lambda record: True)
                 self._checked = True
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_json(self.path, record)
 
     def keep(self, holds: Callable[[dict[str, Any]], bool]) -> None:
         """Keep the records for which `holds` is true, such as those before a resumed step; drops torn lines."""
@@ -190,8 +204,8 @@ class JsonLog:
 
 
 def _part(path: Path, kind: str = "") -> Path:
-    """The name beside `path` under which this process writes it, or puts its older version aside."""
-    return path.with_name(f".{path.name}.{os.getpid()}{kind}.part")
+    """The name beside `path` under which this thread writes it, or puts its older version aside."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{kind}.part")
 
 
 def _flush(folder: Path) -> None:

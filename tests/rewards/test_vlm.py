@@ -52,7 +52,7 @@ def in_turn(*answers: Answer) -> Callable[[Request], Answer]:
 
 
 def judge(server: Server, **changes) -> Vlm:
-    return replace(Vlm(server.address, "m", patience=HASTE), **changes)
+    return replace(Vlm(server.address, "m", retry=HASTE), **changes)
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_the_bound_on_concurrency_is_used_and_kept():
 
 def test_servers_are_asked_equally_often():
     with Server(in_turn(right())) as one, Server(in_turn(right())) as other:
-        both = Vlm((one.address, other.address), "m", patience=HASTE, concurrency=1)
+        both = Vlm((one.address, other.address), "m", retry=HASTE, concurrency=1)
         both(traces(10))
     assert len(one.asked) == len(other.asked) == 5
 
@@ -124,7 +124,7 @@ def test_a_busy_server_is_spared():
         return right()
 
     with Server(slow) as one, Server(tell) as other:
-        Vlm((one.address, other.address), "m", patience=HASTE, concurrency=2)(traces(8))
+        Vlm((one.address, other.address), "m", retry=HASTE, concurrency=2)(traces(8))
     assert (len(one.asked), len(other.asked)) == (1, 7)
 
 
@@ -206,7 +206,7 @@ def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path:
         return failure if "picture 1" in request.text else right()
 
     with Server(play) as server:
-        look = judge(server, cache=tmp_path, patience=replace(HASTE, tries=2))
+        look = judge(server, cache=tmp_path, retry=replace(HASTE, tries=2))
         one, missing, other = look.verdicts([drawn(0), drawn(1), drawn(2)])
         assert isinstance(one, Verdict) and isinstance(other, Verdict) and one.score == other.score == 1.0
         assert isinstance(missing, JudgeError) and "\n" not in str(missing)
@@ -218,24 +218,24 @@ def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path:
 @pytest.mark.parametrize("failure", [http_judge.never(), http_judge.drips()], ids=["never", "drips"])
 def test_a_server_that_does_not_answer_in_time_is_missing(failure: Answer):
     with Server(in_turn(failure)) as server:
-        (missing,) = judge(server, patience=FLEETING).verdicts([drawn(1)])
+        (missing,) = judge(server, retry=FLEETING).verdicts([drawn(1)])
         assert len(server.asked) == 2
     assert isinstance(missing, JudgeError) and "within 0.3 s" in str(missing)
 
 
 def test_one_slow_answer_does_not_cost_the_verdict():
     with Server(in_turn(http_judge.never(), right())) as server:
-        assert judge(server, patience=FLEETING)([drawn(1)])[0].score == 1.0
+        assert judge(server, retry=FLEETING)([drawn(1)])[0].score == 1.0
 
 
 def test_nobody_there():
-    (missing,) = Vlm(refusing(), "m", patience=FLEETING).verdicts([drawn(1)])
+    (missing,) = Vlm(refusing(), "m", retry=FLEETING).verdicts([drawn(1)])
     assert isinstance(missing, JudgeError) and "tried 2 times" in str(missing)
 
 
 def test_the_server_that_lives_answers_for_the_one_that_does_not():
     with Server(in_turn(right())) as server:
-        found = Vlm((refusing(), server.address), "m", patience=HASTE).verdicts(traces(20))
+        found = Vlm((refusing(), server.address), "m", retry=HASTE).verdicts(traces(20))
     assert all(isinstance(verdict, Verdict) for verdict in found)
 
 
@@ -257,7 +257,7 @@ def test_an_interrupt_comes_through_while_a_question_is_under_way():
 
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            judge(server, patience=RetryPolicy(timeout=3600))([drawn(1)])
+            judge(server, retry=RetryPolicy(timeout=3600))([drawn(1)])
 
 
 # --- failures that do not pass ----------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_a_server_of_no_use_is_asked_once(code: int):
 
 def test_the_other_server_answers_for_one_of_no_use():
     with Server(in_turn(status(404))) as one, Server(in_turn(right())) as other:
-        found = Vlm((one.address, other.address), "m", patience=HASTE, concurrency=1).verdicts(traces(5))
+        found = Vlm((one.address, other.address), "m", retry=HASTE, concurrency=1).verdicts(traces(5))
         assert len(one.asked) == 1 and len(other.asked) == 5
     assert all(isinstance(each, Verdict) for each in found)
 
@@ -323,7 +323,7 @@ def test_without_the_client_it_says_what_to_install():
 
 
 def test_waits_double_within_their_jitter_and_follow_the_seed():
-    patience = RetryPolicy(backoff=1.0, longest=10.0, seed=3)
+    patience = RetryPolicy(backoff=1.0, max_wait=10.0, seed=3)
     waits = [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
     assert waits == [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
     assert waits != [patience.delay(failures, patience.jitter("b")) for failures in range(1, 9)]
@@ -345,7 +345,7 @@ def test_retry_after_a_date():
     assert far is not None and far > 1e8
 
 
-@pytest.mark.parametrize("wrong_one", [{"timeout": 0}, {"tries": 0}, {"backoff": -1}, {"longest": -1}])
+@pytest.mark.parametrize("wrong_one", [{"timeout": 0}, {"tries": 0}, {"backoff": -1}, {"max_wait": -1}])
 def test_impatience_is_refused(wrong_one: dict[str, float]):
     with pytest.raises(ConfigError):
         RetryPolicy(**wrong_one)  # pyright: ignore[reportArgumentType]

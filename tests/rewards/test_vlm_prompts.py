@@ -11,10 +11,11 @@ from http_judge import Answer, Request, Server, says, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from triptych import files
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval import recorded
 from triptych.rewards.vlm import Vlm
-from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, append, request_fingerprint
+from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, picture_fingerprint
 from triptych.rewards.vlm_prompts import (
     FIT_WORDING,
     STRICT_WORDING,
@@ -228,14 +229,14 @@ def test_a_reply_comes_back_from_the_cache_as_it_went_in(tmp_path_factory, text:
 
 def test_pictures_of_other_shape_have_other_fingerprints():
     flat = np.zeros(24, np.uint8)
-    assert len({request_fingerprint(flat.reshape(shape)) for shape in [(1, 8, 3), (8, 1, 3), (2, 4, 3)]}) == 3
+    assert len({picture_fingerprint(flat.reshape(shape)) for shape in [(1, 8, 3), (8, 1, 3), (2, 4, 3)]}) == 3
 
 
 def test_a_torn_line_spoils_no_other(tmp_path: Path):
     path = tmp_path / "replies.jsonl"
     path.write_text('{"torn": ')
-    append(path, {"a": "ü\ud800"})
-    append(path, {"b": 2})
+    files.append_json(path, {"a": "ü\ud800"})
+    files.append_json(path, {"b": 2})
     assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [{"a": "ü\ud800"}, {"b": 2}]
 
 
@@ -252,7 +253,7 @@ def test_recorded_strict_verdicts_are_replayed(tmp_path: Path):
     traces = [drawn(prompt, index) for index, prompt in enumerate(prompts)]
     path = tmp_path / "replies.jsonl"
     with Server(play) as server:
-        look = Vlm(server.address, "m", record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
+        look = Vlm(server.address, "m", record=path, concurrency=1, retry=RetryPolicy(backoff=0.001))
         found = look.verdicts([*traces[:2], traces[3]])  # who knows is asked again, and then refused
     rows = list(recorded.read_genevalpp(path))
     assert [row.correct for row in rows] == [True, False, None]
@@ -269,7 +270,7 @@ def test_recorded_lists_are_replayed(tmp_path: Path):
     form = Checklist({(prompt.source, prompt.text): Checks.from_record(record) for prompt in prompts})
     path = tmp_path / "replies.jsonl"
     with Server(lambda request: says(replies[min(request.number, 1)])) as server:
-        look = Vlm(server.address, "m", form, record=path, concurrency=1, patience=RetryPolicy(backoff=0.001))
+        look = Vlm(server.address, "m", form, record=path, concurrency=1, retry=RetryPolicy(backoff=0.001))
         look.verdicts([drawn(prompt, index) for index, prompt in enumerate(prompts)])
     one, missing = recorded.read_tiif(path)
     assert (one.column, one.right, one.asked) == ("numeracy+2d/long", 1, 2)

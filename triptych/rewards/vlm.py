@@ -1,8 +1,8 @@
 """A vision-language model as judge, over any OpenAI-compatible API: `Vlm("http://127.0.0.1:8000", "Qwen/...")`.
 
-Each newest picture goes to the server as a PNG, with a question in the words of a `Form`; temperature is 0. Questions
-that are the same are asked once, and with a `cache` never again. Where no verdict is to be had, it is missing and never
-0: a call raises JudgeError, and `verdicts` gives one Verdict or JudgeError per trace.
+Each newest picture goes to the server as a PNG, with a question in the words of a `Form`; temperature is 0. Equal
+questions are sent once, and with a `cache` never again. Where there is no verdict, it is missing and never 0: a call
+raises JudgeError, and `verdicts` gives one Verdict or JudgeError per trace.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ import base64
 import io
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from triptych import files
 from triptych.errors import ConfigError, JudgeError
-from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, append, request_fingerprint
+from triptych.rewards.vlm_client import (
+    Endpoints,
+    JudgeReply,
+    JudgeRequest,
+    ReplyCache,
+    RetryPolicy,
+    picture_fingerprint,
+)
 from triptych.rewards.vlm_prompts import Form, Strict
 from triptych.trace import Prompt, Trace, Verdict
 
-if TYPE_CHECKING:
-    from triptych.rewards.vlm_client import Endpoints
-
-KEY_VARIABLE = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one is sent elsewhere only if it is named
-MAX_READINGS = 2  # at a readable answer: at temperature 0 a third would hardly differ
+KEY_VARIABLE = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one goes to another server only if it is named
+MAX_READINGS = 2  # answers per question until one can be read: at temperature 0 a third would hardly differ
 TOKEN_SIDE = 28  # pixels: Qwen2.5-VL reads one token per square of this side
 
 T = TypeVar("T")
@@ -51,20 +55,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class PictureQuestion:
-    """A picture, the prompt that it is about, and the question that is put."""
+    """A picture, the prompt that it is about, and the question about it."""
 
     prompt: Prompt
     picture: UInt8[np.ndarray, "height width 3"]
-    asked: JudgeRequest
+    request: JudgeRequest
 
 
 @dataclass(frozen=True)
 class Vlm:
     """A judge at one or more addresses, all of which serve `model`.
 
-    `key` names the environment variable that holds the API key; a server that asks for none needs none. At most
-    `concurrency` questions are under way at once. `record` is a file to which each reply is added as a line that
-    `triptych score` reads.
+    `key` names the environment variable that holds the API key; a server may need none. At most `concurrency` requests
+    are under way at once. `record` is a file to which each reply is added as a line that `triptych score` reads.
     """
 
     address: str | tuple[str, ...]
@@ -72,14 +75,16 @@ class Vlm:
     form: Form = field(default_factory=Strict)
     key: str = KEY_VARIABLE
     concurrency: int = 8
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     cache: Path | None = None
     record: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.addresses or not self.model or self.concurrency < 1:
-            told = f"addresses={self.addresses}, model={self.model!r}, concurrency={self.concurrency}"
-            raise ConfigError(f"{told}: expected one or more addresses, a model's name, and a concurrency of 1 or more")
+            values = f"addresses={self.addresses}, model={self.model!r}, concurrency={self.concurrency}"
+            raise ConfigError(
+                f"{values}: expected one or more addresses, a model's name, and a concurrency of 1 or more"
+            )
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -93,121 +98,116 @@ class Vlm:
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. Raises JudgeError if any is missing; the others are cached."""
-        found = self.verdicts(traces)
-        missing = [each for each in found if isinstance(each, JudgeError)]
+        outcomes = self.verdicts(traces)
+        missing = [each for each in outcomes if isinstance(each, JudgeError)]
         if missing:
-            raise JudgeError(f"{len(missing)} of {len(found)} verdicts are missing; the first: {missing[0]}")
-        return [each for each in found if isinstance(each, Verdict)]
+            raise JudgeError(f"{len(missing)} of {len(outcomes)} verdicts are missing; the first: {missing[0]}")
+        return [each for each in outcomes if isinstance(each, Verdict)]
 
     def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
         """One verdict per trace, in order, or why it is missing. Raises only for what concerns all of them."""
-        jobs = [self._job(trace) for trace in traces]
-        asked = {job.asked: job for job in jobs if isinstance(job, PictureQuestion)}
-        replies = {job.asked: self._kept(job) for job in asked.values()}
-        new = [job for job in asked.values() if replies[job.asked] is None]
+        questions = [self._question(trace) for trace in traces]
+        distinct = {each.request: each for each in questions if isinstance(each, PictureQuestion)}
+        replies = {request: self._cached(request) for request in distinct}
+        new = [each for each in distinct.values() if replies[each.request] is None]
         if new:
-            with self._endpoints() as endpoints:
-                answers = side_by_side(lambda job: self._ask(endpoints, job), new, self.concurrency)
-            replies.update((job.asked, answer) for job, answer in zip(new, answers, strict=True))
-        return [job if isinstance(job, JudgeError) else self._verdict(job, replies[job.asked]) for job in jobs]
+            with Endpoints(self.addresses, self.key, self.retry, self.concurrency) as endpoints:
+                answers = side_by_side(lambda each: self._send(endpoints, each), new, self.concurrency)
+            replies.update((each.request, answer) for each, answer in zip(new, answers, strict=True))
+        return [
+            each if isinstance(each, JudgeError) else self._verdict(each, replies[each.request]) for each in questions
+        ]
 
     def cost(self, traces: Sequence[Trace]) -> Cost:
-        """What `verdicts` would cost now. Asks nobody."""
-        jobs = [self._job(trace) for trace in traces]
-        asked = {job.asked: job for job in jobs if isinstance(job, PictureQuestion)}
-        new = [job for job in asked.values() if self._kept(job) is None]
+        """What `verdicts` would cost now. Sends nothing."""
+        questions = [self._question(trace) for trace in traces]
+        distinct = {each.request: each for each in questions if isinstance(each, PictureQuestion)}
+        new = [each for each in distinct.values() if self._cached(each.request) is None]
         return Cost(
             pictures=len(traces),
             calls=len(new),
-            cached=len(asked) - len(new),
-            tokens_in=sum(_tokens(job) for job in new),
+            cached=len(distinct) - len(new),
+            tokens_in=sum(_tokens(each) for each in new),
             tokens_out=len(new) * self.form.tokens,
         )
 
-    def _job(self, trace: Trace) -> PictureQuestion | JudgeError:
+    def _question(self, trace: Trace) -> PictureQuestion | JudgeError:
         prompt, picture = trace.prompt, trace.image
         if picture is None:
             return JudgeError(f"{prompt.text!r}: expected a picture, found none; draw first")
         try:
-            question = self.form.ask(prompt)
-            question.encode()
+            text = self.form.ask(prompt)
+            text.encode()
         except JudgeError as error:
             return error
         except UnicodeEncodeError:
             return JudgeError(f"{prompt.text!r}: expected text, found half a character; the verdict is missing")
-        return PictureQuestion(
-            prompt,
-            picture,
-            JudgeRequest(request_fingerprint(picture), question, self.model, self.form.name, self.form.tokens),
-        )
+        request = JudgeRequest(picture_fingerprint(picture), text, self.model, self.form.name, self.form.tokens)
+        return PictureQuestion(prompt, picture, request)
 
-    def _kept(self, job: PictureQuestion) -> JudgeReply | JudgeError | None:
-        return None if self.cache is None else ReplyCache(self.cache).get(job.asked)
+    def _cached(self, request: JudgeRequest) -> JudgeReply | JudgeError | None:
+        return None if self.cache is None else ReplyCache(self.cache).get(request)
 
-    def _ask(self, endpoints: Endpoints, job: PictureQuestion) -> JudgeReply | JudgeError:
+    def _send(self, endpoints: Endpoints, question: PictureQuestion) -> JudgeReply | JudgeError:
         """A readable reply, which is cached; else an unreadable one; else why there is none."""
-        reply: JudgeReply | JudgeError = JudgeError("not asked")
+        reply: JudgeReply | JudgeError = JudgeError("not sent")
         try:
-            request = self._request(job)
+            completion = self._completion(question)
             for attempt in range(MAX_READINGS):
-                reply = endpoints.ask(request, f"{job.asked.digest} {attempt}")
-                if self._readable(job, reply):
+                reply = endpoints.complete(completion, f"{question.request.digest} {attempt}")
+                if self._is_readable(question, reply):
                     if self.cache is not None:
-                        ReplyCache(self.cache).put(job.asked, reply)
+                        ReplyCache(self.cache).put(question.request, reply)
                     break
         except JudgeError as error:
             return error
         return reply
 
-    def _readable(self, job: PictureQuestion, reply: JudgeReply) -> bool:
+    def _is_readable(self, question: PictureQuestion, reply: JudgeReply) -> bool:
         try:
-            self.form.read(job.prompt, reply)
+            self.form.read(question.prompt, reply)
         except JudgeError:
             return False
         return True
 
-    def _request(self, job: PictureQuestion) -> Mapping[str, Any]:
-        picture = {"type": "image_url", "image_url": {"url": data_uri(job.picture)}}
-        content = [picture, {"type": "text", "text": job.asked.question}]
-        request: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.form.tokens}
+    def _completion(self, question: PictureQuestion) -> Mapping[str, Any]:
+        """The body of the chat completion: picture first, then the question."""
+        picture = {"type": "image_url", "image_url": {"url": data_uri(question.picture)}}
+        content = [picture, {"type": "text", "text": question.request.question}]
+        body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.form.tokens}
         if self.form.likelihoods:
-            request |= {"logprobs": True, "top_logprobs": 5}
-        return {**request, "messages": [{"role": "user", "content": content}]}
+            body |= {"logprobs": True, "top_logprobs": 5}
+        return {**body, "messages": [{"role": "user", "content": content}]}
 
-    def _verdict(self, job: PictureQuestion, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:
-        assert reply is not None  # every question has been put
-        verdict: Verdict | JudgeError
+    def _verdict(self, question: PictureQuestion, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:
+        assert reply is not None  # every question was sent
+        outcome: Verdict | JudgeError
         try:
-            verdict = reply if isinstance(reply, JudgeError) else self.form.read(job.prompt, reply)
+            outcome = reply if isinstance(reply, JudgeError) else self.form.read(question.prompt, reply)
         except JudgeError as error:
-            verdict = error
+            outcome = error
         if self.record is not None:
-            self._write_down(job, reply, verdict)
-        return verdict
+            self._append_record(self.record, question, reply, outcome)
+        return outcome
 
-    def _write_down(self, job: PictureQuestion, reply: JudgeReply | JudgeError, verdict: Verdict | JudgeError) -> None:
+    def _append_record(
+        self, path: Path, question: PictureQuestion, reply: JudgeReply | JudgeError, outcome: Verdict | JudgeError
+    ) -> None:
         """A missing verdict is written, too, so that a replay lists it as missing."""
-        given = None if isinstance(verdict, JudgeError) else verdict
-        row = self.form.record(job.prompt, JudgeReply("") if isinstance(reply, JudgeError) else reply, given)
-        error = {"error": str(verdict)} if isinstance(verdict, JudgeError) else {}
-        append(Path(self.record or ""), {**row, **error, "judge": self.name, "picture": job.asked.picture})
-
-    @contextmanager
-    def _endpoints(self) -> Iterator[Endpoints]:
-        try:
-            from triptych.rewards.vlm_client import Endpoints
-        except ImportError as error:
-            raise ConfigError(f"{error}; a judge over a network needs it: pip install 'triptych[judge]'") from error
-        with Endpoints(self.addresses, self.key, self.patience, self.concurrency) as endpoints:
-            yield endpoints
+        verdict = None if isinstance(outcome, JudgeError) else outcome
+        row = self.form.record(question.prompt, JudgeReply("") if isinstance(reply, JudgeError) else reply, verdict)
+        error = {"error": str(outcome)} if isinstance(outcome, JudgeError) else {}
+        with files.naming_errors(path, "choose another --record"):
+            files.append_json(path, {**row, **error, "judge": self.name, "picture": question.request.picture})
 
 
 def self_agreement(judge: Vlm, traces: Sequence[Trace]) -> float | None:
-    """How far a judge agrees with itself: the share of equal scores when all questions are put twice, past the cache,
+    """How far a judge agrees with itself: the share of equal scores when all questions are sent twice, past the cache,
     first one at a time and then side by side. None where no trace has a verdict both times."""
     alone = replace(judge, cache=None, record=None, concurrency=1).verdicts(traces)
-    among = replace(judge, cache=None, record=None).verdicts(traces)
-    pairs = [(a, b) for a, b in zip(alone, among, strict=True) if isinstance(a, Verdict) and isinstance(b, Verdict)]
+    together = replace(judge, cache=None, record=None).verdicts(traces)
+    outcomes = zip(alone, together, strict=True)
+    pairs = [(a, b) for a, b in outcomes if isinstance(a, Verdict) and isinstance(b, Verdict)]
     return sum(a.score == b.score for a, b in pairs) / len(pairs) if pairs else None
 
 
@@ -226,7 +226,7 @@ def check_address(address: str) -> str:
 
 
 def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
-    """The picture as a PNG inside a URI."""
+    """The picture as a PNG inside a URI. JudgeError if it is no picture."""
     file = io.BytesIO()
     try:
         Image.fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")
@@ -238,15 +238,16 @@ def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
 def side_by_side(work: Callable[[T], R], items: Sequence[T], width: int) -> list[R]:
     """`work` on every item, `width` at a time, results in the order of the items; what it raises is raised.
 
-    The threads are daemons: Ctrl-C ends a run at once, without waiting for a server that does not answer.
+    Not a ThreadPoolExecutor: its threads are joined at exit, while daemons let Ctrl-C end a run at once, without
+    waiting for a server that does not answer.
     """
     todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-    for numbered in enumerate(items):
-        todo.put(numbered)
+    for pair in enumerate(items):
+        todo.put(pair)
     stopped = threading.Event()
 
-    def labour() -> None:
+    def run() -> None:
         while not stopped.is_set():
             try:
                 index, item = todo.get_nowait()
@@ -258,7 +259,7 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], width: int) -> list
                 done.put((index, None, error))
 
     for _ in range(min(width, len(items))):
-        threading.Thread(target=labour, daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
     results: dict[int, R] = {}
     try:
         while len(results) < len(items):
@@ -271,7 +272,7 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], width: int) -> list
     return [results[index] for index in range(len(items))]
 
 
-def _tokens(job: PictureQuestion) -> int:
-    """About what a question costs: a token per square of the picture, and one per four characters."""
-    height, width, _ = job.picture.shape
-    return -(-height // TOKEN_SIDE) * -(-width // TOKEN_SIDE) + -(-len(job.asked.question) // 4)
+def _tokens(question: PictureQuestion) -> int:
+    """About how many tokens a question has: one per square of the picture, and one per four characters."""
+    height, width, _ = question.picture.shape
+    return -(-height // TOKEN_SIDE) * -(-width // TOKEN_SIDE) + -(-len(question.request.question) // 4)

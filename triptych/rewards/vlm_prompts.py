@@ -1,15 +1,13 @@
-"""What a vision-language judge is asked, and how its answer is read: each wording beside its parser.
+"""The questions of a vision-language judge and the parsers of its answers: each wording beside its parser.
 
 A form is a value: `Strict` asks for one verdict, 0 or 1, on the whole picture (GenEval++), `Checklist` puts a list of
-yes/no questions in one go (TIIF), `YesNo` asks one question and takes the likelihood of "yes". The wordings are our
-own. For numbers that compare with published ones, the benchmark's official wording is read from the user's own copy
+yes/no questions at once (TIIF), `YesNo` asks one question and takes the likelihood of "yes". The wordings are our own.
+For numbers that compare with published ones, the benchmark's official wording is read from the user's own copy
 (`read_wording`), where `{prompt}`, `{metadata}` and `{questions}` mark the places to fill in.
-An answer that cannot be read is a JudgeError: the verdict is missing, which is not the same as a 0.
 
-Recorded words of a judge, read back: yes/no answers in order (TIIF), and one strict verdict (GenEval++).
-
-A reply that cannot be read is None: the verdict is missing, which is not the same as wrong. TIIF's own reading comes
-first; the looser ones only rescue replies that it cannot read, and never one whose number of answers is off.
+`read_answers` and `read_verdict` also read recorded replies. An answer that cannot be read has no verdict, which is not
+the same as a 0. TIIF's own reading comes first; the looser ones only rescue replies that it cannot read, and never one
+with another number of answers.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.rewards.vlm_client import JudgeReply
+from triptych.rewards.vlm_client import THINK_END, JudgeReply
 from triptych.trace import Prompt, Verdict
 
 STRICT_WORDING = """Someone was asked for this picture:
@@ -63,9 +61,25 @@ Look at the picture and answer with one word, yes or no."""
 PLACEHOLDER = re.compile(r"\{(prompt|metadata|questions)\}")
 YES_NO = {"yes": True, "no": False}
 LENGTHS = ("short", "long")
-MAX_JSON_STARTS = 20  # braces of an answer that are tried as JSON
-MAX_REASON_CHARACTERS = 200  # characters, where the answer names no reason
-MAX_WORDING_CHARACTERS = 100_000  # characters
+MAX_REASON_STARTS = 20  # opening braces of an answer at which JSON with a "reason" is tried
+MAX_REASON_CHARACTERS = 200  # of an answer without a "reason"
+MAX_WORDING_CHARACTERS = 100_000
+
+YES_NO_LINE = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
+LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # before an answer
+MAX_LINE_MARKS = 8  # pieces before an answer; more is prose
+VERDICT_KEYS = ("correct", "verdict", "answer")  # of a strict verdict
+VERDICT_FIELD = re.compile(
+    rf"\b(?:{'|'.join(VERDICT_KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
+    r"(-?\d+(?:\.\d+)?|yes|no|true|false|correct|incorrect|wrong)\b",
+    re.IGNORECASE,
+)
+TRUTH_WORDS = {
+    **dict.fromkeys(("1", "1.0", "yes", "true", "correct"), True),
+    **dict.fromkeys(("0", "0.0", "no", "false", "incorrect", "wrong"), False),
+}
+MAX_JSON_OBJECTS = 100  # opening braces of a reply at which JSON is tried
+MAX_REPLY_CHARACTERS = 1_000_000  # beyond this it is no answer
 
 
 class Form(Protocol):
@@ -118,10 +132,10 @@ class Strict:
         return _about(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
-        correct = read_verdict(reply.said)
+        correct = read_verdict(reply.answer)
         if correct is None:
-            raise _unread('a JSON object with "correct": 0 or 1', reply)
-        reason = (_reason(reply.said),)
+            raise _unreadable('a JSON object with "correct": 0 or 1', reply)
+        reason = (_reason(reply.answer),)
         return Verdict(1.0, passed=reason) if correct else Verdict(0.0, failed=reason)
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
@@ -131,7 +145,7 @@ class Strict:
 
 @dataclass(frozen=True)
 class YesNo:
-    """One question; the score is the probability of "yes" where the server tells likelihoods, else 1 or 0.
+    """One question; the score is the probability of "yes" where the server gives likelihoods, else 1 or 0.
 
     With FIT_WORDING the question is whether the picture fits the prompt; with QUESTION_WORDING the prompt's text is
     itself the question.
@@ -152,8 +166,8 @@ class YesNo:
         return _about(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
-        likely = probability_of_yes(reply)
-        score = float(yes_or_no(reply)) if likely is None else likely
+        probability = probability_of_yes(reply)
+        score = float(yes_or_no(reply)) if probability is None else probability
         return Verdict(score, passed=(prompt.text,)) if score > 0.5 else Verdict(score, failed=(prompt.text,))
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
@@ -217,12 +231,12 @@ class Checklist:
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
         checks = self._checks(prompt)
-        answers = read_answers(reply.said, len(checks.questions))
+        answers = read_answers(reply.answer, len(checks.questions))
         if answers is None:
-            raise _unread(f"{len(checks.questions)} answers, one a line", reply)
+            raise _unreadable(f"{len(checks.questions)} answers, one a line", reply)
         right = [answer == truth for answer, truth in zip(answers, checks.answers, strict=True)]
-        told = list(zip(checks.questions, right, strict=True))
-        passed, failed = (tuple(text for text, held in told if held is wanted) for wanted in (True, False))
+        outcomes = list(zip(checks.questions, right, strict=True))
+        passed, failed = (tuple(text for text, correct in outcomes if correct is part) for part in (True, False))
         return Verdict(len(passed) / len(right), passed, failed)
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
@@ -234,7 +248,7 @@ class Checklist:
             "prompt": prompt.text,
             "questions": list(checks.questions),
             "gt_answers": ["yes" if answer else "no" for answer in checks.answers],
-            "model_output": reply.said,
+            "model_output": reply.answer,
         }
 
     def _checks(self, prompt: Prompt) -> Checks:
@@ -245,7 +259,7 @@ class Checklist:
 
 
 def probability_of_yes(reply: JudgeReply) -> float | None:
-    """P(yes) / (P(yes) + P(no)) where the answer's first word is chosen; None where the server tells no likelihoods.
+    """P(yes) / (P(yes) + P(no)) where the answer's first word is chosen; None where the server gives no likelihoods.
 
     All spellings of either word count: " Yes", "YES", "yes,". Blank and punctuation tokens before it are stepped over.
     """
@@ -261,12 +275,12 @@ def probability_of_yes(reply: JudgeReply) -> float | None:
 
 def yes_or_no(reply: JudgeReply) -> bool:
     """The answer in a text: its first word, or the only one of the two words in it. JudgeError if there is neither."""
-    words = re.findall(r"\w+", reply.said.lower())
+    words = re.findall(r"\w+", reply.answer.lower())
     given = {word for word in words if word in ("yes", "no")}
     if words and words[0] in given:
         return words[0] == "yes"
     if len(given) != 1:
-        raise _unread("yes or no", reply)
+        raise _unreadable("yes or no", reply)
     return given == {"yes"}
 
 
@@ -282,22 +296,56 @@ def read_wording(path: Path) -> str:
     return wording
 
 
-def _reason(said: str) -> str:
+def read_answers(reply: Any, count: int) -> tuple[bool, ...] | None:
+    """One answer per question, in order, or None if the reply does not hold exactly `count` of them.
+
+    TIIF's own reading: every line that starts with "yes" or "no" is an answer, and other lines are reasons. Only where
+    that does not give `count` answers: lines behind a number, a bullet, markdown or "Answer:"; or a bare list of words.
+    """
+    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
+        return None
+    lines = [line.strip() for line in _without_thoughts(reply).split("\n")]
+    for read in (_plain, _marked, _bare):
+        answers = read(lines)
+        if answers and len(answers) == count:
+            return tuple(answers)
+    return None
+
+
+def read_verdict(reply: Any) -> bool | None:
+    """A strict verdict, or None if there is none, or two that differ.
+
+    Looked for in this order: a JSON object with "correct" (or "verdict", "answer"); the same in words, "Correct: 1";
+    a first or last line that is a word such as "yes", "1" or "incorrect" and nothing else.
+    """
+    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
+        return None
+    text = _without_thoughts(reply)
+    verdicts = [_truth(record[key]) for record in _json_objects(text) for key in VERDICT_KEYS if key in record]
+    verdicts = verdicts or [_truth(value) for value in VERDICT_FIELD.findall(text)]
+    if verdicts:
+        return verdicts[0] if len(set(verdicts)) == 1 else None
+    lines = [line.strip(" \t\r*_`\"'.!()[]") for line in text.split("\n") if line.strip()]
+    truths = {_truth(line) for line in (lines[0], lines[-1])} - {None} if lines else set()
+    return truths.pop() if len(truths) == 1 else None
+
+
+def _reason(answer: str) -> str:
     """The "reason" of the first JSON object that has one; else how the answer begins."""
-    for start in [match.start() for match in re.finditer(r"\{", said)][:MAX_JSON_STARTS]:
+    for start in [match.start() for match in re.finditer(r"\{", answer)][:MAX_REASON_STARTS]:
         try:
-            found, _ = json.JSONDecoder().raw_decode(said, start)
+            record, _ = json.JSONDecoder().raw_decode(answer, start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found.get("reason"), str):
-            return " ".join(found["reason"].split())
-    return " ".join(said[:MAX_REASON_CHARACTERS].split())
+        if isinstance(record.get("reason"), str):
+            return " ".join(record["reason"].split())
+    return " ".join(answer[:MAX_REASON_CHARACTERS].split())
 
 
-def _unread(wanted: str, reply: JudgeReply) -> JudgeError:
+def _unreadable(expected: str, reply: JudgeReply) -> JudgeError:
     why = {"length": " (cut at the longest answer)", "content_filter": " (withheld by the server's filter)"}
-    start = reply.said[:60]
-    return JudgeError(f"expected {wanted}, found {start!r}{why.get(reply.finish, '')}; the verdict is missing")
+    start = reply.answer[:60]
+    return JudgeError(f"expected {expected}, found {start!r}{why.get(reply.finish, '')}; the verdict is missing")
 
 
 def _bare_word(token: str) -> str:
@@ -335,64 +383,13 @@ def _named(kind: str, wording: str) -> str:
     return f"{kind}-{hashlib.sha256(wording.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-YES_NO_LINE = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
-LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # before an answer
-MAX_LINE_MARKS = 8  # pieces before an answer; more is prose
-VERDICT_KEYS = ("correct", "verdict", "answer")  # of a strict verdict
-VERDICT_FIELD = re.compile(
-    rf"\b(?:{'|'.join(VERDICT_KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
-    r"(-?\d+(?:\.\d+)?|yes|no|true|false|correct|incorrect|wrong)\b",
-    re.IGNORECASE,
-)
-TRUTH_WORDS = {
-    **dict.fromkeys(("1", "1.0", "yes", "true", "correct"), True),
-    **dict.fromkeys(("0", "0.0", "no", "false", "incorrect", "wrong"), False),
-}
-MAX_JSON_OBJECTS = 100  # braces of a reply that are tried as JSON
-MAX_REPLY_CHARACTERS = 1_000_000  # characters of a reply; beyond this it is no answer
-
-
-def read_answers(reply: Any, asked: int) -> tuple[bool, ...] | None:
-    """One answer per question, in order, or None if the reply does not hold exactly `asked` of them.
-
-    TIIF's own reading: every line that starts with "yes" or "no" is an answer, and other lines are reasons. Only where
-    that does not give `asked` answers: lines behind a number, a bullet, markdown or "Answer:"; or a bare list of words.
-    """
-    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
-        return None
-    lines = [line.strip() for line in _spoken(reply).split("\n")]
-    for read in (_plain, _marked, _bare):
-        answers = read(lines)
-        if answers and len(answers) == asked:
-            return tuple(answers)
-    return None
-
-
-def read_verdict(reply: Any) -> bool | None:
-    """A strict verdict, or None if there is none, or two that differ.
-
-    Looked for in this order: a JSON object with "correct" (or "verdict", "answer"); the same in words, "Correct: 1";
-    a first or last line that is a word such as "yes", "1" or "incorrect" and nothing else.
-    """
-    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
-        return None
-    spoken = _spoken(reply)
-    named = [_truth(record[key]) for record in _objects(spoken) for key in VERDICT_KEYS if key in record]
-    named = named or [_truth(value) for value in VERDICT_FIELD.findall(spoken)]
-    if named:
-        return named[0] if len(set(named)) == 1 else None
-    lines = [line.strip(" \t\r*_`\"'.!()[]") for line in spoken.split("\n") if line.strip()]
-    known = {_truth(line) for line in (lines[0], lines[-1])} - {None} if lines else set()
-    return known.pop() if len(known) == 1 else None
-
-
-def _spoken(reply: str) -> str:
-    """The reply without the thinking before it."""
-    return reply.rsplit("</think>", 1)[-1]
+def _without_thoughts(reply: str) -> str:
+    """The reply without a reasoning model's thinking before it."""
+    return reply.rpartition(THINK_END)[2]
 
 
 def _plain(lines: list[str]) -> list[bool]:
-    return [_is_yes(found[1]) for line in lines if (found := YES_NO_LINE.match(line))]
+    return [_is_yes(match[1]) for line in lines if (match := YES_NO_LINE.match(line))]
 
 
 def _marked(lines: list[str]) -> list[bool]:
@@ -400,8 +397,8 @@ def _marked(lines: list[str]) -> list[bool]:
     answers, numbers = [], []
     for line in lines:
         start, number = _lead(line)
-        if found := YES_NO_LINE.match(line, start):
-            answers.append(_is_yes(found[1]))
+        if match := YES_NO_LINE.match(line, start):
+            answers.append(_is_yes(match[1]))
             numbers += [] if number is None else [number]
     return answers if not numbers or numbers == list(range(1, len(answers) + 1)) else []
 
@@ -430,15 +427,15 @@ def _is_yes(word: str) -> bool:
     return word.lower() == "yes"
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects in a text, those inside others left out."""
     decoder, start = json.JSONDecoder(), text.find("{")
     for _ in range(MAX_JSON_OBJECTS):
         if start < 0:
             return
         try:
-            found, end = decoder.raw_decode(text, start)
-            yield found
+            record, end = decoder.raw_decode(text, start)
+            yield record
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
