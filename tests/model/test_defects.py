@@ -155,7 +155,8 @@ def test_a12_every_branch_has_the_same_height_and_width(bagel, grid):
     torch.testing.assert_close(guided, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a12_pictures_of_different_shapes_are_edited_as_if_alone(bagel):
+def test_a12_b3_images_of_different_shapes_are_edited_as_if_alone(bagel):
+    """Forbids sides taken from another image, and the zero-padded batch of the autoencoder."""
     images, words, seeds = [picture(0), picture(1, 48, 32), picture(2)], ["add a cat", "paint", "remove"], [4, 5, 6]
     together = bagel.edit(images, words, SAMPLING, seeds)
     for image, instruction, seed, drawing in zip(images, words, seeds, together, strict=True):

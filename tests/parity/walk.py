@@ -23,9 +23,11 @@ from triptych.model.vae import patchify
 
 def tiny(folder: Path, words: Mapping[str, int] | None = None) -> Bagel:
     """The tiny model in float32; words read "w7" as id 7, and `words` as theirs."""
-    bagel = weights.load(folder / "tiny_ckpt", dtype=torch.float32)
-    bagel._tokenizer = toy_tokenizer(bagel.config.language.vocab_size, words or {})
-    return bagel
+    loaded = weights.load(folder / "tiny_ckpt", dtype=torch.float32)
+    tokenizer = toy_tokenizer(loaded.config.language.vocab_size, words or {})
+    bagel = Bagel(loaded.config, tokenizer, loaded.special)
+    bagel.load_state_dict(loaded.state_dict())
+    return bagel.eval()
 
 
 def toy_tokenizer(vocabulary: int, words: Mapping[str, int]) -> Tokenizer:

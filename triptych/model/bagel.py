@@ -54,6 +54,7 @@ class Bagel(Network):
         on_step: OnStep | None = None,
     ) -> list[Drawing]:
         """Draw each prompt; a plan is read token for token as it was sampled. `seeds` are of the initial noise."""
+        # Siblings of a tree share prompt, plan and noise, and differ in their SDE steps alone: most work is shared.
         keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
         rows, places = distinct(list(zip(prompts, keys, seeds, strict=True)))
         grid = self.config.token_grid
@@ -82,6 +83,7 @@ class Bagel(Network):
         on_text: OnText | None = None,
     ) -> list[Completion]:
         """Reflect: look at each image beside its prompt; say what to change, or that nothing is to be changed."""
+        # By identity: siblings of a tree hold the very same array.
         rows, places = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
         cache = self.prefill([self.reflect_blocks(prompts[row], images[row]) for row in rows])
         on_row = _renumbered(on_text, rows)

@@ -20,7 +20,7 @@ from triptych.errors import PictureError
 from triptych.files import write_bytes
 from triptych.model.config import Resize
 
-MAX_PIXELS = 50_000_000  # read from the file's header, before anything is decoded
+MAX_PIXELS = 50_000_000  # 150 MB of RGB; read from the file's header, before anything is decoded
 
 
 def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tupl
     scale = max(min(rule.max_side / max(size), 1.0), rule.min_side / min(size))
     width, height = _scaled(width, height, scale, rule.stride)
     budget = rule.max_pixels / pictures
-    if width * height > budget:
+    if width * height > budget:  # by the ratio of areas: a defect of the release that its models were trained with
         width, height = _scaled(width, height, budget / (width * height), rule.stride)
     if max(width, height) > rule.max_side:
         width, height = _scaled(width, height, rule.max_side / max(width, height), rule.stride)
@@ -49,13 +49,13 @@ def resize(
     height, width, _ = image.shape
     size = resized_size((width, height), rule, pictures)
     if size == (width, height):
-        return image
+        return image  # PIL would copy it; the pixels are the same
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
     """0..255 to -1..1, channels first, float32."""
-    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3).contiguous()
+    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3).contiguous()  # a copy: PIL's arrays are read-only
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
@@ -73,7 +73,7 @@ def flatten_rgba(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" not in image.info and "A" not in image.getbands() and "a" not in image.getbands():
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
+    rgba = image.convert("RGBA")  # a palette's or a gray image's transparency becomes an alpha channel
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white

@@ -51,7 +51,7 @@ class KVCache:
         capacity, needed = self.valid.shape[1], self.length + slots
         if needed <= capacity:
             return
-        extra = max(needed, 2 * capacity) - capacity
+        extra = max(needed, 2 * capacity) - capacity  # doubled, so that a growing text is copied seldom
         self.keys = [_widen(key, extra, dim=2) for key in self.keys]
         self.values = [_widen(value, extra, dim=2) for value in self.values]
         self.valid = _widen(self.valid, extra, dim=1)
@@ -61,6 +61,7 @@ class KVCache:
 
         They are scratch, and overwritten by the next forward, until `advance` keeps them.
         """
+        # In place, for rows of all lengths alike: slots are shared, and `valid` tells the rows apart.
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
@@ -90,6 +91,7 @@ class KVCache:
     @staticmethod
     def cat(caches: Sequence[KVCache], extra: int = 0) -> KVCache:
         """Rows of several caches as one batch, with room for `extra` more slots: guidance in one forward."""
+        # Shorter caches get slots that are not valid. The copy is made once a drawing, not in every step.
         length = max(cache.length for cache in caches)
         layers = range(len(caches[0].keys))
 

@@ -106,6 +106,7 @@ class Network(nn.Module):
         und = self.language_model.model.embed_tokens(pack.ids)
         if pack.views:
             vision = self.vision_tokens(pack.views).to(und.dtype)
+            # In place of the embeddings of the zeros that stand for patches in `ids`.
             und = und.flatten(0, 1).index_copy(0, pack.view_slots, vision).view(und.shape)
         gen = self.latent_tokens(pack.latents, pack.time, pack.latent_ids)
         return self.language_model.model(und, gen, pack.layout, cache, layer_outputs)
@@ -128,7 +129,7 @@ class Network(nn.Module):
 
     def latent_tokens(self, latents: Tensor, time: Tensor, ids: Tensor) -> Tensor:
         """Latents `[batch gen latent]` as decoder inputs; clean ones carry time 0 and its embedding too."""
-        if latents.shape[1] == 0:
+        if latents.shape[1] == 0:  # text alone: nothing to embed, and no matrix product of nothing
             return latents.new_zeros(*latents.shape[:2], self.config.language.hidden_size, dtype=self.dtype)
         return self.vae2llm(latents.to(self.dtype)) + self.time_embedder(time) + self.latent_pos_embed(ids)
 
@@ -141,7 +142,7 @@ class Network(nn.Module):
     def extend(self, cache: KVCache, rows: Sequence[Sequence[Block]]) -> Tensor:
         """Append blocks to each row of `cache` in one forward; returns hidden states `[batch und hidden]`."""
         pack = self.pack(rows, cache.position)
-        if pack.layout.valid.shape[1] == 0:
+        if pack.layout.valid.shape[1] == 0:  # the empty context of a drop branch
             return torch.zeros(len(rows), 0, self.config.language.hidden_size, device=self.device, dtype=self.dtype)
         hidden, _ = self(pack, cache)
         cache.advance(pack.layout.valid, pack.position)
@@ -195,6 +196,7 @@ class Network(nn.Module):
 
     def view_block(self, image: np.ndarray) -> View:
         """An image `[height width 3] uint8` for understanding: resized by the VAE's rule, then by the ViT's (b.9)."""
+        # Both towers see the same pixels: the release resizes for the VAE first, and that once more for the ViT.
         resized = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
         side = self.config.vision.patch_size
         patches = patchify(normalize(resized)[None], side)[0]
@@ -228,7 +230,7 @@ class Network(nn.Module):
 
     def edit_blocks(self, image: np.ndarray, instruction: str) -> tuple[Latent, list[Block], list[Block]]:
         """The image as latent tokens; these and its view; the instruction."""
-        latent = self.latent_block(image)
+        latent = self.latent_block(image)  # before the view, as the release was trained (kit b.1)
         return latent, [latent, self.view_block(image)], [self.text_block(instruction)]
 
     def answer_blocks(self, image: np.ndarray, question: str) -> list[Block]:

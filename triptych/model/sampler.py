@@ -30,7 +30,7 @@ from triptych.trace import Completion, SDESteps
 OnText = Callable[[int, str], None]  # row, text so far
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
-TOP_P_LIMIT = 1000  # most tokens that top-p may keep, as in the release
+TOP_P_LIMIT = 1000  # most tokens that top-p may keep, as in the release: no sort of 152,064 logits
 FLOAT64_DEVICES = ("cpu", "cuda")  # devices that surely know float64; Apple's does not
 
 
@@ -68,7 +68,7 @@ def kept_tokens(
         return none.scatter(-1, scaled.topk(min(top_k, vocabulary)).indices, True)
     probability, ids = scaled.softmax(-1).topk(min(TOP_P_LIMIT, vocabulary))
     keep = probability.cumsum(-1) - probability < top_p  # the more likely tokens do not reach top_p yet
-    keep[..., 0] = True
+    keep[..., 0] = True  # also where top_p is 0
     return none.scatter(-1, ids, keep)
 
 
@@ -139,7 +139,7 @@ def sample_text(
     logprobs: list[list[float]] = [[] for _ in active]
     kept: list[list[np.ndarray]] = [[] for _ in active]
     special = network.special
-    hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])
+    hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])  # an answer is a text block (kit b.1)
     while active:
         drawn, scores, mask = draw_tokens(network.logits(hidden[:, -1]), sampling, [generators[row] for row in active])
         if mask is not None:
@@ -203,7 +203,7 @@ def edit_branches(
     The image is guided only where the text is.
     """
     cond = network.prefill(images)
-    text_drop = cond.copy() if sampling.text_guidance > 1 else None
+    text_drop = cond.copy() if sampling.text_guidance > 1 else None  # the images are encoded once for both branches
     image_drop = None if text_drop is None or sampling.image_guidance <= 1 else network.prefill(instructions)
     network.extend(cond, instructions)
     return Branches(cond, text_drop, image_drop)
@@ -282,12 +282,12 @@ def sample_flow(
     state = DenoisingState.of(network, branches, grid)
     generators = [torch.Generator().manual_seed(seed) for seed in sde_seeds or ()]
     record: list[_SDEStep] = []
-    x = noise.float()
+    x = noise.float()  # states stay in float32: rounded ones could not be scored again (kit c.A9)
     for index in range(points - 1):
         time, dt = float(times[index]), float(times[index] - times[index + 1])
         v = state.velocity(network, x, time, renorm, sampling)
         if index in sampling.sde_indices:
-            if not expanded:
+            if not expanded:  # from here on copies of a row differ
                 x, v, expanded = x[copies], v[copies], True
                 state = DenoisingState.of(network, branches.select(copies), grid)
             mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)

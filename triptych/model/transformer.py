@@ -58,6 +58,7 @@ class PackLayout:
 
     def mask(self, cached: Tensor | None = None) -> Tensor:
         """Who may attend to whom, `[batch 1 query key]` bool; keys `cached [batch slot]` come first and are past."""
+        # A key is allowed that comes first or is of the same image block, unless it is in another noise block.
         before = self.order[:, None, :] <= self.order[:, :, None]
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
         allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]
@@ -78,7 +79,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.float()  # whatever the compute dtype, as the reference (kit b.4)
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
@@ -103,17 +104,13 @@ class JointAttention(nn.Module):
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        hidden, kv = config.hidden_size, self.kv_heads * self.head_dim
-        for expert in ("", "_moe_gen"):
+        self.head_dim = config.head_dim
+        hidden, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+        for expert in ("", "_moe_gen"):  # the published names: q_proj of understanding, q_proj_moe_gen of generation
             setattr(self, f"q_proj{expert}", nn.Linear(hidden, hidden))
             setattr(self, f"k_proj{expert}", nn.Linear(hidden, kv))
             setattr(self, f"v_proj{expert}", nn.Linear(hidden, kv))
-            setattr(self, f"o_proj{expert}", nn.Linear(hidden, hidden, bias=False))
+            setattr(self, f"o_proj{expert}", nn.Linear(hidden, hidden, bias=False))  # Qwen2: q, k, v alone have a bias
             setattr(self, f"q_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
             setattr(self, f"k_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
 
@@ -121,6 +118,7 @@ class JointAttention(nn.Module):
         """Queries, keys, values `[batch head time head_dim]` of one expert's tokens."""
         shape = (*x.shape[:2], -1, self.head_dim)
         value = getattr(self, f"v_proj{expert}")(x).view(shape).transpose(1, 2)
+        # Normed and rotated in float32 on both paths, as the reference does on the generation path (kit b.4).
         query = getattr(self, f"q_norm{expert}")(getattr(self, f"q_proj{expert}")(x).view(shape).float())
         key = getattr(self, f"k_norm{expert}")(getattr(self, f"k_proj{expert}")(x).view(shape).float())
         return (
@@ -132,7 +130,7 @@ class JointAttention(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
     ) -> tuple[Tensor, Tensor]:
-        split = und.shape[1]
+        split = und.shape[1]  # understanding tokens come first, so that routing by expert is a slice
         query, key, value = self.project(und, (rotary[0][:, :split], rotary[1][:, :split]), "")
         if gen.shape[1]:
             latents = self.project(gen, (rotary[0][:, split:], rotary[1][:, split:]), "_moe_gen")
@@ -210,6 +208,7 @@ class MoTDecoder(nn.Module):
             cache.reserve(layout.position.shape[1])
             past = cache.valid[:, : cache.length]
         mask = layout.mask(past)
+        # Checkpointing would run a layer's cache writes a second time on the way back; sampling has no gradient anyway.
         checkpointed = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             inputs = und, gen, rotary, mask, cache, index
@@ -241,7 +240,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if not on_cpu:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5  # 1 / sqrt(head_dim)
     weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
     return weights.to(value.dtype) @ value
 
@@ -256,5 +255,5 @@ def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Half-split rotation of `x [batch time head head_dim]`."""
     cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)  # channel i turns with channel i + head_dim / 2 (Qwen2), not with its neighbor
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -66,6 +66,7 @@ class MiddleAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        # One head: `[batch 1 position channel]`.
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
@@ -93,7 +94,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h//2 w//2"]:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # left, right, top, bottom
 
 
 class Upsample(nn.Module):
@@ -140,7 +141,7 @@ class VAEEncoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
             ResolutionLevel(before, width, config.num_res_blocks, Downsample if i < last else None)
-            for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False))
+            for i, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False))  # the last has no next
         )
         self.mid = MiddleBlock(widths[-1])
         self.norm_out = _norm(widths[-1])
@@ -182,7 +183,7 @@ class Autoencoder(nn.Module):
     """Image to latent and back; works under bf16 autocast and in channels_last.
 
     On a CPU bf16 autocast halves a training step, and channels_last doubles it again: the backward of its group norm is
-    not vectorised. On CUDA channels_last is the faster layout.
+    not vectorized. On CUDA channels_last is the faster layout.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -206,17 +207,10 @@ class Autoencoder(nn.Module):
         self, pixels: Float[Tensor, "batch 3 height width"], noise: Float[Tensor, "batch z h w"] | None = None
     ) -> Float[Tensor, "batch z h w"]:
         """Scaled latent: of the posterior mean, or of the sample that `noise` (standard normal) picks."""
+        # The mean at inference, as in R3; BAGEL samples there too, so that one picture has many latents.
         mean, logvar = self.moments(pixels)
         sample = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
         return self.config.scale_factor * (sample - self.config.shift_factor)
-
-    def encode_each(self, images: Sequence[Float[Tensor, "3 _ _"]]) -> list[Float[Tensor, "z _ _"]]:
-        """Latents (posterior mean) of images of any sizes; each size is its own batch, nothing is padded."""
-        latents: dict[int, Tensor] = {}
-        for size in dict.fromkeys(image.shape for image in images):
-            rows = [i for i, image in enumerate(images) if image.shape == size]
-            latents.update(zip(rows, self.encode(torch.stack([images[i] for i in rows])), strict=True))
-        return [latents[i] for i in range(len(images))]
 
     def decode(self, latent: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels of a scaled latent; not clamped."""
@@ -224,4 +218,4 @@ class Autoencoder(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return nn.GroupNorm(32, channels, eps=1e-6)  # not torch's default of 1e-5

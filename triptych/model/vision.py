@@ -25,7 +25,7 @@ def sincos_table(side: int, dim: int) -> Float[Tensor, "{side}*{side} {dim}"]:
     frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
     line = torch.cat([angle.sin(), angle.cos()], dim=1)
-    column = line.expand(side, side, -1)
+    column = line.expand(side, side, -1)  # column first, as in the release; swapped, velocities are off by .3 to 2
     row = line[:, None].expand(side, side, -1)
     return torch.cat([column, row], dim=-1).reshape(side * side, dim).float()
 
@@ -37,7 +37,7 @@ class PositionTable(nn.Module):
 
     def __init__(self, side: int, dim: int):
         super().__init__()
-        self.register_buffer("pos_embed", sincos_table(side, dim))
+        self.register_buffer("pos_embed", sincos_table(side, dim))  # a buffer: stored, moved, and never trained
 
     def forward(self, position_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
         return self.pos_embed[position_ids]
@@ -72,7 +72,7 @@ class VisionAttention(nn.Module):
     ) -> Float[Tensor, "batch patch hidden"]:
         heads = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (states.transpose(1, 2) for states in heads)
-        keys = None if mask is None else mask[:, None, None]
+        keys = None if mask is None else mask[:, None, None]  # padding is hidden as a key; its queries mean nothing
         return self.out_proj(_attend(q, k, v, keys).transpose(1, 2).flatten(2))
 
 
@@ -144,6 +144,7 @@ class VisionTower(nn.Module):
         x = self.vision_model.embeddings(patches, position_ids)
         for layer in self.vision_model.encoder.layers:
             x = layer(x, mask)
+        # Applied although the last layer is left out (select_layer -2), as in the release.
         return self.vision_model.post_layernorm(x)
 
 
@@ -156,7 +157,7 @@ class Connector(nn.Module):
         self.fc2 = nn.Linear(out_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*shape in_dim"]) -> Float[Tensor, "*shape out_dim"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # exact GELU moves logits by 1.5e-4: a mistake to see
 
 
 def _attend(
