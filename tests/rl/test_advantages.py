@@ -56,7 +56,7 @@ def test_parts_that_do_not_learn_bring_nothing():
         (replace(STAGE, picture=replace(STAGE.picture, train=False)), 2, 0),
     ):
         found = [group_advantages(one, stage) for one in groups]
-        made = loss_rows(groups, found, stage)
+        made = loss_rows(groups, found, STAGE, balance=True)
         assert (len(made.utterances), len(made.paintings)) == (texts, pictures)
         assert bool(found[0].text.any()) is (texts > 0) and bool(found[0].picture.any()) is (pictures > 0)
         assert not found[0].dead
@@ -87,8 +87,7 @@ def test_right_and_wrong_parents_can_pull_equally():
     assert pulls[0] + pulls[1] == pytest.approx(pulls[2])
     assert sum(pulls) == pytest.approx(sum(float(gain.text.abs().sum()) for gain in found))
     assert balanced(groups[:2], found[:2]) == [1.0, 1.0]
-    stage = replace(STAGE, text=replace(STAGE.text, balance=True))
-    made = loss_rows(groups, found, stage)
+    made = loss_rows(groups, found, STAGE, balance=True)
     assert float(made.text_gain[:4].abs().sum()) == pytest.approx(float(made.text_gain[4:].abs().sum()))
 
 
@@ -116,3 +115,26 @@ def test_a_row_knows_what_its_turn_had_seen():
     assert drew.text == "add" and drew.plan is None
     assert text_sample(trace, 0) is None and image_sample(trace, 0) is None
     assert torch.is_tensor(loss_rows([], [], STAGE).text_gain) and loss_rows([], [], STAGE).empty
+
+
+def test_an_edit_of_an_edit_is_of_the_newest_picture():
+    """A reflection and an edit see the picture of the turn before, neither an older one nor their own."""
+    pictures = [np.full((2, 2, 3), level, np.uint8) for level in (10, 20, 30)]
+    said = [Completion(f"words {turn}", np.arange(3), np.zeros(3, np.float32)) for turn in range(3)]
+    turns = [
+        Turn(one, Drawing(picture, strokes()), f"edit {turn}" if turn else None)
+        for turn, (one, picture) in enumerate(zip(said, pictures, strict=True))
+    ]
+    trace = Trace(Prompt("a cat"), tuple(turns))
+    first = text_sample(trace, 0), image_sample(trace, 0)
+    assert all(one is not None and one.image is None for one in first)
+    assert first[1].text == "a cat" and first[1].plan is said[0]
+    for turn in (1, 2):
+        text, image = text_sample(trace, turn), image_sample(trace, turn)
+        assert text is not None and image is not None
+        assert text.prompt == "a cat" and text.completion is said[turn]
+        assert image.text == f"edit {turn}" and image.plan is None
+        assert image.sde_steps is trace.turns[turn].drew.sde_steps
+        assert text.image is pictures[turn - 1] and image.image is pictures[turn - 1]
+    given = Trace(Prompt("a cat", image=pictures[0]), (turns[1],))  # a prompt that brings its picture
+    assert text_sample(given, 0).image is pictures[0] and image_sample(given, 0).image is pictures[0]

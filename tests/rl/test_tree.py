@@ -90,7 +90,7 @@ def record(policy: ScriptedPolicy, stage: int, group: int, node: Node) -> dict:
         "picture": plan_text(policy.drawn[node.trace.image.tobytes()]),
         "score": round(node.verdict.score, 6),
         "failed": list(node.verdict.failed),
-        "reward": [round(reward.text, 6), round(reward.picture, 6), reward.formed, reward.drawn],
+        "reward": [round(reward.text, 6), round(reward.picture, 6), reward.well_formed, reward.has_picture],
     }
 
 
@@ -158,7 +158,7 @@ def test_a_stopped_sibling_keeps_the_verdict_of_its_picture():
     judge = Exact(policy)
     (refined,) = expand(policy, judge, [groups[0].siblings[0]], ROLLOUT, seed=1)
     assert judge.asked == 0 and all(node.trace.finished for node in refined.siblings)
-    assert all(node.verdict.score == 1 and not node.reward.drawn for node in refined.siblings)
+    assert all(node.verdict.score == 1 and not node.reward.has_picture for node in refined.siblings)
     assert all(node.reward.text == 2 for node in refined.siblings)
 
 
@@ -168,9 +168,43 @@ def test_a_chain_is_one_sample_with_one_reward():
     for node in group.siblings:
         assert len(node.trace.turns) > 1
         assert node.reward == Reward(node.verdict.score + 1, node.verdict.score, True, True)
-    noises = Noting()
-    expand_trajectories(noises, Exact(noises), roots(TEXTS[1]), ROLLOUT, ROLLOUT, 1, seed=0)
-    assert len(set(noises.noises)) == 1
+
+
+class NotingAll(ScriptedPolicy):
+    """Notes the seeds of every beat, and never stops."""
+
+    def __init__(self):
+        super().__init__(blind=True)
+        self.noises, self.texts, self.steps = [], [], []
+
+    def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None):
+        self.noises.append(list(seeds))
+        self.steps.append(list(sde_seeds))
+        return super().draw(prompts, plans, sampling, seeds, sde_seeds, on_step)
+
+    def plan(self, prompts, sampling, seeds, on_text=None):
+        self.texts.append(list(seeds))
+        return super().plan(prompts, sampling, seeds, on_text)
+
+    def reflect(self, prompts, images, sampling, seeds, on_text=None):
+        self.texts.append(list(seeds))
+        return super().reflect(prompts, images, sampling, seeds, on_text)
+
+    def edit(self, images, instructions, sampling, seeds, sde_seeds=None, on_step=None):
+        self.noises.append(list(seeds))
+        self.steps.append(list(sde_seeds))
+        return super().edit(images, instructions, sampling, seeds, sde_seeds, on_step)
+
+
+def test_every_turn_of_a_chain_has_a_noise_of_its_own_that_siblings_share():
+    policy = NotingAll()
+    expand_trajectories(policy, Exact(policy), roots(*TEXTS), ROLLOUT, ROLLOUT, 3, seed=0)
+    assert len(policy.noises) == 4  # a drawing and three edits
+    noises = [tuple(dict.fromkeys(turn)) for turn in policy.noises]
+    assert all(len(turn) == len(TEXTS) for turn in noises)  # one for each parent
+    assert len({seed for turn in noises for seed in turn}) == 4 * len(TEXTS)
+    for seeds in (policy.texts, policy.steps):  # which are each sibling's own
+        assert len({seed for turn in seeds for seed in turn}) == 4 * 4 * len(TEXTS)
 
 
 def handed(scores: list[list[float]]) -> list[Group]:
