@@ -25,7 +25,7 @@ from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.errors import ConfigError, OutputError, PromptError
 from triptych.eval.recorded import RecordedVerdict
-from triptych.eval.submissions import Entry, Fault, Judged, judge_pictures, list_pictures, load_pictures, shown
+from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_pictures, printable
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
 from triptych.model.images import read_image
@@ -77,7 +77,7 @@ def check_options(options: JudgeOptions, many: bool) -> None:
 def list_entries(options: JudgeOptions, many: bool) -> list[Entry | Fault]:
     """Every image with its prompt, those with an unusable prompt as faults."""
     if not many:
-        return [Entry(shown(options.image), 1, options.image, Prompt(check_text(options.prompt)))]
+        return [Entry(printable(options.image), 1, options.image, Prompt(check_text(options.prompt)))]
     entries = [with_text(entry) for entry in list_pictures(options.image)]
     if options.ask == "tiif":
         return entries
@@ -142,7 +142,7 @@ def place_of(entry: Entry | Fault) -> str:
 
 def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Judge) -> int:
     """Judge everything, print what is missing as it happens and the counts at the end; returns the exit code."""
-    rows: list[Judged] = []
+    rows: list[JudgedEntry] = []
     total = without_verdict = missing = 0
     cause = ""
     remedy = f"the others are in {options.cache}" if options.cache else "--cache would keep the others"
@@ -153,9 +153,9 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
             rows.append(row)
             if row.missing:
                 print(f"missing: {place_of(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
-            total, missing = total + row.asked, missing + bool(row.missing)
-            without_verdict += row.lost
-            cause = row.missing or "" if row.lost else cause
+            total, missing = total + row.judged, missing + bool(row.missing)
+            without_verdict += row.judge_failed
+            cause = row.missing or "" if row.judge_failed else cause
             progress.update(bar, advance=1, right=f"missing {missing}")
             # A file at fault says nothing about the judge, so only what it was asked counts here.
             check_missing(options, total, without_verdict, cause, remedy)
@@ -202,7 +202,7 @@ def print_agreement(options: JudgeOptions, entries: Sequence[Entry | Fault], jud
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[Judged]) -> None:
+def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEntry]) -> None:
     """The counts, as JSON with every verdict or as a table."""
     verdicts = [recorded_verdict(row) for row in rows]
     benchmark = options.ask
@@ -216,7 +216,7 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[Judged]) 
     score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts)
 
 
-def recorded_verdict(row: Judged) -> RecordedVerdict:
+def recorded_verdict(row: JudgedEntry) -> RecordedVerdict:
     """The verdict as `triptych score` counts it: right of asked questions."""
     entry, verdict = row.entry, row.verdict
     if isinstance(entry, Fault):
@@ -231,7 +231,7 @@ def recorded_verdict(row: Judged) -> RecordedVerdict:
     return RecordedVerdict(entry.name, entry.line, column, right, questions, prompt.text, verdict.failed)
 
 
-def result(row: Judged) -> dict[str, Any]:
+def result(row: JudgedEntry) -> dict[str, Any]:
     """One image's verdict as JSON values."""
     entry, verdict = row.entry, row.verdict
     return {

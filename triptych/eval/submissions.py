@@ -23,8 +23,8 @@ from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.vlm_prompts import Checks
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
-LONGEST = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
-BATCH = 64  # pictures judged together
+MAX_METADATA = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
+JUDGE_BATCH = 64  # pictures judged together
 BATCH_PIXELS = 100_000_000  # fewer where they are large: 300 MB
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -57,30 +57,30 @@ def list_pictures(path: Path) -> list[Entry | Fault]:
     """Every picture of a folder or a jsonl, in order, without opening any. Raises PictureError if there is none."""
     path = Path(path)
     try:
-        found = list(_of_folder(path) if path.is_dir() else _of_lines(path))
+        entries = list(_folder_entries(path) if path.is_dir() else _jsonl_entries(path))
     except OSError as error:
         why = error.strerror or error
-        raise PictureError(f"cannot read {shown(path)}: {why}; expected a folder or a jsonl") from error
-    if not found:
+        raise PictureError(f"cannot read {printable(path)}: {why}; expected a folder or a jsonl") from error
+    if not entries:
         layout = "folders such as 00000/metadata.jsonl with 00000/samples/0000.png, or a jsonl of image and prompt"
-        raise PictureError(f"{shown(path)} holds no pictures to judge; expected {layout}")
-    return found
+        raise PictureError(f"{printable(path)} holds no pictures to judge; expected {layout}")
+    return entries
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """A path that can be printed anywhere: what is no plain text is escaped."""
     text = str(path)
     return text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def _of_folder(root: Path) -> Iterator[Entry | Fault]:
+def _folder_entries(root: Path) -> Iterator[Entry | Fault]:
     for folder in sorted(root.iterdir(), key=_natural):
         metadata, samples = folder / "metadata.jsonl", folder / "samples"
         if not (metadata.exists() or metadata.is_symlink() or samples.is_dir()):
             continue  # a grid, a results file: no prompt's folder
-        name = shown(folder.relative_to(root))
+        name = printable(folder.relative_to(root))
         try:
-            prompt, checks = _asked(_only_line(_inside(root, metadata)))
+            prompt, checks = _prompt_and_checks(_only_line(_inside(root, metadata)))
             pictures = sorted((each for each in _inside(root, samples).iterdir() if _is_picture(each)), key=_natural)
             if not pictures:
                 raise ValueError("no pictures in samples/")
@@ -88,26 +88,26 @@ def _of_folder(root: Path) -> Iterator[Entry | Fault]:
             yield Fault(name, 1, _why(error))
             continue
         for picture in pictures:
-            yield _entry(root, picture, shown(picture.relative_to(root)), 1, prompt, checks)
+            yield _entry(root, picture, printable(picture.relative_to(root)), 1, prompt, checks)
 
 
-def _of_lines(path: Path) -> Iterator[Entry | Fault]:
+def _jsonl_entries(path: Path) -> Iterator[Entry | Fault]:
     if not path.is_file():  # a pipe or a device would never end
-        raise PictureError(f"{shown(path)} is no file; expected a folder or jsonl of pictures")
+        raise PictureError(f"{printable(path)} is no file; expected a folder or jsonl of pictures")
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             try:
                 record = _record(line)
-                prompt, checks = _asked(record)
+                prompt, checks = _prompt_and_checks(record)
                 image = record.get("image")
                 if not isinstance(image, str) or not image or "\0" in image:
                     raise ValueError(f"image is {image!r}; expected a path")
             except ValueError as error:
-                yield Fault(shown(path), number, _why(error))
+                yield Fault(printable(path), number, _why(error))
                 continue
-            yield _entry(path.parent, path.parent / image, shown(image), number, prompt, checks)
+            yield _entry(path.parent, path.parent / image, printable(image), number, prompt, checks)
 
 
 def _entry(root: Path, picture: Path, name: str, line: int, prompt: Prompt, checks: Checks | None) -> Entry | Fault:
@@ -141,18 +141,18 @@ def _only_line(path: Path) -> Mapping[str, Any]:
 
 
 def _lines(file: Any) -> Iterator[bytes]:
-    """The lines of a file, at most one byte more than LONGEST of each."""
-    while line := file.readline(LONGEST + 1):
+    """The lines of a file, at most one byte more than MAX_METADATA of each."""
+    while line := file.readline(MAX_METADATA + 1):
         rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
+        while not rest.endswith(b"\n") and (rest := file.readline(MAX_METADATA)):
             pass
         yield line
 
 
 def _record(line: bytes) -> Mapping[str, Any]:
     """A line as a JSON object, or ValueError."""
-    if len(line) > LONGEST:
-        raise ValueError(f"a line of more than {LONGEST:,} bytes; expected one picture")
+    if len(line) > MAX_METADATA:
+        raise ValueError(f"a line of more than {MAX_METADATA:,} bytes; expected one picture")
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
@@ -164,8 +164,8 @@ def _record(line: bytes) -> Mapping[str, Any]:
     return record
 
 
-def _asked(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None]:
-    """What a line asks for, or ValueError. The sentence is made from the metadata where it is not given."""
+def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None]:
+    """Prompt and questions of a line, or ValueError. The sentence is made from the metadata where it is not given."""
     metadata = record.get("metadata", record)
     spec = read_spec(metadata) if isinstance(metadata, dict) and "include" in metadata else None
     text = record.get("prompt", metadata.get("prompt") if isinstance(metadata, dict) else None)
@@ -196,42 +196,40 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _why(error: Exception) -> str:
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown(" ".join(told.split())[:200])
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(reason.split())[:200])
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An entry with its verdict, or why there is none; `asked` tells that a judge was, and not the file at fault."""
+class JudgedEntry:
+    """An entry with its verdict, or why there is none; `judged` is False where the file was at fault, and no judge was
+    asked."""
 
     entry: Entry | Fault
     verdict: Verdict | None
     missing: str | None
-    asked: bool = True
+    judged: bool = True
 
     @property
-    def lost(self) -> bool:
+    def judge_failed(self) -> bool:
         """Whether the judge was asked, and had no verdict."""
-        return self.asked and self.missing is not None
+        return self.judged and self.missing is not None
 
 
-def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[Judged]:
+def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[JudgedEntry]:
     """Yield every entry in order, judged a batch at a time; few pictures are in memory at once."""
     for batch in load_pictures(entries):
-        traces = [trace for _, trace in batch if isinstance(trace, Trace)]
-        found = iter(verdicts_of(judge, traces))
+        verdicts = iter(verdicts_of(judge, [trace for _, trace in batch if isinstance(trace, Trace)]))
         for entry, trace in batch:
             if isinstance(trace, str):
-                yield Judged(entry, None, trace, asked=False)
-                continue
-            verdict = next(found)
-            if isinstance(verdict, JudgeError):
-                yield Judged(entry, None, _why(verdict))
+                yield JudgedEntry(entry, None, trace, judged=False)
+            elif isinstance(verdict := next(verdicts), JudgeError):
+                yield JudgedEntry(entry, None, _why(verdict))
             else:
-                yield Judged(entry, verdict, None)
+                yield JudgedEntry(entry, verdict, None)
 
 
 def load_pictures(entries: Iterable[Entry | Fault]) -> Iterator[list[tuple[Entry | Fault, Trace | str]]]:
@@ -243,7 +241,7 @@ def load_pictures(entries: Iterable[Entry | Fault]) -> Iterator[list[tuple[Entry
         batch.append((entry, loaded))
         if isinstance(loaded, Trace) and loaded.image is not None:
             pixels += loaded.image.shape[0] * loaded.image.shape[1]
-        if len(batch) >= BATCH or pixels >= BATCH_PIXELS:
+        if len(batch) >= JUDGE_BATCH or pixels >= BATCH_PIXELS:
             yield batch
             batch, pixels = [], 0
     if batch:
