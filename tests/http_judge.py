@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that plays a judge: it answers well, badly, slowly or not at all, as a script says.
 
-`with Server(play) as server:` calls `play(asked)` for each request and does what it returns: `says("...")`,
-`status(429, {"Retry-After": "0"})`, `raw(b"...")`, `cut(b"...")`, `never()`, ... Requests are kept in `server.asked`.
+`with Server(play) as server:` calls `play(request)` for each request and does what it returns: `says("...")`,
+`status(429, {"Retry-After": "0"})`, `raw(b"...")`, `cut(b"...")`, `never()`, ... Requests are in `server.requests`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, the `number`-th time since the server began."""
+    """One request, the `number`-th since the server began."""
 
     number: int
     path: str
@@ -90,12 +90,12 @@ def never() -> Answer:
 
 
 class Server:
-    """The server; `most` is the largest number of requests that were under way at once."""
+    """The server; `max_under_way` is the largest number of requests that were under way at once."""
 
     def __init__(self, play: Callable[[Request], Answer]):
         self.play = play
-        self.asked: list[Request] = []
-        self.under_way = self.most = 0
+        self.requests: list[Request] = []
+        self.under_way = self.max_under_way = 0
         self.changed = threading.Condition()
         self.over = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -107,7 +107,7 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def wait_for(self, true: Callable[[], bool]) -> bool:
-        """Wait until something has become true of the requests, such as `lambda: server.most == 3`."""
+        """Wait until something has become true of the requests, such as `lambda: server.max_under_way == 3`."""
         with self.changed:
             return self.changed.wait_for(true, timeout=20)
 
@@ -128,14 +128,14 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.changed:
                     request = Request(
-                        len(server.asked),
+                        len(server.requests),
                         self.path,
                         {name.lower(): value for name, value in self.headers.items()},
                         body,
                     )
-                    server.asked.append(request)
+                    server.requests.append(request)
                     server.under_way += 1
-                    server.most = max(server.most, server.under_way)
+                    server.max_under_way = max(server.max_under_way, server.under_way)
                     server.changed.notify_all()
                 try:
                     answer = server.play(request)

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, and a JSON log survives a torn line."""
 
+import json
 import os
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_a_log_forgets_its_torn_line_and_what_is_done_again(tmp_path):
     again.append({"index": 2, "again": True})
     assert again.read() == [{"index": 0}, {"index": 1}, {"index": 2, "again": True}]
     assert log.path.read_text().count("\n") == 3
+
+
+def test_a_torn_line_spoils_no_other(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    path.write_text('{"torn": ')
+    files.append_json(path, {"a": "ü\ud800"})
+    files.append_json(path, {"b": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [{"a": "ü\ud800"}, {"b": 2}]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

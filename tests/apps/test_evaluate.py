@@ -92,7 +92,7 @@ def test_tiif_asks_its_questions_in_short_and_long(capsys: pytest.CaptureFixture
     with Server(all_yes) as server:
         asked = ["--prompts", copy_of_tiif(), "--turns", 0, "--out", "run", "--record", "replies.jsonl", "--json"]
         assert painted("tiif", *asked, *at(server)) == 0
-        assert len(server.asked) == 6 and any("1. Is there a lake?\n2. Is it in oils?" in r.text for r in server.asked)
+        assert len(server.requests) == 6 and any("1. Is there a lake?\n2. Is it in oils?" in r.text for r in server.requests)
     printed = json.loads(capsys.readouterr().out)
     (figures,) = printed["tiif"]
     halves = {f"{kind}/{length}": {"right": 1, "asked": 2} for kind in ("style", "numeracy") for length in TWO}
@@ -196,17 +196,17 @@ def test_genevalpp_of_an_open_model_and_one_reply_that_never_comes(capsys: pytes
     broken = [True]
 
     def play(request: Request) -> Answer:
-        first = request.text == server.asked[0].text
+        first = request.text == server.requests[0].text
         return status(400) if first and broken else right("fine") if first or request.number % 2 else wrong("not so")
 
     with Server(play) as server:
         words = ["genevalpp", "--limit", 8, "--turns", 0, "--out", "run", "--cache", "cache", "--json", *at(server)]
         assert painted(*words, "--concurrency", 1) == 1
         first = json.loads(capsys.readouterr().out)
-        asked = len(server.asked)
+        count = len(server.requests)
         broken.clear()
         assert painted(*words, "--concurrency", 1, "--resume") == 0
-        assert len(server.asked) == asked + 1  # only what was missing
+        assert len(server.requests) == count + 1  # only what was missing
     second = json.loads(capsys.readouterr().out)
     assert first["manifest"] == second["manifest"] and first["manifest"]["judge"].startswith("m/strict-")
     assert (first["report"]["missing"], second["report"]["missing"]) == (1, 0)

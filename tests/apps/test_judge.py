@@ -129,11 +129,11 @@ def test_a_folder_judged_over_the_network(capsys: pytest.CaptureFixture):
             "replies.jsonl",
         ]
         code, record, _ = judged(capsys, *options)
-        assert code == 0 and len(server.asked) == 3
+        assert code == 0 and len(server.requests) == 3
         assert record["tags"] == {"counting": 1.0, "colors": 0.0}
         assert record["judge"].startswith("m/strict-")
         code, again, _ = judged(capsys, *options[:-1], "again.jsonl")
-        assert again == record and len(server.asked) == 3  # all from the cache
+        assert again == record and len(server.requests) == 3  # all from the cache
     assert Path("again.jsonl").read_text() == Path("replies.jsonl").read_text()
     assert main(["score", "genevalpp", "replies.jsonl", "--json"]) == 0
     replayed = json.loads(capsys.readouterr().out)
@@ -162,7 +162,7 @@ def test_lists_of_questions(capsys: pytest.CaptureFixture):
     with Server(play) as server:
         options = ["--ask", "tiif", "--address", server.address, "--model", "m", "--record", "replies.jsonl"]
         code, record, told = judged(capsys, "list.jsonl", *options)
-        assert len(server.asked) == 1  # the same picture and the same questions
+        assert len(server.requests) == 1  # the same picture and the same questions
     assert code == 1 and len(told) == 2 and "questions" in told[0]
     assert record["cells"]["shape+color/short"] == {"right": 3, "asked": 6}
     assert main(["score", "tiif", "replies.jsonl", "--json"]) == 0
@@ -183,7 +183,7 @@ def test_the_words_of_a_file(capsys: pytest.CaptureFixture):
     Path("words.txt").write_text("Officially: {prompt}?")
     with Server(lambda _: right()) as server:
         judged(capsys, "one.png", "a cat", "--wording", "words.txt", "--address", server.address, "--model", "m")
-        assert server.asked[0].text == "Officially: a cat?"
+        assert server.requests[0].text == "Officially: a cat?"
 
 
 def test_a_dry_run_asks_nobody(capsys: pytest.CaptureFixture):
@@ -202,7 +202,7 @@ def test_agreement_with_itself(capsys: pytest.CaptureFixture):
     with Server(by_prompt) as server:
         options = ["--address", server.address, "--model", "m", "--self-check", "4"]
         code, record, _ = judged(capsys, "drawn", *options)
-        assert len(server.asked) == 8
+        assert len(server.requests) == 8
     assert (code, record["agreement"], record["pictures"]) == (0, 1.0, 4)
 
 
@@ -226,7 +226,7 @@ def test_two_addresses(capsys: pytest.CaptureFixture):
     with Server(by_prompt) as one, Server(by_prompt) as other:
         addresses = ["--address", one.address, "--address", other.address]
         code, _, _ = judged(capsys, *addresses, "--model", "m", "--concurrency", "1", "drawn")
-    assert code == 0 and len(one.asked) == len(other.asked) == 3
+    assert code == 0 and len(one.requests) == len(other.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_hostile_list_gives_one_line_each_and_loses_nothing(capsys: pytest.Cap
     Path("list/list.jsonl").write_bytes(b"\xef\xbb\xbf" + content)
     with Server(by_prompt) as server:
         code, record, told = judged(capsys, "list/list.jsonl", "--address", server.address, "--model", "m")
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert code == 1 and [row["line"] for row in record["results"]] == list(range(1, len(lines) + 3))
     assert [row["correct"] for row in record["results"]] == [True] * 3 + [None] * (len(lines) - 2) + [True]
     assert len(told) == len(lines) - 2 and all(line.isprintable() and len(line) < 6000 for line in told)

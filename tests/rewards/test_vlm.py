@@ -20,7 +20,7 @@ from PIL import Image
 
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.rewards.vlm import KEY_VARIABLE, Vlm, data_uri, self_agreement, side_by_side
-from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, retry_after
+from triptych.rewards.vlm_client import RetryPolicy
 from triptych.rewards.vlm_prompts import STRICT_WORDING, Strict, YesNo
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
@@ -74,7 +74,7 @@ def test_it_asks_with_the_picture_as_it_is():
     prompt = Prompt('a "photo" of {questions} and {metadata}')
     with Server(in_turn(right())) as server:
         judge(server)([Trace(prompt) + Turn(None, Drawing(picture))])
-        (request,) = server.asked
+        (request,) = server.requests
     image, text = request.body["messages"][0]["content"]
     sent = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent))), picture)
@@ -86,36 +86,36 @@ def test_it_asks_with_the_picture_as_it_is():
 def test_the_newest_picture_is_judged():
     with Server(in_turn(right())) as server:
         judge(server)([drawn(1) + Turn(None, Drawing(np.full((8, 8, 3), 9, np.uint8)))])
-        sent = server.asked[0].body["messages"][0]["content"][0]["image_url"]["url"]
+        sent = server.requests[0].body["messages"][0]["content"][0]["image_url"]["url"]
     assert sent == data_uri(np.full((8, 8, 3), 9, np.uint8))
 
 
 def test_equal_questions_are_asked_once():
     with Server(in_turn(right())) as server:
         assert len(judge(server)([drawn(1, "same"), drawn(1, "same"), drawn(2, "same")])) == 3
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 def test_the_bound_on_concurrency_is_used_and_kept():
     def play(_: Request) -> Answer:
-        server.wait_for(lambda: server.most == 3)
+        server.wait_for(lambda: server.max_under_way == 3)
         return right()
 
     with Server(play) as server:
         judge(server, concurrency=3)(traces(12))
-    assert server.most == 3 and len(server.asked) == 12
+    assert server.max_under_way == 3 and len(server.requests) == 12
 
 
 def test_servers_are_asked_equally_often():
     with Server(in_turn(right())) as one, Server(in_turn(right())) as other:
         both = Vlm((one.address, other.address), "m", retry=HASTE, concurrency=1)
         both(traces(10))
-    assert len(one.asked) == len(other.asked) == 5
+    assert len(one.requests) == len(other.requests) == 5
 
 
 def test_a_busy_server_is_spared():
     def slow(_: Request) -> Answer:
-        one.wait_for(lambda: len(other.asked) >= 7)
+        one.wait_for(lambda: len(other.requests) >= 7)
         return right()
 
     def tell(_: Request) -> Answer:
@@ -125,7 +125,7 @@ def test_a_busy_server_is_spared():
 
     with Server(slow) as one, Server(tell) as other:
         Vlm((one.address, other.address), "m", retry=HASTE, concurrency=2)(traces(8))
-    assert (len(one.asked), len(other.asked)) == (1, 7)
+    assert (len(one.requests), len(other.requests)) == (1, 7)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_the_key_comes_from_the_named_variable_and_goes_nowhere_else(monkeypatch
         trusted([drawn(1)])
         (missing,) = trusted.verdicts([drawn(2)])
         anonymous([drawn(3)])
-    sent = [request.headers["authorization"] for request in server.asked]
+    sent = [request.headers["authorization"] for request in server.requests]
     assert sent == ["Bearer sk-very-secret"] * 2 + ["Bearer none"]
     assert isinstance(missing, JudgeError) and "bad key ***" in str(missing)
     told = "".join([repr(trusted), trusted.name, str(missing), caplog.text, *capfd.readouterr()])
@@ -195,7 +195,7 @@ PASSING = {
 def test_what_passes_is_asked_again(failure: Answer):
     with Server(in_turn(failure, right())) as server:
         assert judge(server)([drawn(1)])[0].score == 1.0
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
@@ -219,7 +219,7 @@ def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path:
 def test_a_server_that_does_not_answer_in_time_is_missing(failure: Answer):
     with Server(in_turn(failure)) as server:
         (missing,) = judge(server, retry=FLEETING).verdicts([drawn(1)])
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert isinstance(missing, JudgeError) and "within 0.3 s" in str(missing)
 
 
@@ -252,7 +252,7 @@ def test_an_interrupt_comes_through_while_a_question_is_under_way():
     with Server(in_turn(http_judge.never())) as server:
 
         def interrupt() -> None:
-            server.wait_for(lambda: len(server.asked) == 1)
+            server.wait_for(lambda: len(server.requests) == 1)
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
@@ -267,7 +267,7 @@ def test_an_interrupt_comes_through_while_a_question_is_under_way():
 def test_a_refused_question_is_not_repeated(code: int):
     with Server(in_turn(status(code, {"Location": "http://127.0.0.1:1/"}), right())) as server:
         missing, found = judge(server, concurrency=1).verdicts(traces(2))
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert isinstance(missing, JudgeError) and str(code) in str(missing)
     assert isinstance(found, Verdict)
 
@@ -276,21 +276,21 @@ def test_a_refused_question_is_not_repeated(code: int):
 def test_a_server_of_no_use_is_asked_once(code: int):
     with Server(in_turn(status(code), right())) as server:
         found = judge(server, concurrency=1).verdicts(traces(5))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert all(isinstance(each, JudgeError) and str(code) in str(each) for each in found)
 
 
 def test_the_other_server_answers_for_one_of_no_use():
     with Server(in_turn(status(404))) as one, Server(in_turn(right())) as other:
         found = Vlm((one.address, other.address), "m", retry=HASTE, concurrency=1).verdicts(traces(5))
-        assert len(one.asked) == 1 and len(other.asked) == 5
+        assert len(one.requests) == 1 and len(other.requests) == 5
     assert all(isinstance(each, Verdict) for each in found)
 
 
 def test_an_answer_without_end_is_cut_off():
     with Server(in_turn(raw(b" " * (1 << 22)))) as server:
         (missing,) = judge(server).verdicts([drawn(1)])
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert isinstance(missing, JudgeError) and "bytes" in str(missing)
 
 
@@ -303,7 +303,7 @@ def test_an_error_without_end_is_cut_off():
 def test_a_server_that_asks_for_more_than_our_patience_is_left_alone():
     with Server(in_turn(status(429, {"Retry-After": "3600"}), right())) as server:
         missing = judge(server, concurrency=1).verdicts(traces(3))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert all(isinstance(each, JudgeError) and "rest" in str(each) for each in missing)
 
 
@@ -319,38 +319,6 @@ def test_without_the_client_it_says_what_to_install():
     assert "ConfigError" in run.stderr and "pip install 'triptych[judge]'" in run.stderr
 
 
-# --- patience ---------------------------------------------------------------------------------------------------------
-
-
-def test_waits_double_within_their_jitter_and_follow_the_seed():
-    patience = RetryPolicy(backoff=1.0, max_wait=10.0, seed=3)
-    waits = [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
-    assert waits == [patience.delay(failures, patience.jitter("a")) for failures in range(1, 9)]
-    assert waits != [patience.delay(failures, patience.jitter("b")) for failures in range(1, 9)]
-    assert waits != [patience.delay(failures, replace(patience, seed=4).jitter("a")) for failures in range(1, 9)]
-    for failures, wait in enumerate(waits, 1):
-        assert min(0.5 * 2 ** (failures - 1), 10.0) <= wait <= min(1.5 * 2 ** (failures - 1), 10.0)
-    assert patience.delay(10**9, patience.jitter("a")) == 10.0
-
-
-@pytest.mark.parametrize(
-    "told, seconds", [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("x", None), ("", None), ("nan", None)]
-)
-def test_retry_after(told: str, seconds: float | None):
-    assert retry_after({"retry-after": told}) == seconds
-
-
-def test_retry_after_a_date():
-    far = retry_after({"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"})
-    assert far is not None and far > 1e8
-
-
-@pytest.mark.parametrize("wrong_one", [{"timeout": 0}, {"tries": 0}, {"backoff": -1}, {"max_wait": -1}])
-def test_impatience_is_refused(wrong_one: dict[str, float]):
-    with pytest.raises(ConfigError):
-        RetryPolicy(**wrong_one)  # pyright: ignore[reportArgumentType]
-
-
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +326,7 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path):
     with Server(in_turn(right(), wrong())) as server:
         first = judge(server, cache=tmp_path / "cache")(traces(6))
         again = judge(server, cache=tmp_path / "cache")(traces(6))
-        assert len(server.asked) == 6
+        assert len(server.requests) == 6
     assert first == again
     assert Vlm(refusing(), "m", cache=tmp_path / "cache")(traces(6)) == first  # nobody needs to be there
 
@@ -373,9 +341,9 @@ def test_another_picture_question_model_or_wording_is_asked(tmp_path: Path):
             (replace(look, model="n"), drawn(1, "clocks")),
             (replace(look, form=Strict(STRICT_WORDING + " ")), drawn(1, "clocks")),
         ]:
-            before = len(server.asked)
+            before = len(server.requests)
             other([trace])
-            assert len(server.asked) == before + 1
+            assert len(server.requests) == before + 1
 
 
 def test_damaged_files_of_the_cache_are_asked_for_again_and_mended(tmp_path: Path):
@@ -389,33 +357,15 @@ def test_damaged_files_of_the_cache_are_asked_for_again_and_mended(tmp_path: Pat
         four.write_bytes(five.read_bytes())  # the answer to another question
         six.write_bytes(b" " * (1 << 21))
         look(traces(6))
-        assert len(server.asked) == 11
+        assert len(server.requests) == 11
         look(traces(6))
-        assert len(server.asked) == 11
+        assert len(server.requests) == 11
 
 
 def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "cache").write_text("a file")
     with Server(in_turn(right())) as server, pytest.raises(OutputError, match="cache"):
         judge(server, cache=tmp_path / "cache")(traces(4))
-
-
-def test_threads_that_keep_the_same_reply_do_not_meet(tmp_path: Path):
-    asked, cache = JudgeRequest("p", "q", "m", "f", 1), ReplyCache(tmp_path)
-    torn: list[JudgeReply | None] = []
-
-    def work() -> None:
-        for index in range(15):
-            cache.put(asked, JudgeReply("x" * index))
-            torn.append(cache.get(asked))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert None not in torn
-    assert [path.suffix for path in tmp_path.rglob("*.*")] == [".json"]
 
 
 OTHER_PROCESS = """
@@ -440,10 +390,10 @@ def test_two_processes_share_a_cache(tmp_path: Path):
     with Server(in_turn(right())) as server:
         both = [start(server, tmp_path, 12, 4) for _ in range(2)]
         assert [process.communicate(timeout=60)[0].strip() for process in both] == ["12", "12"]
-        before = len(server.asked)
+        before = len(server.requests)
         assert 12 <= before <= 24
         judge(server, cache=tmp_path)(traces(12))
-        assert len(server.asked) == before
+        assert len(server.requests) == before
     assert len(list(tmp_path.rglob("*.*"))) == 12
 
 
@@ -455,12 +405,12 @@ def test_a_killed_run_keeps_what_was_answered(tmp_path: Path):
 
     with Server(play) as server:
         process = start(server, tmp_path, 12, 1)
-        assert server.wait_for(lambda: len(server.asked) == 6)
+        assert server.wait_for(lambda: len(server.requests) == 6)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         killed.set()
         assert len(judge(server, cache=tmp_path)(traces(12))) == 12
-        assert len(server.asked) == 6 + 7
+        assert len(server.requests) == 6 + 7
 
 
 # --- likelihoods ------------------------------------------------------------------------------------------------------
@@ -470,7 +420,7 @@ def test_the_probability_of_yes_is_asked_for_and_believed():
     places = [[(" Yes", np.log(0.6)), ("No", np.log(0.2)), ("yes", np.log(0.1)), ("Maybe", np.log(0.1))]]
     with Server(in_turn(says("Yes", logprobs=places))) as server:
         (verdict,) = judge(server, form=YesNo())([drawn(1)])
-        assert server.asked[0].body["logprobs"] is True
+        assert server.requests[0].body["logprobs"] is True
     assert verdict.score == pytest.approx(0.7 / 0.9)
 
 
@@ -480,7 +430,7 @@ def test_a_server_that_refuses_likelihoods_is_asked_without_them():
 
     with Server(play) as server:
         verdicts = judge(server, form=YesNo(), concurrency=1)(traces(4))
-        assert len(server.asked) == 5  # refused once, then known
+        assert len(server.requests) == 5  # refused once, then known
     assert [verdict.score for verdict in verdicts] == [0.0] * 4
 
 
@@ -492,7 +442,7 @@ def test_the_cost_is_told_without_a_call(tmp_path: Path):
         look = judge(server, cache=tmp_path)
         look(traces(3))
         cost = look.cost([*traces(5), drawn(4), Trace(Prompt("nothing drawn"))])
-        assert len(server.asked) == 3
+        assert len(server.requests) == 3
     assert (cost.pictures, cost.calls, cost.cached) == (7, 2, 3)
     assert cost.tokens_out == 2 * Strict().tokens and cost.tokens_in > 2 * len(STRICT_WORDING) // 4
 

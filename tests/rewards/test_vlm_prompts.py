@@ -11,19 +11,21 @@ from http_judge import Answer, Request, Server, says, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych import files
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval import recorded
 from triptych.rewards.vlm import Vlm
-from triptych.rewards.vlm_client import JudgeReply, JudgeRequest, ReplyCache, RetryPolicy, picture_fingerprint
+from triptych.rewards.vlm_client import JudgeReply, RetryPolicy
 from triptych.rewards.vlm_prompts import (
     FIT_WORDING,
+    MAX_REPLY_CHARACTERS,
     STRICT_WORDING,
     Checklist,
     Checks,
     Strict,
     YesNo,
     probability_of_yes,
+    read_answers,
+    read_verdict,
     read_wording,
     yes_or_no,
 )
@@ -40,6 +42,24 @@ anything = st.recursive(
 def checklist(count: int, prompt: Prompt = CLOCKS) -> Checklist:
     checks = Checks(tuple(f"Is it {index}?" for index in range(count)), (True,) * count, "numeracy", "short")
     return Checklist({(prompt.source, prompt.text): checks})
+
+
+answers = st.lists(st.booleans(), min_size=1, max_size=12)
+reasons = st.sampled_from(
+    ("", ", there is one", " There are none.", ": a cat, not a dog", "\nA line of its own.", "\n")
+)
+PLAIN = "{word}{why}"
+LAYOUTS = (
+    *(PLAIN, "{n}. {word}{why}", "{n}) **{word}**{why}", "- {word}{why}", "**{word}**{why}", "Q{n}: {word}{why}"),
+    *("Answer {n}: {word}{why}", "**{n}.** {word}{why}", "> {word}{why}", "Answer: {word}{why}", "  {word}{why}  "),
+)
+
+
+def written(truths: list[bool], layout: str, why: list[str], words: tuple[str, str] = ("no", "yes")) -> str:
+    lines = [
+        layout.format(word=words[truth], n=number, why=why[number % len(why)]) for number, truth in enumerate(truths, 1)
+    ]
+    return "\n".join(lines)
 
 
 # --- strict verdicts --------------------------------------------------------------------------------------------------
@@ -76,15 +96,6 @@ def test_any_text_is_a_verdict_or_missing(text: str):
             assert 0.0 <= form.read(CLOCKS, JudgeReply(text)).score <= 1.0
         except JudgeError as error:
             assert "\n" not in str(error)
-
-
-@given(anything | st.builds(lambda inner: {"choices": [{"message": {"content": "yes"}, "logprobs": inner}]}, anything))
-def test_any_json_is_a_reply_or_a_value_error(payload: object):
-    try:
-        reply = JudgeReply.from_completion(payload)
-    except ValueError:
-        return
-    assert isinstance(reply.text, str) and (probability_of_yes(reply) or 0.0) <= 1.0
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -215,31 +226,6 @@ def test_no_prompt_can_reach_another_place(text: str):
     assert FIT_WORDING.replace("{prompt}", text) == YesNo().ask(Prompt(text))
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
-
-
-@given(st.text(), st.lists(st.lists(st.tuples(st.text(), st.floats(-1e9, 0)), max_size=3), max_size=3))
-def test_a_reply_comes_back_from_the_cache_as_it_went_in(tmp_path_factory, text: str, top: list):
-    cache, asked = ReplyCache(tmp_path_factory.mktemp("cache")), JudgeRequest("p", text, "m", "f", 1)
-    reply = JudgeReply(text, top=tuple(tuple(place) for place in top))
-    assert cache.get(asked) is None
-    cache.put(asked, reply)
-    assert cache.get(asked) == reply
-
-
-def test_pictures_of_other_shape_have_other_fingerprints():
-    flat = np.zeros(24, np.uint8)
-    assert len({picture_fingerprint(flat.reshape(shape)) for shape in [(1, 8, 3), (8, 1, 3), (2, 4, 3)]}) == 3
-
-
-def test_a_torn_line_spoils_no_other(tmp_path: Path):
-    path = tmp_path / "replies.jsonl"
-    path.write_text('{"torn": ')
-    files.append_json(path, {"a": "ü\ud800"})
-    files.append_json(path, {"b": 2})
-    assert [json.loads(line) for line in path.read_text().splitlines()[1:]] == [{"a": "ü\ud800"}, {"b": 2}]
-
-
 def drawn(prompt: Prompt, index: int) -> Trace:
     return Trace(prompt) + Turn(None, Drawing(np.full((4, 4, 3), index, np.uint8)))
 
@@ -275,3 +261,85 @@ def test_recorded_lists_are_replayed(tmp_path: Path):
     one, missing = recorded.read_tiif(path)
     assert (one.column, one.right, one.asked) == ("numeracy+2d/long", 1, 2)
     assert missing.missing and missing.asked == 0
+
+
+# --- replies of many layouts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["GPT-4o__Janus-Pro", "QwenVL__sd35"])
+def test_published_replies_are_read_as_published(shared: Path, name: str):
+    with gzip.open(shared / "benchmarks" / "tiif_replies" / f"{name}.jsonl.gz", "rt") as lines:
+        for line in lines:
+            reply = json.loads(line)
+            expected = tuple(answer == "yes" for answer in reply["model_pred"])
+            assert read_answers(reply["model_output"], len(reply["questions"])) == expected
+
+
+@given(answers, st.sampled_from(LAYOUTS), st.lists(reasons, min_size=1, max_size=4), st.booleans())
+def test_any_layout_is_read(truths, layout, why, shout):
+    reply = written(truths, layout, why, ("NO", "Yes") if shout else ("no", "yes"))
+    assert read_answers(reply, len(truths)) == tuple(truths)
+    assert read_answers(f"<think>\nno\nyes, it is\n</think>\n\n{reply}", len(truths)) == tuple(truths)
+
+
+@given(answers, st.sampled_from(LAYOUTS), st.lists(reasons, min_size=1, max_size=4))
+def test_a_lost_or_added_answer_is_missing(truths, layout, why):
+    reply = written(truths, layout, why)
+    assert read_answers(reply, len(truths) + 1) is None
+    assert read_answers(reply, len(truths) - 1) is None
+    assert read_answers(f"{written(truths, PLAIN, why)}\nyes, and more", len(truths)) is None
+
+
+@given(answers, st.sampled_from((", ", " ", "; ", "\n\n", ' ", "')))
+def test_a_bare_list_is_read(truths, between):
+    words = [("no", "yes")[truth] for truth in truths]
+    assert read_answers(between.join(words), len(truths)) == tuple(truths)
+    assert read_answers(f"```json\n{json.dumps(words)}\n```", len(truths)) == tuple(truths)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", " \n ", "I cannot answer that.", "1. yes\n3. no", "2. yes\n1. no", "yes", "yes\nno\nyes", "nothing\nyesterday",
+     "maybe\nno", None, 3, ["yes", "no"], "yes" * MAX_REPLY_CHARACTERS, '{"1": "yes"}'],
+)  # fmt: skip
+def test_these_are_not_two_answers(reply: object):
+    assert read_answers(reply, 2) is None
+
+
+@given(st.text(max_size=60), st.integers(0, 5))
+def test_any_text_is_read_or_missing(text, count):
+    read = read_answers(text, count)
+    assert read is None or len(read) == count
+    assert read_verdict(text) in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ('{"correct": 1, "reason": "all there"}', True),
+        ('{"reason": "two cats; correct: 1 would be three", "correct": 0}', False),
+        ('```json\n{"correct": true}\n```', True),
+        ('Looking closely: two cats.\n{"correct": "no"}', False),
+        ('{"correct": 1.0}', True),
+        ("Correct: 0", False),
+        ("The answer is **yes**.", True),
+        ("verdict = incorrect", False),
+        ("Yes", True),
+        ("**No**\nThere are three cats.", False),
+        ("There are three cats.\n\n0", False),
+        ("<think>correct: 0</think>1", True),
+        ('{"correct": -1}', None),
+        ('{"correct": 1} or {"correct": 0}', None),
+        ('{"correct": 0.5}', None),
+        ('{"correct": 1', True),  # cut off after the verdict
+        ('{"reason": "cut', None),
+        ("yes\nno", None),
+        ("", None),
+        ("I think that it mostly shows three cats", None),
+        ("{" * 100_000, None),
+        ('{"a":' * 100_000, None),
+        (None, None),
+    ],
+)
+def test_words_of_a_strict_verdict(reply: object, verdict: bool | None):
+    assert read_verdict(reply) is verdict
