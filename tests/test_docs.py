@@ -66,6 +66,7 @@ OTHERS = (
     (r"python (examples|scripts|tests)/", "tests/test_examples.py runs the examples; the file has to be there"),
 )
 SLOW = (
+    (r"triptych sft (?!.*--help)", "two updates of eight stages take a quarter of a minute; tests/sft runs them, too"),
     (r"triptych bench", "half a minute"),
     (r"triptych probe", "draws and reads pictures with every skill"),
     (r"triptych eval (ita|vqa) (?!.*--drawn)", "renders a set of 3,360 pictures"),
@@ -135,12 +136,12 @@ def sketch(*arguments):
     return cli._load(*arguments)
 
 
-def play(arguments: list[str]) -> int:
+def play(arguments: list[str], page: Path) -> int:
     """Run a command line of triptych in this process; returns the exit code."""
     if arguments[0] in ("train", "sft"):
         return cli.main(arguments)
-    if arguments[0] in ("eval", "probe"):  # many pictures: by a policy of the same world without weights
-        return cli.main(arguments, lambda *_: ScriptedPolicy())
+    if page.stem != "README" and arguments[0] in ("draw", "edit", "eval", "probe"):
+        return cli.main(arguments, lambda *_: ScriptedPolicy())  # many pictures: of the same world, without weights
     return cli.main(arguments, sketch)
 
 
@@ -160,7 +161,7 @@ def prepare(page: Path) -> None:
     Path("replies.jsonl").write_text(json.dumps(reply) + "\n")
     for before in ("runs/theirs", "OTHER"):
         if f"{before}/" in page.read_text() or f"{before} " in page.read_text():
-            assert play(["eval", "genevalpp", "--limit", "7", "--turns", "1", "--out", before]) == 0
+            assert play(["eval", "genevalpp", "--limit", "7", "--turns", "1", "--out", before], page) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
@@ -180,33 +181,38 @@ def test_every_option_is_known_to_the_parser(command: Command):
         assert not stop.code and "--help" in arguments, f"{command}: the parser refuses it"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(c.page == page for c in OURS)], ids=lambda p: p.stem)
-def test_the_commands_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def run_page(page: Path, capfd, slow: bool) -> None:
+    """Run the commands of a page in order, then its python blocks; with the slow ones, or without."""
     prepare(page)
     for command in OURS:
-        if command.page != page or command.matches(PARSED) or command.matches(SLOW):
+        if command.page != page or command.matches(PARSED) or (command.matches(SLOW) and not slow):
             continue
         capfd.readouterr()
-        code = run(lighter(command.text))
+        code = run(lighter(command.text), page)
         assert code == 0, f"{command}\nrun as {lighter(command.text)}\n{capfd.readouterr().err[-2000:]}"
     run_python(page)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in OURS if c.matches(SLOW)], ids=str)
-def test_slow_commands_run(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("page", [p for p in PAGES if any(c.page == p for c in OURS)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(shlex.split(lighter(command.text))[1:]) == 0
+    run_page(page, capfd, slow=False)
 
 
-def run(text: str) -> int:
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({c.page for c in OURS if c.matches(SLOW)}), ids=lambda page: page.stem)
+def test_pages_run_with_their_slow_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run_page(page, capfd, slow=True)
+
+
+def run(text: str, page: Path) -> int:
     arguments = shlex.split(text)[1:]
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         return int(stop.value.code or 0)
-    return play(arguments)
+    return play(arguments, page)
 
 
 # Python blocks whose weights or servers are not here: their imports are run, the rest is compiled.
@@ -310,6 +316,15 @@ def test_every_link_leads_somewhere(page: Path):
         target = (page.parent / link).resolve()
         made = page.parent.name == "docs" and link in ("examples.md", "changelog.md", "log.md", "contributing.md")
         assert target.exists() or made, f"{page.name}: {link} is not there"
+
+
+def test_every_key_of_a_training_step_is_documented(tmp_path: Path):
+    assert cli.main(["train", "debug", "--out", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
+    section = (ROOT / "docs" / "training.md").read_text().split("## Keys of steps.jsonl")[1].split("\n## ")[0]
+    patterns = [re.escape(key).replace(r"\.\.\.", ".*") for key in SPAN.findall(section)]
+    missing = [key for row in rows for key in row if not any(re.fullmatch(pattern, key) for pattern in patterns)]
+    assert not missing, f"training.md does not say what these keys of steps.jsonl are: {sorted(set(missing))}"
 
 
 def test_the_readme_is_short():
