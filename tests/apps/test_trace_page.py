@@ -127,7 +127,7 @@ def test_small_pictures_keep_their_pixels_and_large_ones_are_thumbnails():
 def test_the_index_counts_what_is_right():
     wrong = view(stop="limit", verdicts=(Verdict(0.5, ("grey",), ("light: found dark",)),) * 2)
     wall = trace_index("greys", [trace_card("one", view()), trace_card("two", wrong)])
-    assert "finds 1 of 2 right" in wall and "light: found dark" in wall and 'href="two/trace.html"' in wall
+    assert "1 of 2 right by the judge" in wall and "light: found dark" in wall and 'href="two/trace.html"' in wall
     unjudged = trace_index("greys", [trace_card("one", view(verdicts=()))])
     assert "judge" not in unjudged.split("</style>")[1]
 

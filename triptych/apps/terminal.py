@@ -185,5 +185,5 @@ def print_folder(console: Console, folder: Path, page: Path) -> None:
 def verdict_text(verdict: Verdict) -> Text:
     """The checks, the failed ones first."""
     failed = [part for check in verdict.failed for part in (Text("✗ ", "red"), Text(f"{check}  "))]
-    passed = f"✓ {len(verdict.passed)} of {len(verdict.passed) + len(verdict.failed)} checks hold"
+    passed = f"✓ {len(verdict.passed)} of {len(verdict.passed) + len(verdict.failed)} checks pass"
     return Text.assemble(*failed, (passed, "green" if not verdict.failed else "dim"))
