@@ -6,7 +6,7 @@ from pathlib import Path
 from rich import print
 
 from triptych import Benchmark, Prompt, Trace, Verdict, load
-from triptych.eval.benchmark import run
+from triptych.eval.benchmark import run_benchmark
 from triptych.eval.results import Report, report_table
 
 TEXTS = ["A photo of a red bus", "A photo of a red clock", "A photo of a red cat"]
@@ -29,7 +29,7 @@ class Redness:
 
 def main(policy, folder: Path) -> Report:
     benchmark = Benchmark("Red things", tuple(Prompt(text) for text in TEXTS), columns={"all": "Red"})
-    rows = list(run(benchmark, policy, Redness(), turns=2, seeds=range(2), out=folder))
+    rows = list(run_benchmark(benchmark, policy, Redness(), turns=2, seeds=range(2), out=folder))
     report = benchmark.report(rows, turns=2)
     print(report_table(report))
     return report

@@ -11,7 +11,7 @@ from triptych import Benchmark, Drawing, Item, Prompt, Spec, Trace, Turn, load
 from triptych.data.language import prompt_text
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
-from triptych.eval.benchmark import run
+from triptych.eval.benchmark import run_benchmark
 from triptych.eval.results import Report, report_table
 from triptych.rewards.sticker_judge import WorldJudge
 
@@ -48,7 +48,7 @@ def main(policy, folder: Path) -> Report:
     trial = partial(run, benchmark, policy, WorldJudge(), turns=0)
     assert all(row.score(0) == 1 for row in trial(play=perfect)), "a perfect player must score 1"
     assert all(row.score(0) != 1 for row in trial(play=blank)), "a blank one must not be right"
-    rows = list(run(benchmark, policy, WorldJudge(), turns=2, seeds=range(2), out=folder))
+    rows = list(run_benchmark(benchmark, policy, WorldJudge(), turns=2, seeds=range(2), out=folder))
     report = benchmark.report(rows, turns=2)
     print(report_table(report))
     return report

@@ -15,7 +15,7 @@ from triptych.apps.arguments import shard_of
 from triptych.apps.cli import main
 from triptych.apps.run_page import MAX_BYTES, evenly_spaced
 from triptych.errors import ConfigError, JudgeError
-from triptych.eval.benchmark import Benchmark, run
+from triptych.eval.benchmark import Benchmark, run_benchmark
 from triptych.eval.results import Report
 from triptych.eval.run_folder import RunFolder
 from triptych.model.config import Sampling
@@ -61,7 +61,7 @@ def played(folder: Path, *scores, judge="first-pixel", **settings) -> Path:
     )
     benchmark = Benchmark("Tiny", prompts, {"one": "One", "<two>": "$Two$ & <more>"})
     settings = {"turns": 1, "sampling": Sampling(), "play": play(scores), "out": folder, **settings}
-    list(run(benchmark, None, FirstPixel(judge), **settings))
+    list(run_benchmark(benchmark, None, FirstPixel(judge), **settings))
     return folder
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from triptych.data.render import render_array
 from triptych.data.scene import Scene, check
 from triptych.errors import ConfigError, JudgeError, OutputError
-from triptych.eval.benchmark import Benchmark, run, trace_seed
+from triptych.eval.benchmark import Benchmark, run_benchmark, trace_seed
 from triptych.eval.results import OVERALL, Report, Row, report_table, summarize
 from triptych.eval.run_folder import (
     MOST_SEEDS,
@@ -145,7 +145,7 @@ def values(turns):
 @pytest.mark.parametrize(("scene", "expected"), [(perfect, 1.0), (blank, 0.0)])
 def test_perfect_is_one_and_blank_is_zero(suite, scene, expected):
     painter = Painter(suite.prompts, scene)
-    rows = list(run(suite, painter, Remembering(painter), turns=2, batch_size=64))
+    rows = list(run_benchmark(suite, painter, Remembering(painter), turns=2, batch_size=64))
     report = suite.report(rows, turns=2)
     assert set(report.accuracy) == {*suite.titles, OVERALL}
     for turns in report.accuracy.values():
@@ -160,7 +160,7 @@ def test_a_coin_between_right_and_blank_gets_half(suite):
         return (perfect, blank)[Random(f"{spec} {seed}").randrange(2)](spec, seed)
 
     painter = Painter(suite.prompts, coin)
-    report = suite.report(run(suite, painter, Remembering(painter), turns=0, batch_size=64), turns=0)
+    report = suite.report(run_benchmark(suite, painter, Remembering(painter), turns=0, batch_size=64), turns=0)
     counts = Counter(suite.column(prompt) for prompt in suite.prompts)
     for column, count in counts.items():
         assert abs(report.accuracy[column][0].value - 0.5) < 4 * (0.25 / count) ** 0.5, column
@@ -171,7 +171,7 @@ def test_a_coin_between_right_and_blank_gets_half(suite):
 def test_perfect_is_one_and_blank_is_zero_for_the_judge_that_looks(scene, expected):
     suite = GENEVAL_PLUS.thinned(70)
     painter = Painter(suite.prompts, scene)
-    report = suite.report(run(suite, painter, WorldJudge(), turns=0, plan=False, batch_size=70), turns=0)
+    report = suite.report(run_benchmark(suite, painter, WorldJudge(), turns=0, plan=False, batch_size=70), turns=0)
     assert values(report.accuracy[OVERALL]) == [expected]
 
 
@@ -196,7 +196,7 @@ def test_thinned_keeps_the_columns_even():
 
 def test_every_picture_is_judged_and_a_stop_keeps_the_last_one():
     script = [[50, 100, None], [100, None], [0, 20, 40]]
-    rows = list(run(small(3), None, Scripted(), turns=2, sampling=Sampling(), play=scripted_play(script)))
+    rows = list(run_benchmark(small(3), None, Scripted(), turns=2, sampling=Sampling(), play=scripted_play(script)))
     assert [[each.score for each in row.verdicts] for row in rows] == [[0.5, 1.0], [1.0], [0.0, 0.2, 0.4]]
     assert [row.stopped for row in rows] == [True, True, False]
     assert [[row.score(turn) for turn in range(3)] for row in rows] == [[0.5, 1, 1], [1, 1, 1], [0, 0.2, 0.4]]
@@ -206,7 +206,7 @@ def test_every_picture_is_judged_and_a_stop_keeps_the_last_one():
 def test_rows_come_seed_by_seed_and_do_not_depend_on_the_batch():
     def played(batch_size):
         play = scripted_play([[50, None], [100]])
-        return list(run(small(), None, Scripted(), 1, (3, 4), Sampling(), batch_size=batch_size, play=play))
+        return list(run_benchmark(small(), None, Scripted(), 1, (3, 4), Sampling(), batch_size=batch_size, play=play))
 
     assert [(row.prompt, row.seed) for row in played(3)] == [(index, seed) for seed in (3, 4) for index in range(5)]
     assert played(1) == played(3) == played(100)
@@ -214,7 +214,7 @@ def test_rows_come_seed_by_seed_and_do_not_depend_on_the_batch():
 
 def test_no_two_traces_of_a_run_begin_from_one_noise():
     calls = []
-    list(run(small(), None, Scripted(), 0, (0, 1), Sampling(), play=scripted_play([[50]], calls)))
+    list(run_benchmark(small(), None, Scripted(), 0, (0, 1), Sampling(), play=scripted_play([[50]], calls)))
     seeds = [seed for batch in calls for _, seed in batch]
     assert len(set(seeds)) == len(seeds) == 10
 
@@ -223,12 +223,14 @@ def test_a_given_picture_is_judged_first_and_a_play_without_a_beat_is_whole():
     given = Benchmark("given", (Prompt("prompt 0", image=pixels(70).image),), {})
     painter = Painter(given.prompts, blank, edits=1)
     for turns in (0, 1):
-        (only,) = run(given, painter, Scripted(), turns=turns)
+        (only,) = run_benchmark(given, painter, Scripted(), turns=turns)
         assert [each.score for each in only.verdicts] == [0.7] * (turns + 1) and only.column == "all"
 
 
 def test_a_judge_that_cannot_see_one_picture_loses_no_other():
-    rows = list(run(small(3), None, Scripted(), 1, sampling=Sampling(), play=scripted_play([[100, 255], [0], [255]])))
+    rows = list(
+        run_benchmark(small(3), None, Scripted(), 1, sampling=Sampling(), play=scripted_play([[100, 255], [0], [255]]))
+    )
     assert [[each and each.score for each in row.verdicts] for row in rows] == [[1.0, None], [0.0], [None]]
     report = small(3).report(rows, turns=1)
     assert report.missing == 2
@@ -240,9 +242,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     script, calls = [[50, 100, None], [100], [0, 20, 40]], []
     settings = {"turns": 2, "seeds": (0, 1), "sampling": Sampling(), "batch_size": 2}
     settings["play"] = scripted_play(script, calls)
-    straight = list(run(small(), None, Scripted(), **settings))
+    straight = list(run_benchmark(small(), None, Scripted(), **settings))
 
-    first = run(small(), None, Scripted(), **settings, out=tmp_path / "run")
+    first = run_benchmark(small(), None, Scripted(), **settings, out=tmp_path / "run")
     assert list(islice(first, 4)) == straight[:4]
     first.close()
     assert not (tmp_path / "run/report.json").exists()
@@ -250,7 +252,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
         results.write('{"prompt": 4, "text": "pro')
 
     calls.clear()
-    assert list(run(small(), None, Scripted(), **settings, out=tmp_path / "run", resume=True)) == straight
+    assert list(run_benchmark(small(), None, Scripted(), **settings, out=tmp_path / "run", resume=True)) == straight
     assert sorted(key for batch in calls for key in batch) == sorted(
         (row.text, trace_seed(row.prompt, row.seed)) for row in straight[4:]
     )
@@ -260,35 +262,37 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 
 def test_resuming_asks_again_for_missing_verdicts(tmp_path):
     settings = {"turns": 0, "sampling": Sampling(), "out": tmp_path / "run"}
-    list(run(small(2), None, Scripted(), **settings, play=scripted_play([[100], [255]])))
+    list(run_benchmark(small(2), None, Scripted(), **settings, play=scripted_play([[100], [255]])))
     calls = []
-    rows = list(run(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[100], [90]], calls)))
+    rows = list(
+        run_benchmark(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[100], [90]], calls))
+    )
     assert calls == [[("prompt 1", trace_seed(1, 0))]] and [row.score(0) for row in rows] == [1.0, 0.9]
-    rows = list(run(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[0]], calls)))
+    rows = list(run_benchmark(small(2), None, Scripted(), **settings, resume=True, play=scripted_play([[0]], calls)))
     assert len(calls) == 1 and [row.score(0) for row in rows] == [1.0, 0.9]
 
 
 def test_another_run_is_not_resumed_and_no_folder_is_overwritten(tmp_path):
     settings = {"turns": 0, "sampling": Sampling(), "out": tmp_path / "run", "play": scripted_play([[100]])}
-    list(run(small(2), None, Scripted(), **settings))
+    list(run_benchmark(small(2), None, Scripted(), **settings))
     with pytest.raises(OutputError, match="exists"):
-        list(run(small(2), None, Scripted(), **settings))
+        list(run_benchmark(small(2), None, Scripted(), **settings))
     for change in ({"turns": 1}, {"seeds": (7,)}, {"plan": False}, {"sampling": Sampling(temperature=1.0)}):
         with pytest.raises(ConfigError, match=next(iter(change))):
-            list(run(small(2), None, Scripted(), **{**settings, **change}, resume=True))
+            list(run_benchmark(small(2), None, Scripted(), **{**settings, **change}, resume=True))
     with pytest.raises(ConfigError, match="prompts_sha256"):
-        list(run(small(3), None, Scripted(), **settings, resume=True))
+        list(run_benchmark(small(3), None, Scripted(), **settings, resume=True))
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["judge"] == "scripted" and manifest["versions"]["torch"] == torch.__version__
 
 
 def test_a_spoiled_line_is_named(tmp_path):
     settings = {"turns": 0, "sampling": Sampling(), "out": tmp_path / "run", "play": scripted_play([[100]])}
-    list(run(small(2), None, Scripted(), **settings))
+    list(run_benchmark(small(2), None, Scripted(), **settings))
     results = tmp_path / "run/results.jsonl"
     results.write_text("nonsense\n" + results.read_text())
     with pytest.raises(OutputError, match=r"results.jsonl:1"):
-        list(run(small(2), None, Scripted(), **settings, resume=True))
+        list(run_benchmark(small(2), None, Scripted(), **settings, resume=True))
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -296,7 +300,7 @@ def test_a_spoiled_line_is_named(tmp_path):
 
 def kept_run(folder, script=((50, 100, None), (100,), (0, 20, 40)), **settings):
     settings = {"turns": 2, "sampling": Sampling(), "play": scripted_play(list(map(list, script))), **settings}
-    return run(small(), None, Scripted(), out=folder, **settings)
+    return run_benchmark(small(), None, Scripted(), out=folder, **settings)
 
 
 def test_a_run_keeps_every_pixel_it_judged(tmp_path):
@@ -424,7 +428,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_settings_out_of_range_are_refused():
     for wrong in ({"batch_size": 0}, {"turns": -1}, {"seeds": ()}, {"seeds": (1, 1)}):
         with pytest.raises(ConfigError, match="expected a batch"):
-            next(run(small(), None, Scripted(), **wrong, sampling=Sampling()))
+            next(run_benchmark(small(), None, Scripted(), **wrong, sampling=Sampling()))
 
 
 def test_what_could_not_be_read_back_is_not_begun(tmp_path):
@@ -432,12 +436,16 @@ def test_what_could_not_be_read_back_is_not_begun(tmp_path):
     largest = {"turns": MOST_TURNS}, {"seeds": range(MOST_SEEDS)}
     for number, settings in enumerate(largest):
         out = tmp_path / f"largest-{number}"
-        next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=out, play=scripted_play([[100]])))
+        next(
+            run_benchmark(
+                small(1), None, Scripted(), **settings, sampling=Sampling(), out=out, play=scripted_play([[100]])
+            )
+        )
         found = RunFolder.read(out).manifest
         assert all(found[name] == (value if name == "turns" else [*value]) for name, value in settings.items())
     for settings in ({"turns": MOST_TURNS + 1}, {"seeds": range(MOST_SEEDS + 1)}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
-            next(run(small(1), None, Scripted(), **settings, sampling=Sampling(), out=tmp_path / "too-large"))
+            next(run_benchmark(small(1), None, Scripted(), **settings, sampling=Sampling(), out=tmp_path / "too-large"))
         assert not (tmp_path / "too-large").exists()
 
 

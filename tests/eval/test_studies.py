@@ -10,7 +10,7 @@ from scripted import ScriptedPolicy
 from triptych.apps.cli import main
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import studies
-from triptych.eval.benchmark import run
+from triptych.eval.benchmark import run_benchmark
 from triptych.eval.studies import TrainingRun, curve, grouped, name_of, smooth
 from triptych.eval.suites import dev_set
 from triptych.rewards.sticker_judge import WorldJudge
@@ -101,8 +101,8 @@ def test_what_was_not_measured_is_said(tmp_path):
 
 def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
     benchmark, judge = dev_set().thinned(3), WorldJudge()
-    list(run(benchmark, ScriptedPolicy(mistakes=1), judge, 1, out=tmp_path / "plan"))
-    list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
+    list(run_benchmark(benchmark, ScriptedPolicy(mistakes=1), judge, 1, out=tmp_path / "plan"))
+    list(run_benchmark(benchmark, ScriptedPolicy(mistakes=0), judge, 0, plan=False, out=tmp_path / "once"))
     (lines,) = studies.paper_table([("sft", tmp_path / "plan"), ("lessons", tmp_path / "once")]).values()
     overall = {line.title: line.cells["Overall"].value for line in lines if line.cells}
     assert overall == {
@@ -122,7 +122,7 @@ def test_the_papers_rows_are_filled_from_named_folders(tmp_path):
 def test_runs_that_cannot_be_compared_are_in_no_table(tmp_path):
     benchmark, judge = dev_set().thinned(2), WorldJudge()
     for seed in (0, 1):
-        list(run(benchmark, ScriptedPolicy(mistakes=0), judge, 0, (seed,), out=tmp_path / str(seed)))
+        list(run_benchmark(benchmark, ScriptedPolicy(mistakes=0), judge, 0, (seed,), out=tmp_path / str(seed)))
     with pytest.raises(ConfigError, match="seeds"):
         studies.paper_table([("lessons", tmp_path / "0"), ("r3", tmp_path / "1")])
     with pytest.raises(OutputError):

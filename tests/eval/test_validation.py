@@ -14,12 +14,11 @@ from triptych.errors import ConfigError, OutputError
 from triptych.eval.suites import dev_set
 from triptych.eval.validation import (
     HELD_OUT,
+    FixedSet,
     ValidationConfig,
     ValidationLog,
     fixed_sets,
     preserved_state,
-    rendered_set,
-    self_generated_set,
     validate,
     validation_line,
 )
@@ -52,9 +51,9 @@ def test_what_never_stops_and_what_always_stops_are_told_apart(tmp_path):
         def reflect(self, prompts, images, sampling, seeds, on_text=None):
             return self._say(["<think>all is well</think>no further edit needed"] * len(prompts), on_text)
 
-    blind = validate(ScriptedPolicy(mistakes=0, blind=True), CONFIG, {"fixed": rendered_set(3)}, JUDGE)
+    blind = validate(ScriptedPolicy(mistakes=0, blind=True), CONFIG, {"fixed": FixedSet.rendered(3)}, JUDGE)
     assert (blind["fixed_false_stop"], blind["fixed_false_edit"], blind["ita"]) == (0, 1, 0)
-    content = validate(Content(mistakes=1), CONFIG, {"fixed": rendered_set(3)}, JUDGE)
+    content = validate(Content(mistakes=1), CONFIG, {"fixed": FixedSet.rendered(3)}, JUDGE)
     assert (content["fixed_false_stop"], content["fixed_false_edit"], content["ita"]) == (1, 0, 0)
     assert content["planned_right_4"] == content["planned_right_0"]
 
@@ -63,11 +62,11 @@ def test_held_out_prompts_never_come_in_training():
     held_out = {spec_key(prompt.spec.include) for prompt in dev_set(HELD_OUT).prompts}
     stream = StickerPrompts.without(0, [prompt.spec for prompt in dev_set().prompts])
     assert not held_out & {spec_key(stream(place).spec.include) for place in range(300)}
-    assert {spec_key(prompt.spec.include) for prompt in rendered_set(5).prompts} <= held_out
+    assert {spec_key(prompt.spec.include) for prompt in FixedSet.rendered(5).prompts} <= held_out
 
 
 def test_rendered_pictures_are_right_and_flawed_in_halves():
-    known = rendered_set(6)
+    known = FixedSet.rendered(6)
     held = [
         all(one.held for one in check(scene, prompt.spec))
         for scene, prompt in zip(JUDGE.scenes(list(known.pictures)), known.prompts, strict=True)
@@ -96,7 +95,7 @@ def test_no_picture_of_a_kind_is_no_rate(tmp_path):
         ScriptedPolicy(), CONFIG, sets_of(ScriptedPolicy(), tmp_path, ValidationConfig(fixed=0, own=0)), JUDGE
     )
     assert not [name for name in found if "false" in name]
-    assert len(self_generated_set(ScriptedPolicy(), 0, JUDGE).right) == 0
+    assert len(FixedSet.self_generated(ScriptedPolicy(), 0, JUDGE).right) == 0
 
 
 def test_measuring_disturbs_neither_generators_nor_modes(tmp_path):
@@ -104,7 +103,7 @@ def test_measuring_disturbs_neither_generators_nor_modes(tmp_path):
     bagel.autoencoder.eval()  # a module in another mode than the whole
     modes = [module.training for module in bagel.modules()]
     before, weights = torch.random.get_rng_state(), {name: p.clone() for name, p in bagel.state_dict().items()}
-    validate(bagel, ValidationConfig(prompts=2, turns=1), {"own": self_generated_set(bagel, 2, JUDGE)}, JUDGE)
+    validate(bagel, ValidationConfig(prompts=2, turns=1), {"own": FixedSet.self_generated(bagel, 2, JUDGE)}, JUDGE)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert [module.training for module in bagel.modules()] == modes
     assert all(torch.equal(p, weights[name]) for name, p in bagel.state_dict().items())
@@ -117,7 +116,7 @@ def test_measuring_disturbs_neither_generators_nor_modes(tmp_path):
 def test_an_evaluation_is_a_line_and_is_known_by_its_settings(tmp_path):
     log = ValidationLog(tmp_path / "evaluations.jsonl")
     config = ValidationConfig(every=5, prompts=2, turns=1)
-    row = log.validate(ScriptedPolicy(mistakes=1), config, {"fixed": rendered_set(2)}, JUDGE, 5, 40.0)
+    row = log.validate(ScriptedPolicy(mistakes=1), config, {"fixed": FixedSet.rendered(2)}, JUDGE, 5, 40.0)
     assert log.has(5, config) and log.has(5, ValidationConfig(every=9, prompts=2, turns=1, batch=2))
     assert (
         not log.has(5, config, published=True)

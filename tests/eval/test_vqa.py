@@ -94,7 +94,7 @@ class Player(ScriptedPolicy):
 def draw(folder: Path, mistakes: int = 2, turns: int = 2, suite=SUITE) -> ExactJudge:
     """A run folder of pictures with two mistakes, one mistake, and none."""
     judge = ExactJudge(ScriptedPolicy(mistakes=mistakes))
-    list(benchmark.run(suite, judge.painter, judge, turns=turns, out=folder, batch_size=64))
+    list(benchmark.run_benchmark(suite, judge.painter, judge, turns=turns, out=folder, batch_size=64))
     return judge
 
 
@@ -485,10 +485,14 @@ def folder_of(quiz: Quiz) -> Path:
 def test_what_is_no_picture_set_is_named(tmp_path, judge, ita):
     with pytest.raises(OutputError, match=r"manifest\.json cannot be read"):
         PictureSet.read(tmp_path)
-    list(benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "bare", keep_pictures=False))
+    list(
+        benchmark.run_benchmark(
+            SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "bare", keep_pictures=False
+        )
+    )
     with pytest.raises(OutputError, match="kept its pictures"):
         PictureSet.read(tmp_path / "bare")
-    half = benchmark.run(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "half", batch_size=1)
+    half = benchmark.run_benchmark(SUITE.thinned(2), judge.painter, judge, turns=0, out=tmp_path / "half", batch_size=1)
     next(half)
     del half
     with pytest.raises(OutputError, match="not finished, 1 prompts are left"):

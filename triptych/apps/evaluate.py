@@ -23,9 +23,8 @@ from triptych.apps.options import STICKER_JUDGES, JudgeKind, OpenModel
 from triptych.apps.report import publish
 from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError, OutputError
-from triptych.eval import benchmark as benchmarks
 from triptych.eval import suites, tiif
-from triptych.eval.benchmark import Benchmark, check_source, rejudge
+from triptych.eval.benchmark import Benchmark, check_source, rejudge, run_benchmark
 from triptych.eval.results import Row, report_table
 from triptych.eval.run_folder import WHOLE, RunFolder, Shard
 from triptych.files import check_writable, write_json
@@ -101,7 +100,7 @@ def drawn_run(options: EvalOptions, benchmark: Benchmark, out: Path, shard: Shar
     judge = LoggingJudge(judge_of(options, benchmark, policy.config.world, options.model))
     seeds, sampling = range(options.seeds), sampling_of(policy.config, options)
     settings = (options.turns, seeds, sampling, options.plan, options.batch, out, options.resume)
-    rows = benchmarks.run(benchmark, policy, judge, *settings, shard=shard, keep_pictures=options.keep_pictures)
+    rows = run_benchmark(benchmark, policy, judge, *settings, shard=shard, keep_pictures=options.keep_pictures)
     return EvalRun(judge, options.turns, len(benchmark.prompts) * len(seeds), rows, policy)
 
 

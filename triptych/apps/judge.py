@@ -25,7 +25,7 @@ from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.errors import ConfigError, OutputError, PromptError
 from triptych.eval.recorded import RecordedVerdict
-from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_pictures, printable
+from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_entries, printable
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
 from triptych.model.images import read_image
@@ -166,7 +166,7 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
 def print_cost(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Any) -> int:
     """Print requests and tokens of a vision-language model, before any is sent; returns the exit code."""
     total = {"pictures": 0, "calls": 0, "cached": 0, "tokens_in": 0, "tokens_out": 0, "missing": 0}
-    for batch in load_pictures(entries):
+    for batch in load_entries(entries):
         cost = judge.cost([trace for _, trace in batch if isinstance(trace, Trace)])
         for name in total:
             total[name] += getattr(cost, name, 0)
@@ -188,7 +188,7 @@ def print_agreement(options: JudgeOptions, entries: Sequence[Entry | Fault], jud
     """Print how often a vision-language model gives the same verdict twice; returns the exit code."""
     from triptych.rewards.vlm import self_agreement
 
-    loaded = (trace for batch in load_pictures(entries) for _, trace in batch)
+    loaded = (trace for batch in load_entries(entries) for _, trace in batch)
     traces = [trace for trace in loaded if isinstance(trace, Trace)][: options.self_check]
     agreement = self_agreement(judge, traces)
     if options.as_json:

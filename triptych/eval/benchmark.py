@@ -1,6 +1,6 @@
-"""A benchmark is prompts and the columns to sort them by; `run` plays it and yields a row per finished trace.
+"""A benchmark is prompts and the columns to sort them by; `run_benchmark` plays it and yields a row per finished trace.
 
-The listener prints, stops or collects; `run` itself only keeps the record (run_folder.py) when it is given a folder.
+The listener prints, stops or collects; the record is only kept when `run_benchmark` is given a folder (run_folder.py).
 Every picture of a trace is judged, not only the last, so one run gives the accuracy for every number of turns.
 
 `rejudge` gives the pictures of a finished run to another judge: nothing is drawn again, so the difference is the
@@ -75,7 +75,7 @@ class Benchmark:
         return summarize(self.name, rows, self.titles, turns)
 
 
-def run(
+def run_benchmark(
     benchmark: Benchmark,
     policy: Policy,
     judge: Judge,
@@ -261,8 +261,10 @@ MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}
 
 
 def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume: bool = False) -> Iterator[Row]:
-    """Render a picture for each prompt and seed into the folder `out`; yield a Row each. Errors are those of `run`, and
-    ConfigError for a prompt without a spec."""
+    """Render a picture for each prompt and seed into the folder `out`; yield a Row each.
+
+    Errors are those of `run_benchmark`, and ConfigError for a prompt without a spec.
+    """
     manifest = {
         **_task(benchmark),
         "model": SYNTHETIC,

@@ -156,7 +156,7 @@ def run_quiz(
     """Ask every question and yield a Row each: `prompt` is its number, the verdict 1.0 or 0.0, `said` the reply.
 
     Questions are answered greedily, reflections sampled as in the loop, unless `sampling` says otherwise. `out`,
-    `resume`, `shard` and the errors are those of `benchmark.run`; `questions.jsonl` joins the folder.
+    `resume`, `shard` and the errors are those of `benchmark.run_benchmark`; `questions.jsonl` joins the folder.
     """
     own = policy.config.sampling
     sampling = sampling or (replace(own, temperature=0.0) if quiz.by == "question" else own)

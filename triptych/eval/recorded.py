@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from triptych.data.prompts import read_spec
+from triptych.data.prompts import as_array, as_text, read_spec, short
 from triptych.errors import JudgeError
 from triptych.rewards.geneval_rules import (
     GENEVAL_COLORS,
@@ -137,8 +137,9 @@ def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection
         raise ValueError("details are no boxes by class; expected {class: [[left, top, right, bottom, score], ...]}")
     detections: dict[str, list[Detection]] = {}
     for name, boxes in details.items():
-        # boxes of early versions have no score
-        scores = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in map(_array, boxes)]
+        boxes = [as_array(box, f"a box of {name!r}") for box in boxes]
+        # Boxes of early versions have no score.
+        scores = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in boxes]
         detections[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, scores, strict=True)]
         detections[name].sort(key=lambda each: -each.score)
     for item in spec.include:
@@ -161,8 +162,8 @@ def _reason_colors(name: str, color: str, count: int, reason: str) -> list[str]:
 
 
 def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
-    attribute, length = _text(record, "attribute"), _length(record)
-    questions, truths = (_texts(record, key) for key in ("questions", "gt_answers"))
+    attribute, length = as_text(record["attribute"], "attribute"), _length(record)
+    questions, truths = (_texts(record[key], key) for key in ("questions", "gt_answers"))
     expected = [truth.strip().lower() for truth in truths]
     if not set(expected) <= {"yes", "no"} or len(expected) != len(questions) or not questions:
         raise ValueError(
@@ -180,32 +181,32 @@ def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
 def _unanswered(record: Mapping[str, Any], reply: Any, asked: int) -> str:
     if not isinstance(reply, str) or not reply.strip():
         return _failed(record)
-    return f"the reply does not answer {asked} questions one by one: {_start(reply)}"
+    return f"the reply does not answer {asked} questions one by one: {short(reply)}"
 
 
 def _length(record: Mapping[str, Any]) -> str:
     """`short` or `long`; TIIF's own result files say `desc: short_description`."""
     key = "length" if "length" in record or "desc" not in record else "desc"
-    length = _text(record, key).removesuffix("_description")
+    length = as_text(record[key], key).removesuffix("_description")
     if length not in LENGTHS:
-        raise ValueError(f"{key} is {_start(length)}; expected short or long")
+        raise ValueError(f"{key} is {short(length)}; expected short or long")
     return length
 
 
 def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
     metadata = record.get("metadata")
     whole = {**metadata, **record} if isinstance(metadata, Mapping) else record
-    column = {"column": _text(whole, "tag"), "prompt": str(whole.get("prompt", ""))}
+    column = {"column": as_text(whole["tag"], "tag"), "prompt": str(whole.get("prompt", ""))}
     key = next((key for key in ("correct", "model_output", "reply") if key in record), None)
     if key is None:
         raise KeyError("correct")
     value = record[key]
     if isinstance(value, str):
-        verdict, why = read_verdict(value), f"no clear verdict in the reply: {_start(value)}"
+        verdict, why = read_verdict(value), f"no clear verdict in the reply: {short(value)}"
     elif value is None or value in (-1, 0, 1):
         verdict, why = (None, _failed(record)) if value is None or value == -1 else (bool(value), "")
     else:
-        raise ValueError(f"{key} is {_start(value)}; expected 1, 0, -1 (no verdict) or the judge's reply")
+        raise ValueError(f"{key} is {short(value)}; expected 1, 0, -1 (no verdict) or the judge's reply")
     if verdict is None:
         return {**column, "right": 0, "asked": 0, "missing": why}
     return {**column, "right": int(verdict), "asked": 1}
@@ -213,7 +214,7 @@ def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _failed(record: Mapping[str, Any]) -> str:
     """Why the judge gave no verdict, where the recording says so."""
-    return f"the judge failed: {_start(record['error'])}" if record.get("error") else "the judge did not reply"
+    return f"the judge failed: {short(record['error'])}" if record.get("error") else "the judge did not reply"
 
 
 def _decoded(value: Any) -> Any:
@@ -221,28 +222,10 @@ def _decoded(value: Any) -> Any:
     return json.loads(value, parse_constant=_not_finite) if isinstance(value, str) else value
 
 
-def _array(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"a box is {_start(value)}; expected left, top, right, bottom and score")
+def _texts(value: Any, what: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{what} is {short(value)}; expected a list of texts")
     return value
-
-
-def _text(record: Mapping[str, Any], key: str) -> str:
-    if not isinstance(record[key], str) or not record[key]:
-        raise ValueError(f"{key} is {_start(record[key])}; expected text")
-    return record[key]
-
-
-def _texts(record: Mapping[str, Any], key: str) -> list[str]:
-    if not isinstance(record[key], list) or not all(isinstance(each, str) for each in record[key]):
-        raise ValueError(f"{key} is {_start(record[key])}; expected a list of texts")
-    return record[key]
-
-
-def _start(value: Any) -> str:
-    """The start of a value, in one line of plain characters."""
-    text = ascii(value if not isinstance(value, str) else value[:80])
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 # --- a file ---------------------------------------------------------------------------------------------------------
@@ -275,9 +258,9 @@ def _object(path: Path, line: int, content: bytes) -> dict[str, Any]:
         record = json.loads(content.decode("utf-8-sig"), parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        _damaged(path, line, f"not JSON ({why}); it starts with {_start(content[:60].decode('utf-8', 'replace'))}")
+        _damaged(path, line, f"not JSON ({why}); it starts with {short(content[:60].decode('utf-8', 'replace'))}")
     if not isinstance(record, dict):
-        kind = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else _start(record)
+        kind = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else short(record)
         _damaged(path, line, f"expected a JSON object, one picture per line; found {kind}")
     return record
 

@@ -221,7 +221,7 @@ class JudgedEntry:
 
 def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[JudgedEntry]:
     """Yield every entry in order, judged a batch at a time; few pictures are in memory at once."""
-    for batch in load_pictures(entries):
+    for batch in load_entries(entries):
         verdicts = iter(verdicts_of(judge, [trace for _, trace in batch if isinstance(trace, Trace)]))
         for entry, trace in batch:
             if isinstance(trace, str):
@@ -232,7 +232,7 @@ def judge_pictures(entries: Iterable[Entry | Fault], judge: Judge) -> Iterator[J
                 yield JudgedEntry(entry, verdict, None)
 
 
-def load_pictures(entries: Iterable[Entry | Fault]) -> Iterator[list[tuple[Entry | Fault, Trace | str]]]:
+def load_entries(entries: Iterable[Entry | Fault]) -> Iterator[list[tuple[Entry | Fault, Trace | str]]]:
     """Batches of entries, each with its picture's trace or with why there is none."""
     batch: list[tuple[Entry | Fault, Trace | str]] = []
     pixels = 0

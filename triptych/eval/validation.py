@@ -34,7 +34,7 @@ from triptych.data.edits import spoil
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import OutputError
-from triptych.eval.benchmark import picture_verdicts, run
+from triptych.eval.benchmark import picture_verdicts, run_benchmark
 from triptych.eval.probes import ProbePolicy
 from triptych.eval.results import Row
 from triptych.eval.suites import dev_set
@@ -79,6 +79,31 @@ class FixedSet:
     def of(members: Sequence[tuple[Prompt, np.ndarray, bool]]) -> FixedSet:
         pictures = np.stack([picture for _, picture, _ in members]) if members else np.zeros((0, 1, 1, 3), np.uint8)
         return FixedSet(tuple(prompt for prompt, _, _ in members), pictures, tuple(right for _, _, right in members))
+
+    @staticmethod
+    def rendered(count: int, seed: int = 0) -> FixedSet:
+        """`count` right pictures and `count` with one mistake each, in turn, of held-out specs."""
+        members = []
+        for index in range(2 * count):
+            prompt, right = dev_set(HELD_OUT).prompts[index % HELD_OUT], index % 2 == 0
+            assert prompt.spec is not None
+            scene = Scene.sample(prompt.spec, seed + index)
+            picture = render_array(scene if right else spoil(scene, prompt.spec, seed + index, 1))
+            members.append((prompt, picture, right))
+        return FixedSet.of(members)
+
+    @staticmethod
+    def self_generated(policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35) -> FixedSet:
+        """Planned first pictures of a policy for `count` held-out prompts, without those that the judge cannot read."""
+        prompts = dev_set(HELD_OUT).thinned(count).prompts if count else ()
+        traces: list[Trace] = []
+        for part in _parts(len(prompts), batch):
+            (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)
+            traces += beat
+        pairs = zip(traces, picture_verdicts(judge, traces), strict=True)
+        return FixedSet.of(
+            [(trace.prompt, trace.images[0], verdict.score == 1) for trace, (verdict,) in pairs if verdict is not None]
+        )
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------
@@ -128,7 +153,7 @@ def _play(
 
     prompts = dev_set(HELD_OUT).thinned(config.prompts)
     settings = (config.turns, (config.seed,), None, plan, config.batch)
-    rows = list(run(prompts, policy, judge, *settings, play=collecting_play))
+    rows = list(run_benchmark(prompts, policy, judge, *settings, play=collecting_play))
     return rows, traces
 
 
@@ -266,32 +291,6 @@ def validation_line(row: Mapping[str, Any]) -> str:
 # --- the fixed sets ---------------------------------------------------------------------------------------------------
 
 
-def rendered_set(count: int, seed: int = 0) -> FixedSet:
-    """`count` right pictures and `count` with one mistake each, in turn, of held-out specs."""
-    prompts = dev_set(HELD_OUT).prompts
-    members = []
-    for index in range(2 * count):
-        prompt, right = prompts[index % HELD_OUT], index % 2 == 0
-        assert prompt.spec is not None
-        scene = Scene.sample(prompt.spec, seed + index)
-        picture = render_array(scene if right else spoil(scene, prompt.spec, seed + index, 1))
-        members.append((prompt, picture, right))
-    return FixedSet.of(members)
-
-
-def self_generated_set(policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35) -> FixedSet:
-    """Planned first pictures of a policy for `count` held-out prompts, without those that the judge could not read."""
-    prompts = dev_set(HELD_OUT).thinned(count).prompts if count else ()
-    traces: list[Trace] = []
-    for part in _parts(len(prompts), batch):
-        (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)
-        traces += beat
-    pairs = zip(traces, picture_verdicts(judge, traces), strict=True)
-    return FixedSet.of(
-        [(trace.prompt, trace.images[0], verdict.score == 1) for trace, (verdict,) in pairs if verdict is not None]
-    )
-
-
 def fixed_sets(path: Path, policy: Policy, judge: Judge, config: ValidationConfig) -> dict[str, FixedSet]:
     """The sets "fixed" (rendered) and "own" (pictures of `policy`) that the file `path` keeps.
 
@@ -302,8 +301,8 @@ def fixed_sets(path: Path, policy: Policy, judge: Judge, config: ValidationConfi
         return _read(path)
     with preserved_state(policy):
         sets = {
-            "fixed": rendered_set(config.fixed, config.seed),
-            "own": self_generated_set(policy, config.own, judge, config.seed, config.batch),
+            "fixed": FixedSet.rendered(config.fixed, config.seed),
+            "own": FixedSet.self_generated(policy, config.own, judge, config.seed, config.batch),
         }
     # One key for all records: safetensors keeps its keys in no fixed order, and the same sets shall be the same bytes.
     records = {"sets": json.dumps({name: _records(pictures) for name, pictures in sets.items()})}

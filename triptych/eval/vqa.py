@@ -162,7 +162,7 @@ class CompositionQuestion:
 def composition_questions(facts: PictureFacts, world: World, seed: str) -> list[CompositionQuestion]:
     """Every kind of question that can be asked, at most one for each kind and answer; the choice follows `seed`."""
     questions: list[CompositionQuestion] = []
-    for kind, write in QUESTION_KINDS.items():
+    for kind, write in COMPOSITION_KINDS.items():
         rng = Random(f"{kind} {seed}")
         candidates = list(write(facts, rng, WORDINGS[world]))
         rng.shuffle(candidates)
@@ -250,7 +250,7 @@ def _larger(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questio
             yield CompositionQuestion("Larger", words.larger(one.name, other.name), (one.name, other.name), large.name)
 
 
-QUESTION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Questions]] = {
+COMPOSITION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Questions]] = {
     "Presence": _presence,
     "Count": _count,
     "Color": _color,
@@ -363,14 +363,14 @@ def composition(
     for start in range(0, len(distinct), LOAD_BATCH):
         objects += detect([each.load() for each in distinct[start : start + LOAD_BATCH]])
     classes = sorted({each.name for own in objects for each in own})
-    by_kind: dict[str, list[Question]] = {kind: [] for kind in QUESTION_KINDS}
+    by_kind: dict[str, list[Question]] = {kind: [] for kind in COMPOSITION_KINDS}
     for picture, own in zip(distinct, objects, strict=True):
         facts = PictureFacts(own, prompt_classes(picture.text), classes)
         for each in composition_questions(facts, world, f"{seed} {picture.sha256}"):
             by_kind[each.kind].append(Question(picture, each.kind, each.text, each.options, each.answer))
     balanced = [_balanced(own, limit, Random(f"VQA {seed} {kind}")) for kind, own in by_kind.items()]
     about = {"drawn": pictures.about, "judge": detector, "seed": seed, "limit": limit, "world": world}
-    return Quiz("VQA", tuple(QUESTION_KINDS), _by_picture(each for own in balanced for each in own), about)
+    return Quiz("VQA", tuple(COMPOSITION_KINDS), _by_picture(each for own in balanced for each in own), about)
 
 
 def _balanced(questions: Sequence[Question], limit: int, rng: Random) -> list[Question]:
