@@ -2,7 +2,7 @@
 
     python scripts/benchmark_facts.py FOLDER    with geneval.jsonl and genevalpp.jsonl (metadata and sentence a line)
 
-Only facts are kept, one spec a line. A sentence that the project's rules do not give back to the letter is an error.
+Only the specs are kept, one a line. A sentence that `language.prompt_text` does not give to the letter is an error.
 """
 
 import json
@@ -16,8 +16,8 @@ from triptych.trace import Spec
 DATA = Path(__file__).parents[1] / "triptych" / "data"
 
 
-def facts(path: Path, name: Wording) -> str:
-    """The specs of a benchmark as JSON, after each one has given its sentence back."""
+def specs_json(path: Path, name: Wording) -> str:
+    """The specs of a benchmark as JSON, after each one has given its sentence."""
     lines = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         record = json.loads(line)
@@ -30,4 +30,4 @@ def facts(path: Path, name: Wording) -> str:
 
 if __name__ == "__main__":
     for name in get_args(Wording):
-        (DATA / f"{name}.json").write_text(facts(Path(sys.argv[1]) / f"{name}.jsonl", name))
+        (DATA / f"{name}.json").write_text(specs_json(Path(sys.argv[1]) / f"{name}.jsonl", name))

@@ -1,8 +1,6 @@
 """Every sticker class on one page: large, and as the model sees it (24 px, enlarged without smoothing).
 
-    python scripts/contact_sheet.py docs/contact-sheet.png
-
-Also prints the pairs of silhouettes that are closest at 24 px: check by eye that they can be told apart.
+    python scripts/contact_sheet.py docs/contact-sheet.png    makes the figure of the docs; run it when a class changes
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from triptych.data.scene import BACKGROUND, SIZES
@@ -44,21 +41,7 @@ def contact_sheet() -> Image.Image:
     return page
 
 
-def closest_pairs(side: int, count: int) -> list[tuple[float, str, str]]:
-    """The pairs of masks with the largest correlation."""
-    correlation = torch.corrcoef(silhouettes(side).flatten(1)).triu(1).flatten()
-    best = correlation.topk(count)
-    places = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [(value, CLASSES[place // len(CLASSES)], CLASSES[place % len(CLASSES)]) for value, place in places]
-
-
-def main() -> None:
+if __name__ == "__main__":
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/contact-sheet.png")
     contact_sheet().save(out, optimize=True)
     print(f"{out}: {len(CLASSES)} classes")
-    for value, one, other in closest_pairs(SIZES["normal"], 10):
-        print(f"{value:.2f}  {one} / {other}")
-
-
-if __name__ == "__main__":
-    main()
