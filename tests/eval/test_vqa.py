@@ -327,7 +327,9 @@ LEFT, RIGHT, ACROSS = (0.0, 0.0, 0.4, 0.4), (0.6, 0.0, 0.8, 0.2), (0.4, 0.5, 0.6
 
 
 def answers_of(*objects: VisibleObject, prompt_classes=(), set_classes=("cat", "dog", "bus")) -> dict[str, str]:
-    found = composition_questions(PictureFacts(objects, prompt_classes, set_classes), "stickers", "seed")
+    found = composition_questions(
+        judged_picture(1.0), PictureFacts(objects, prompt_classes, set_classes), "stickers", "seed"
+    )
     return {one.text: one.answer for one in found}
 
 

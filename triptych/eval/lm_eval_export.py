@@ -4,8 +4,8 @@
 the mean of the columns. `samples_lmms.jsonl` holds a line per sample. The accuracy of a task is that after the last
 turn; those after fewer edits stand beside it as `acc_turn0`, `acc_turn1`, ..., and the mean score, in which a picture
 that is partly right counts in part, as `score`. Standard errors are of the bootstrap over prompts. `n-samples` tells
-how many samples there are, and on how many there is a verdict; the difference is told again as `missing`. Where nothing
-is known, there is no `acc`.
+how many samples there are, and on how many there is a verdict; the difference is repeated as `missing`. Without any
+verdict there is no `acc`.
 
 Of a quiz a sample is a question: its target is the right answer, and beside `acc` stand `chance` and `majority`, what
 can be had without seeing the picture (`quiz.ColumnAccuracy`), and `unreadable`, how many replies are no answer.
@@ -23,7 +23,7 @@ import numpy as np
 
 from triptych.eval.quiz import ColumnAccuracy, Quiz, accuracy_by_column, read_reply, reply_of
 from triptych.eval.results import OVERALL, Row, resampled_means
-from triptych.eval.statistics import RESAMPLES
+from triptych.eval.statistics import RESAMPLES, Means
 
 VERSION = 1  # of the tasks; raised when a number would change its meaning
 RESULTS, SAMPLES = "results_lmms.json", "samples_lmms.jsonl"
@@ -42,34 +42,29 @@ def results(
     manifest: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str], quiz: Quiz | None = None
 ) -> dict[str, Any]:
     """The results file, of `rows` so far, as JSON values; of a quiz with what chance gets."""
-    blind = {} if quiz is None else accuracy_by_column(quiz, rows)
+    accuracies = {} if quiz is None else accuracy_by_column(quiz, rows)
     benchmark, turns = manifest["benchmark"], manifest["turns"]
     means, scores = (resampled_means(rows, columns, turns, strict=strict) for strict in (True, False))
+
+    def metrics(column: str) -> dict[str, Any]:
+        own = rows if column == OVERALL else _of_column(rows, column)
+        measured = _metrics(means[column], scores[column]) if column in means else {}
+        return {**measured, **_missing(own, turns), **_chance(accuracies.get(column))}
+
     tasks = {column: task_of(benchmark, column) for column in columns}
     group = task_of(benchmark, OVERALL)
-    found = {
-        tasks[column]: {
-            "alias": column,
-            **_metrics(means[column], scores[column]),
-            **_missing(_of(rows, column), turns),
-            **_chance(blind.get(column)),
-        }
-        for column in columns
-    }
-    overall = {"alias": benchmark, **_missing(rows, turns), **_chance(blind.get(OVERALL))}
-    if columns:
-        overall |= _metrics(means[OVERALL], scores[OVERALL])
-    metrics = ["acc", *(f"acc_turn{turn}" for turn in range(turns)), "score"]
+    overall = {"alias": benchmark, **metrics(OVERALL)}
+    names = ["acc", *(f"acc_turn{turn}" for turn in range(turns)), "score"]
     every = [group, *tasks.values()]
     return {
-        "results": {group: overall, **found},
+        "results": {group: overall, **{tasks[column]: {"alias": column, **metrics(column)} for column in columns}},
         "groups": {group: overall},
         "group_subtasks": {group: list(tasks.values())},
-        "configs": {tasks[column]: _config(tasks[column], column, manifest) for column in columns},
+        "configs": {task: _config(task, column, manifest) for column, task in tasks.items()},
         "versions": dict.fromkeys(every, VERSION),
         "n-shot": dict.fromkeys(every, 0),
-        "higher_is_better": {name: {**dict.fromkeys(metrics, True), "missing": False} for name in every},
-        "n-samples": {tasks[column]: _counts(_of(rows, column), turns) for column in columns},
+        "higher_is_better": {name: {**dict.fromkeys(names, True), "missing": False} for name in every},
+        "n-samples": {task: _counts(_of_column(rows, column), turns) for column, task in tasks.items()},
         "config": {
             "model": "triptych",
             "model_args": f"model={manifest.get('model')},dtype={manifest.get('dtype')}",
@@ -96,15 +91,14 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None 
     for row in rows:
         score = row.score(turns)
         last = row.verdicts[-1] if row.verdicts else None
-        said = [text for text in row.said if text is not None]
-        doc, target, filtered = _drawn(row) if quiz is None else _answered(row, quiz)
+        doc, target, filtered = _picture_sample(row) if quiz is None else _quiz_sample(row, quiz)
         yield {
             "task_name": task_of(benchmark, row.column),
             "doc_id": row.prompt,
             "doc": doc,
             "target": target,
             "arguments": [[row.text, {"seed": row.seed, **manifest.get("sampling", {})}]],
-            "resps": [said],
+            "resps": [[text for text in row.said if text is not None]],
             "filtered_resps": filtered,
             "filter": "none",
             "metrics": ["acc"],
@@ -117,16 +111,16 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None 
         }
 
 
-def _drawn(row: Row) -> tuple[dict[str, Any], str, list[str]]:
+def _picture_sample(row: Row) -> tuple[dict[str, Any], str, list[str]]:
     """Document, target and filtered response of a sample that was drawn: the last picture's hash."""
     return {"prompt": row.text, "column": row.column, "seed": row.seed}, "every check holds", list(row.pictures[-1:])
 
 
-def _answered(row: Row, quiz: Quiz) -> tuple[dict[str, Any], str, list[str]]:
+def _quiz_sample(row: Row, quiz: Quiz) -> tuple[dict[str, Any], str, list[str]]:
     """Document, target and filtered response of a question: the option that the reply means, or nothing."""
-    one = quiz.questions[row.prompt]
-    read = read_reply(quiz.by, one, reply_of(row))
-    return one.to_record(), one.answer, [] if read is None else [read]
+    question = quiz.questions[row.prompt]
+    option = read_reply(quiz.by, question, reply_of(row))
+    return question.to_record(), question.answer, [] if option is None else [option]
 
 
 def _chance(accuracy: ColumnAccuracy | None) -> dict[str, float]:
@@ -136,20 +130,19 @@ def _chance(accuracy: ColumnAccuracy | None) -> dict[str, float]:
     return {f"{name},none": value for name, value in metrics.items() if value is not None}
 
 
-def _metrics(right: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Means and standard errors from `resampled_means` `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
+def _metrics(right: Means, scores: Means) -> dict[str, float]:
+    """Means and standard errors from means `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
     last = right.shape[1] - 1
-    named = {
-        "acc": right[:, last],
-        **{f"acc_turn{turn}": right[:, turn] for turn in range(last)},
-        "score": scores[:, last],
-    }
-    found: dict[str, float] = {}
-    for name, means in named.items():
+    by_name = {"acc": right[:, last]}
+    by_name |= {f"acc_turn{turn}": right[:, turn] for turn in range(last)}
+    by_name["score"] = scores[:, last]
+    metrics: dict[str, float] = {}
+    for name, means in by_name.items():
         if not np.isnan(means[0]):
-            found[f"{name},none"] = float(means[0])
-            found[f"{name}_stderr,none"] = float(np.nanstd(means[1:], ddof=1))
-    return found
+            metrics[f"{name},none"] = float(means[0])
+            # The standard deviation of the resampled means is the bootstrap's estimate of the standard error.
+            metrics[f"{name}_stderr,none"] = float(np.nanstd(means[1:], ddof=1))
+    return metrics
 
 
 def _missing(rows: Sequence[Row], turns: int) -> dict[str, int]:
@@ -179,7 +172,7 @@ def _config(task: str, column: str, manifest: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _of(rows: Sequence[Row], column: str) -> list[Row]:
+def _of_column(rows: Sequence[Row], column: str) -> list[Row]:
     return [row for row in rows if row.column == column]
 
 

@@ -263,12 +263,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} cannot be read; expected the manifest of a run: name the folder of one") from error
     if not isinstance(manifest, dict):
         raise OutputError(f"{path} holds no settings; expected the manifest of a run: name the folder of one")
-    # Names of 0.1: settings of sampling, and of the dev set.
-    if isinstance(manifest.get("sampling"), dict):
-        manifest["sampling"] = current_names(manifest["sampling"])
-    if isinstance(manifest.get("benchmark"), str):
-        manifest["benchmark"] = re.sub(r"^rehearsal(?= \(|$)", "dev-set", manifest["benchmark"])
+    for record in (manifest, manifest.get("drawn")):  # `drawn`: of a quiz, the settings of the run that drew
+        if isinstance(record, dict):
+            record.update(_current(record))
     return manifest
+
+
+def _current(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What 0.1 called by another name: settings of sampling, and the dev set."""
+    changes: dict[str, Any] = {}
+    if isinstance(record.get("sampling"), dict):
+        changes["sampling"] = current_names(record["sampling"])
+    if isinstance(record.get("benchmark"), str):
+        changes["benchmark"] = re.sub(r"^rehearsal(?= \(|$)", "dev-set", record["benchmark"])
+    return changes
 
 
 def _fault(manifest: Mapping[str, Any]) -> str:

@@ -144,29 +144,16 @@ def prompt_classes(text: str) -> tuple[str, ...]:
         return ()
 
 
-@dataclass(frozen=True)
-class CompositionQuestion:
-    """A question of a kind (a column of VQA), the answers that can be given, and the right one."""
-
-    kind: str
-    text: str
-    options: tuple[str, ...]
-    answer: str
-
-    @property
-    def place(self) -> int:
-        """Of the right answer among the options: what a set of questions is balanced by."""
-        return self.options.index(self.answer)
-
-
-def composition_questions(facts: PictureFacts, world: World, seed: str) -> list[CompositionQuestion]:
+def composition_questions(picture: JudgedPicture, facts: PictureFacts, world: World, seed: str) -> list[Question]:
     """Every kind of question that can be asked, at most one for each kind and answer; the choice follows `seed`."""
-    questions: list[CompositionQuestion] = []
+    questions: list[Question] = []
     for kind, write in COMPOSITION_KINDS.items():
-        rng = Random(f"{kind} {seed}")
+        rng = Random(f"{kind} {seed}")  # its own: a new kind would not change the questions of the others
         candidates = list(write(facts, rng, WORDINGS[world]))
         rng.shuffle(candidates)
-        questions += {each.place: each for each in candidates}.values()
+        # By the place of the answer among the options, which is what `_balanced` balances.
+        by_answer = {options.index(answer): (text, options, answer) for text, options, answer in candidates}
+        questions += [Question(picture, kind, *candidate) for candidate in by_answer.values()]
     return questions
 
 
@@ -209,48 +196,47 @@ FITS_OPEN = (
 
 # --- the kinds of VQA -------------------------------------------------------------------------------------------------
 
-Questions = Iterator[CompositionQuestion]
+Candidates = Iterator[tuple[str, tuple[str, ...], str]]  # question, the answers that can be given, the right one
 
 
-def _presence(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
-    options = (YES, NO)
+def _presence(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     if facts.by_class:
-        yield CompositionQuestion("Presence", words.presence(rng.choice(list(facts.by_class))), options, YES)
+        yield words.presence(rng.choice(list(facts.by_class))), (YES, NO), YES
     absent = facts.absent_class(rng)
     if absent is not None:
-        yield CompositionQuestion("Presence", words.presence(absent), options, NO)
+        yield words.presence(absent), (YES, NO), NO
 
 
-def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     counts = {name: len(objects) for name, objects in facts.by_class.items()}
     absent = facts.absent_class(rng)
     if absent is not None:
         counts[absent] = 0
     for name, count in counts.items():
         if count < len(NUMBERS):
-            yield CompositionQuestion("Count", words.count(name), NUMBERS, NUMBERS[count])
+            yield words.count(name), NUMBERS, NUMBERS[count]
 
 
-def _color(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+def _color(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     for each in facts.unique:
         if each.color is not None:
-            yield CompositionQuestion("Color", words.color(each.name), tuple(COLORS), each.color)
+            yield words.color(each.name), tuple(COLORS), each.color
 
 
-def _side(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
+def _side(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     for each in facts.unique:
         if each.half is not None:
-            yield CompositionQuestion("Side", words.side(each.name), HALVES, each.half)
+            yield words.side(each.name), HALVES, each.half
 
 
-def _larger(facts: PictureFacts, rng: Random, words: QuestionWording) -> Questions:
-    for one, other in permutations(facts.unique, 2):
+def _larger(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
+    for one, other in permutations(facts.unique, 2):  # both orders: the larger one is named first as often as second
         large, small = sorted((one, other), key=lambda each: each.area, reverse=True)
         if large.area >= CLEARLY * small.area:
-            yield CompositionQuestion("Larger", words.larger(one.name, other.name), (one.name, other.name), large.name)
+            yield words.larger(one.name, other.name), (one.name, other.name), large.name
 
 
-COMPOSITION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Questions]] = {
+COMPOSITION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Candidates]] = {
     "Presence": _presence,
     "Count": _count,
     "Color": _color,
@@ -366,8 +352,8 @@ def composition(
     by_kind: dict[str, list[Question]] = {kind: [] for kind in COMPOSITION_KINDS}
     for picture, own in zip(distinct, objects, strict=True):
         facts = PictureFacts(own, prompt_classes(picture.text), classes)
-        for each in composition_questions(facts, world, f"{seed} {picture.sha256}"):
-            by_kind[each.kind].append(Question(picture, each.kind, each.text, each.options, each.answer))
+        for question in composition_questions(picture, facts, world, f"{seed} {picture.sha256}"):
+            by_kind[question.column].append(question)
     balanced = [_balanced(own, limit, Random(f"VQA {seed} {kind}")) for kind, own in by_kind.items()]
     about = {"drawn": pictures.about, "judge": detector, "seed": seed, "limit": limit, "world": world}
     return Quiz("VQA", tuple(COMPOSITION_KINDS), _by_picture(each for own in balanced for each in own), about)
