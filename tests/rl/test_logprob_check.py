@@ -15,7 +15,7 @@ from triptych.rewards.judge import BrightnessJudge
 from triptych.rl import logprob_check
 from triptych.rl.config import BFLOAT16_LIMITS, Limits, StageConfig, TrainConfig, TreeConfig
 from triptych.rl.learner import Learner
-from triptych.rl.recipes import DEBUG, LORA_7B, RELEASE_7B, TINY, lessons_only, picture_only, text_only, tiny
+from triptych.rl.recipes import DEBUG, LORA_7B, RELEASE_7B, TINY, picture_only, sft_only, text_only, tiny
 from triptych.rl.train import train
 from triptych.trace import Completion, Prompt
 
@@ -24,7 +24,7 @@ PROMPTS = [Prompt("a photo of three clocks"), Prompt("a photo of a red cat and a
 
 def short(stage: StageConfig) -> StageConfig:
     """A stage of the 7B recipe for a tiny model: its steps, guidance, filter and noise, in fewer steps and tokens."""
-    picture = replace(stage.picture, sde_window=2)
+    picture = replace(stage.picture, sde_window=1)
     return replace(stage, picture=picture, sampling=replace(stage.sampling, max_tokens=5))
 
 
@@ -49,12 +49,12 @@ class Policy(Bagel):
     def other(self, sampling):
         return replace(sampling, **self.changes)
 
-    def text_logprobs(self, told, sampling):
-        return super().text_logprobs(told, self.other(sampling))
+    def text_logprobs(self, rows, sampling):
+        return super().text_logprobs(rows, self.other(sampling))
 
-    def sde_logprobs(self, painted, sampling):
+    def sde_logprobs(self, rows, sampling):
         honest = self.step_number is not None and self.step_number not in sampling.sde_indices
-        return super().sde_logprobs(painted, sampling if honest else self.other(sampling))
+        return super().sde_logprobs(rows, sampling if honest else self.other(sampling))
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class RoundedRecord(Policy):
         if one.sde_steps is None:
             return one
         states = {"before": rounded(one.sde_steps.before), "after": rounded(one.sde_steps.after)}
-        return replace(one, strokes=replace(one.sde_steps, **states))
+        return replace(one, sde_steps=replace(one.sde_steps, **states))
 
 
 class RoundedScore(Policy):
@@ -82,10 +82,10 @@ class RoundedScore(Policy):
 
     part = "before"
 
-    def sde_logprobs(self, painted, sampling):
+    def sde_logprobs(self, rows, sampling):
         rows = [
-            replace(one, strokes=replace(one.sde_steps, **{self.part: rounded(getattr(one.sde_steps, self.part))}))
-            for one in painted
+            replace(one, sde_steps=replace(one.sde_steps, **{self.part: rounded(getattr(one.sde_steps, self.part))}))
+            for one in rows
         ]
         return super().sde_logprobs(rows, sampling)
 
@@ -109,11 +109,12 @@ def found(policy: Bagel, config: TrainConfig, limits: Limits | None = None) -> s
     return wrong
 
 
-FLOAT32 = replace(RELEASE, compute="float32", limits=Limits())
+FLOAT32 = replace(RELEASE, dtype="float32", limits=Limits())
 
 
 def quick(stage: StageConfig) -> StageConfig:
-    return replace(stage, sampling=replace(stage.sampling, points=4))
+    picture = replace(stage.picture, sde_window=2)
+    return replace(stage, picture=picture, sampling=replace(stage.sampling, points=4))
 
 
 QUICK = replace(FLOAT32, reason=quick(FLOAT32.reason), refine=quick(FLOAT32.refine))
@@ -122,7 +123,7 @@ both_precisions = pytest.mark.parametrize("config", [FLOAT32, RELEASE], ids=["fl
 
 @pytest.mark.parametrize("recipe", [RELEASE_7B, LORA_7B])
 def test_the_7b_recipes_check_with_the_limits_of_their_precision(recipe):
-    assert recipe.compute == "bfloat16" and recipe.limits == BFLOAT16_LIMITS
+    assert recipe.dtype == "bfloat16" and recipe.limits == BFLOAT16_LIMITS
 
 
 @both_precisions
@@ -137,7 +138,7 @@ def test_an_honest_model_passes(config):
         (Policy(large=True, image_guidance=1.0), {("refine", "guidance")}),
         (Policy(large=True, text_guidance=3.6), {("reason", "guidance"), ("refine", "guidance")}),
         (Policy(large=True, image_guidance=1.35), {("refine", "guidance")}),
-        (Policy(large=True, text_guidance=1.0), {("reason", "sde_step"), ("refine", "sde_step")}),
+        (Policy(large=True, text_guidance=1.0), {("reason", "sde_step")}),
         (Policy(large=True, top_p=1.0), {("reason", "text_mean"), ("refine", "text_mean")}),
         (RoundedRecord(large=True), {("reason", "rounding"), ("refine", "rounding")}),
         (RoundedScore(large=True), {("reason", "rounding"), ("refine", "rounding")}),
@@ -173,9 +174,10 @@ def test_every_step_that_the_recipe_can_choose_is_checked(step):
     assert stages == ({"reason"} if step == 2 else {"reason", "refine"})
 
 
-@pytest.mark.parametrize(("window", "strokes", "points"), [(0, 1, 16), (4, 1, 13), (4, 3, 13), (4, 2, 3), (5, 9, 21)])
-def test_index_sets_hold_all_that_is_ever_sampled(window, strokes, points):
-    stage = replace(DEBUG.reason, picture=replace(DEBUG.reason.picture, sde_window=window, num_sde_steps=strokes))
+@pytest.mark.parametrize(("window", "count", "points"), [(0, 1, 16), (4, 1, 13), (4, 3, 13), (4, 2, 3), (5, 9, 21)])
+def test_index_sets_hold_all_that_is_ever_sampled(window, count, points):
+    picture = replace(DEBUG.reason.picture, sde_window=window, num_sde_steps=count)
+    stage = replace(DEBUG.reason, picture=picture, sampling=replace(DEBUG.reason.sampling, points=points))
     sets, drawn = stage.sde_index_sets(), [stage.sample_sde_indices(seed) for seed in range(200)]
     assert {index for one in sets for index in one} == {index for one in drawn for index in one}
     assert {len(one) for one in sets} == {len(one) for one in drawn}
@@ -240,14 +242,14 @@ def test_only_what_will_be_trained_is_looked_at():
     assert seen(replace(QUICK, tree=TreeConfig(depth=0))) == {"reason": text | picture}
     assert seen(text_only(QUICK)) == {"reason": text, "refine": text}
     assert seen(picture_only(QUICK)) == {"reason": picture, "refine": picture}
-    assert seen(lessons_only(QUICK)) == {}
+    assert seen(sft_only(QUICK)) == {}
 
 
 class Numb(Policy):
     """The SDE steps of one prompt score nothing that is a number."""
 
-    def sde_logprobs(self, painted, sampling):
-        pairs = zip(painted, super().sde_logprobs(painted, sampling), strict=True)
+    def sde_logprobs(self, rows, sampling):
+        pairs = zip(rows, super().sde_logprobs(rows, sampling), strict=True)
         return [replace(s, logprob=s.logprob * float("nan")) if p.text == PROMPTS[0].text else s for p, s in pairs]
 
 
@@ -295,7 +297,7 @@ class Drifting(Policy):
 
 
 def test_every_rollout_is_checked_before_it_is_learnt_from():
-    policy, config = Drifting(), replace(DEBUG, steps=9, average=0.0, limits=Limits(bad_steps=3))
+    policy, config = Drifting(), replace(DEBUG, steps=9, ema_decay=0.0, limits=Limits(bad_steps=3))
     steps = train(policy, StickerPrompts(0), BrightnessJudge(), config)
     first = next(steps).metrics
     assert first["skipped"] == 0 and first["mismatch_text_ratio"] < 1e-5 and first["mismatch_sde_mean"] < 1e-5
