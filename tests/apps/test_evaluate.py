@@ -92,7 +92,8 @@ def test_tiif_asks_its_questions_in_short_and_long(capsys: pytest.CaptureFixture
     with Server(all_yes) as server:
         asked = ["--prompts", copy_of_tiif(), "--turns", 0, "--out", "run", "--record", "replies.jsonl", "--json"]
         assert painted("tiif", *asked, *at(server)) == 0
-        assert len(server.requests) == 6 and any("1. Is there a lake?\n2. Is it in oils?" in r.text for r in server.requests)
+        assert len(server.requests) == 6
+        assert any("1. Is there a lake?\n2. Is it in oils?" in request.text for request in server.requests)
     printed = json.loads(capsys.readouterr().out)
     (figures,) = printed["tiif"]
     halves = {f"{kind}/{length}": {"right": 1, "asked": 2} for kind in ("style", "numeracy") for length in TWO}

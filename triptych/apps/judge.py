@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,10 @@ def run(options: JudgeOptions, open_model: OpenModel) -> int:
         return 0
     entries = list_entries(options, many)
     if kind != "vlm":
-        entries = [with_spec(entry) for entry in entries]
+        entries = [checked(entry, with_spec) for entry in entries]
         if kind in STICKER_JUDGES:
-            entries = [drawable(entry) for entry in entries]
+            hint = "; for other pictures name a judge with --address"
+            entries = [checked(entry, drawable, hint) for entry in entries]
         return judge_entries(options, entries, open_judge(options, kind))
     checklists: dict[tuple[str, str], Checks] | None = None
     if options.ask == "tiif":
@@ -78,58 +79,49 @@ def list_entries(options: JudgeOptions, many: bool) -> list[Entry | Fault]:
     """Every image with its prompt, those with an unusable prompt as faults."""
     if not many:
         return [Entry(printable(options.image), 1, options.image, Prompt(check_text(options.prompt)))]
-    entries = [with_text(entry) for entry in list_pictures(options.image)]
-    if options.ask == "tiif":
-        return entries
-    return [replace(entry, checks=None) if isinstance(entry, Entry) else entry for entry in entries]
+
+    def with_text(entry: Entry) -> Entry:
+        check_text(entry.prompt.text)
+        return entry if options.ask == "tiif" else replace(entry, checks=None)  # else its questions are not asked
+
+    return [checked(entry, with_text) for entry in list_pictures(options.image)]
+
+
+def checked(entry: Entry | Fault, change: Callable[[Entry], Entry], hint: str = "") -> Entry | Fault:
+    """The entry after a change, or a fault with the reason and a hint where its prompt does not allow the change."""
+    if isinstance(entry, Fault):
+        return entry
+    try:
+        return change(entry)
+    except PromptError as error:
+        return Fault(entry.name, entry.line, f"{error}{hint}")
+
+
+def with_spec(entry: Entry) -> Entry:
+    """The entry with a spec, parsed from the prompt where it brings none."""
+    return entry if entry.prompt.spec else replace(entry, prompt=understand(entry.prompt, SKETCH))
+
+
+def drawable(entry: Entry) -> Entry:
+    """The entry, if the sticker world has a picture that meets its spec."""
+    if entry.prompt.spec is not None:
+        check_drawable(entry.prompt.spec)
+    return entry
 
 
 def with_checklists(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Fault], dict[tuple[str, str], Checks]]:
     """The entries, those without questions as faults, and the questions by source and text of the prompt."""
     checklists: dict[tuple[str, str], Checks] = {}
-    checked: list[Entry | Fault] = []
-    for entry in entries:
-        if isinstance(entry, Entry):
-            key = (entry.prompt.source, entry.prompt.text)
-            if entry.checks is None:
-                entry = Fault(entry.name, entry.line, "no questions; --ask tiif needs questions, gt_answers and length")
-            elif checklists.setdefault(key, entry.checks).questions != entry.checks.questions:
-                entry = Fault(entry.name, entry.line, "an earlier line has other questions about this prompt")
-        checked.append(entry)
-    return checked, checklists
 
-
-def with_text(entry: Entry | Fault) -> Entry | Fault:
-    """The entry, if its prompt is text that a judge can be asked about."""
-    if isinstance(entry, Fault):
+    def listed(entry: Entry) -> Entry:
+        if entry.checks is None:
+            raise PromptError("no questions; --ask tiif needs questions, gt_answers and length")
+        key = (entry.prompt.source, entry.prompt.text)
+        if checklists.setdefault(key, entry.checks).questions != entry.checks.questions:
+            raise PromptError("an earlier line has other questions about this prompt")
         return entry
-    try:
-        check_text(entry.prompt.text)
-    except PromptError as error:
-        return Fault(entry.name, entry.line, str(error))
-    return entry
 
-
-def with_spec(entry: Entry | Fault) -> Entry | Fault:
-    """The entry with a spec, parsed from the prompt where it brings none."""
-    if isinstance(entry, Fault) or entry.prompt.spec is not None:
-        return entry
-    try:
-        return replace(entry, prompt=understand(entry.prompt, SKETCH))
-    except PromptError as error:
-        return Fault(entry.name, entry.line, str(error))
-
-
-def drawable(entry: Entry | Fault) -> Entry | Fault:
-    """The entry, if the sticker world has a picture that meets its spec."""
-    if isinstance(entry, Fault):
-        return entry
-    try:
-        if entry.prompt.spec is not None:
-            check_drawable(entry.prompt.spec)
-    except PromptError as error:
-        return Fault(entry.name, entry.line, f"{error}; for other pictures name a judge with --address")
-    return entry
+    return [checked(entry, listed) for entry in entries], checklists
 
 
 def place_of(entry: Entry | Fault) -> str:

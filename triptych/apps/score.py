@@ -80,9 +80,9 @@ def tag_record(columns: Mapping[str, Means], rows: Sequence[RecordedVerdict]) ->
     overall = estimate(mean_of_columns(list(columns.values())))
     tags = {tag: estimate(means) for tag, means in columns.items()}
     judged = [row for row in rows if row.missing is None]
-    prompts: dict[tuple[str, str], bool] = {}
+    prompts: dict[tuple[str, str], bool] = {}  # whether one of its pictures is right
     for row in judged:
-        key = (row.column, row.prompt or row.where)
+        key = (row.column, row.prompt or row.where)  # a file without prompts counts every picture as one
         prompts[key] = prompts.get(key, False) or bool(row.correct)
     return {
         "overall": overall.value,
@@ -134,8 +134,9 @@ def _share(part: float, whole: float) -> float | None:
 def print_faults(rows: Sequence[RecordedVerdict]) -> None:
     """Verdicts that are missing, or that the rules dispute: one line each, on stderr."""
     missing = [f"missing: {row.where}: {row.missing}" for row in rows if row.missing]
+    words = {True: "right", False: "wrong", None: "wrong"}
     disputed = [
-        f"disputed: {row.where}: the file says {_word(row.claimed)}, the rules say {_word(row.correct)}"
+        f"disputed: {row.where}: the file says {words[row.claimed]}, the rules say {words[row.correct]}"
         for row in rows
         if row.disputed
     ]
@@ -171,17 +172,13 @@ def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[RecordedVer
     """TIIF's groups, levels and overall, for short and for long prompts."""
     headings = [f"{length}{head}" for length in LENGTHS for head in ("", " 95 %")]
     table = _table(f"TIIF: {_plain(title)}", "", *headings)
-    for name, lengths in record["groups"].items():
-        if name in tiif.TIIF_LEVELS:
-            continue
-        ends = record["intervals"][name]
-        table.add_row(name, *(part for length in lengths for part in _cells(lengths[length], ends[length])))
-    table.add_section()
-    for name, lengths, ends in [
-        *((name, record["groups"][name], record["intervals"][name]) for name in tiif.TIIF_LEVELS),
-        ("Overall (mean of the nine groups)", record["overall"], record["interval"]),
-    ]:
-        table.add_row(name, *(part for length in lengths for part in _cells(lengths[length], ends[length])))
+    groups = {name: (shares, record["intervals"][name]) for name, shares in record["groups"].items()}
+    levels = {name: groups.pop(name) for name in tiif.TIIF_LEVELS}
+    levels["Overall (mean of the nine groups)"] = (record["overall"], record["interval"])
+    for section in (groups, levels):
+        for name, (shares, ends) in section.items():
+            table.add_row(name, *(cell for length in shares for cell in _cells(shares[length], ends[length])))
+        table.add_section()
     right, asked = sum(row.right for row in rows), sum(row.asked for row in rows)
     absent, columns, odd = len(record["absent"]), len(tiif.tiif_columns()), map(_plain, record["ungrouped"])
     lines = [
@@ -214,7 +211,3 @@ def _plain(text: str) -> str:
     """Text of a file, at most 60 characters, without control characters and without rich's markup."""
     printable = text if text.isprintable() else ascii(text)
     return (printable if len(printable) <= 60 else f"{printable[:60]}...").replace("[", "(").replace("]", ")")
-
-
-def _word(correct: bool | None) -> str:
-    return "right" if correct else "wrong"

@@ -112,7 +112,6 @@ class TreeCard:
     groups: int
     v: float | None  # mean of the first stage
     right: float | None
-    after: float | None  # V of the last stage
     change: float | None  # mean change of V in the later stages
     pictures: tuple[str, ...] = ()
 
@@ -186,7 +185,7 @@ def tree_nodes(steps: Sequence[Step], config: TrainConfig) -> list[TreeNode]:
     on_page = {id(node) for node in _siblings(steps)}
     groups = [(step, group) for step in steps for group in step.groups]
     children: dict[int, list[tuple[int, Step, Group]]] = {}
-    roots = []
+    roots: list[tuple[int, Step, Group]] = []
     for number, (step, group) in enumerate(groups):
         place = children.setdefault(id(group.parent), []) if id(group.parent) in on_page else roots
         place.append((number, step, group))
@@ -245,10 +244,10 @@ def _sibling(
         verdict=node.verdict,
         right=is_right(node.verdict),
         reward_text=node.reward.text,
-        reward_picture=node.reward.picture if node.reward.drawn else None,
-        formed=node.reward.formed,
+        reward_picture=node.reward.picture if node.reward.has_picture else None,
+        formed=node.reward.well_formed,
         advantage_text=advantage[0],
-        advantage_picture=advantage[1] if node.reward.drawn else None,
+        advantage_picture=advantage[1] if node.reward.has_picture else None,
         picked=picked,
         child=child,
     )
@@ -289,7 +288,6 @@ def tree_card(steps: Sequence[Step], nodes: Sequence[TreeNode], name: str) -> Tr
         groups=len(nodes),
         v=first.metrics.get("v"),
         right=first.metrics.get("right"),
-        after=last.metrics.get("v") if len(steps) > 1 else None,
         change=float(np.mean(changes)) if changes else None,
         pictures=tuple(pictures),
     )
