@@ -61,7 +61,7 @@ def modules(room: str) -> list[str]:
     folder = ROOT / "triptych" if room == "core" else ROOT / "triptych" / room
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if room == "core":
-        order = ("errors", "files", "seeds", "trace", "loop")
+        order = ("errors", "files", "seeds", "bounds", "trace", "loop")
         names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
     return [f"triptych.{name}" if room == "core" else f"triptych.{room}.{name}" for name in names]
 
