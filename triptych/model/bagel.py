@@ -120,8 +120,8 @@ class Bagel(Network):
                 on_step,
                 [batch.index(places[row]) for row in outputs],
             )
-            for row, *pair in zip(outputs, self.decode_images(tokens, grid), sde_steps, strict=True):
-                drawings[row] = Drawing(*pair)
+            for row, image, steps in zip(outputs, self.decode_images(tokens, grid), sde_steps, strict=True):
+                drawings[row] = Drawing(image, steps)
         return [drawings[row] for row in range(len(images))]
 
     @torch.no_grad()

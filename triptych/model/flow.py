@@ -98,7 +98,7 @@ def guided(t: float, interval: tuple[float, float]) -> bool:
     """Whether guidance acts at time t: low < t <= high, in float32 (BAGEL, modeling/bagel/bagel.py:912)."""
     # Times are float32. As a Python float the time .4 of a schedule is 0.4000000059, above 0.4; the reference compares
     # a float32 tensor with a number, which torch rounds to float32 first, so that such a step is not guided.
-    low, now, high = np.float32((interval[0], t, interval[1]))
+    low, now, high = np.array((interval[0], t, interval[1]), np.float32)
     return bool(low < now <= high)
 
 
