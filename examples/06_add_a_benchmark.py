@@ -45,7 +45,7 @@ def drawn(prompt: Prompt, picture: np.ndarray) -> Trace:
 
 def main(policy, folder: Path) -> Report:
     benchmark = mirrored()
-    trial = partial(run, benchmark, policy, WorldJudge(), turns=0)
+    trial = partial(run_benchmark, benchmark, policy, WorldJudge(), turns=0)
     assert all(row.score(0) == 1 for row in trial(play=perfect)), "a perfect player must score 1"
     assert all(row.score(0) != 1 for row in trial(play=blank)), "a blank one must not be right"
     rows = list(run_benchmark(benchmark, policy, WorldJudge(), turns=2, seeds=range(2), out=folder))
