@@ -87,7 +87,7 @@ def prompts_of(text: str, file: Path | None) -> list[tuple[str, Prompt]]:
 
 
 def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
-    """The prompt as the model is told it.
+    """The prompt in the wording that the model is given.
 
     A model of the sticker world gets the canonical wording of what was read from the text, or of the spec that came
     with it, and the spec goes along; a benchmark's own sentence stays to the letter. PromptError names what lies
@@ -130,7 +130,7 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()  # what "meta" cannot
+        torch.zeros(1, device=name).item()  # refuses "meta", too, which holds no numbers
     except (RuntimeError, AssertionError) as error:
         gpus = torch.cuda.device_count()
         raise ConfigError(f"--device {name}: no such device here; expected auto, cpu, or one of {gpus} GPUs") from error

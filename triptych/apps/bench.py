@@ -62,6 +62,7 @@ def run(options: BenchOptions, open_model: OpenModel) -> int:
         "render": time_rendering(),
         "draw": {**time_draws(model, options.draws), "process_seconds": process_seconds(options.model, starts=3)},
         "stops": time_stops(model, options.batch),
+        # one draw, and the default --batch of `triptych draw`
         "guidance": {f"batch {batch}": time_guidance(model, batch) for batch in (1, 16)},
     }
     if options.train_steps:
@@ -184,7 +185,7 @@ def time_guidance(model: Bagel, batch: int, repeats: int = 9) -> dict[str, Any]:
     twice = noise.repeat(2, 1, 1)
 
     def packed() -> torch.Tensor:
-        return model.velocity(both, twice, 0.9, grid)
+        return model.velocity(both, twice, 0.9, grid)  # every time of the flow costs the same
 
     def separate() -> torch.Tensor:
         return torch.cat([model.velocity(cache, noise, 0.9, grid) for cache in (conditional, unconditional)])
@@ -231,8 +232,8 @@ def measure_training(model: Bagel, judge: Judge, config: TrainConfig, side: int 
     The steps are taken twice, which gives the same since rates are 0: once to count FLOPs and bytes (which warms up),
     once to take the time. FLOPs are those of matrix products, convolutions and attention, forward and backward, with
     two for a multiplication and its addition. The rate that they are a share of is that of a bfloat16 product of two
-    matrices of `side`. Memory is what CUDA has allocated, or else what the process has resident; null where neither is
-    known.
+    matrices of `side`. Memory is what CUDA has allocated, or else what the process has resident; null where neither can
+    be read.
     """
     memory = peak_memory(model.device)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
@@ -289,6 +290,7 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attenti
 
 def matmul_rate(device: torch.device, side: int = 0, repeats: int = 5) -> float:
     """FLOPs per second of the fastest of a few bfloat16 products of two square matrices; by default of a fair size."""
+    # large enough to reach the peak rate, small enough to take a fraction of a second
     side = side or (8192 if device.type == "cuda" else 1024)
     matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
     seconds = []
@@ -300,7 +302,7 @@ def matmul_rate(device: torch.device, side: int = 0, repeats: int = 5) -> float:
 
 
 def peak_memory(device: torch.device) -> Callable[[], int] | None:
-    """Something that tells the most bytes in use since it was asked last, where that can be known."""
+    """A function that returns the peak of bytes in use since its last call; None where that cannot be measured."""
     if device.type == "cuda":
 
         def allocated() -> int:

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
         run = module.run if hasattr(module, "run") else lambda options, open_model: options.run(open_model)
         return run(options, open_model or _load)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", 130)  # 128 + SIGINT, as shells count
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail once more
         return 0

@@ -75,6 +75,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
         # A prompt that is drawn alone under one of these seeds gives the same trace.
         seeds = range(options.seed, options.seed + options.n * options.best_of)
         jobs += [DrawJob(prompt.text, model_prompt, seed) for seed in seeds]
+    # Other images need a detector or a server: `triptych judge` has them.
     judge = WorldJudge() if policy.config.world == "stickers" else None
     record = reproduction_record(options, policy, settings, judge)
     console = terminal.open_console(options.as_json)
@@ -91,7 +92,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
                 terminal.print_result(console, view)
     except KeyboardInterrupt:
         console.print(f"\n  interrupted; kept {len(output.records)} of {count} traces", style="yellow")
-        code = 130
+        code = 130  # 128 + SIGINT, as shells count
     except OutputError:  # a full disk, perhaps: what is written stays, and its index is worth a try
         console.print(f"\n  kept {len(output.records)} of {count} traces", style="yellow")
         with suppress(OutputError):
@@ -121,6 +122,7 @@ def trace_views(
     best_of = settings.best_of
     if best_of > 1 and (judge is None or any(job.prompt.spec is None for job in jobs)):
         raise ConfigError("--best-of needs a judge, and there is none for this model's pictures: leave it out")
+    # Whole sets of candidates, since the best of a set is chosen at once; a set may be larger than a batch.
     size = max(settings.batch // best_of, 1) * best_of
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]

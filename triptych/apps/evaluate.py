@@ -85,7 +85,7 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
 
 @dataclass(frozen=True)
 class EvalRun:
-    """A run about to be played: its rows are drawn and judged as they are asked for."""
+    """A run that has not begun: each row is drawn and judged when the iterator reaches it."""
 
     judge: LoggingJudge
     turns: int

@@ -50,6 +50,7 @@ def model_record(name: str) -> dict[str, Any]:
         "parameters": {**parameters, "all": total},
         "memory_bytes": {
             "draw, float32": 4 * total + 4 * context,
+            # the autoencoder stays in float32: 2 more bytes for each of its parameters
             "draw, bfloat16": 2 * total + 2 * parameters["autoencoder"] + 2 * context,
             "train, float32 with AdamW and EMA": TRAINING_BYTES * total,
         },
@@ -79,15 +80,17 @@ def part_of(name: str) -> str:
 
 
 def context_tokens(config: BagelConfig) -> int:
-    """Tokens that an edit holds at most: a clean picture, its view, the words and the noise, in three branches."""
+    """Tokens in the context of an edit at most: clean latents, image patches, text and noise, in three branches."""
     latents = (config.vae_resize.max_side // config.latent_downsample) ** 2
     views = (config.vit_resize.max_side // config.vision.patch_size) ** 2
+    # with classifier-free guidance: one context with all, one without the text, one without the image
     return 3 * (2 * latents + views + config.sampling.max_reflection)
 
 
 def context_numbers(config: BagelConfig) -> int:
     """Numbers in the keys and values of `context_tokens`."""
     language = config.language
+    # 2: keys and values
     return context_tokens(config) * 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # needs the judge extra
     from triptych.rewards.vlm import Vlm
 
 Checklists = Mapping[tuple[str, str], Checks]  # questions, by source and text of the prompt
-MIN_VERDICTS = 20  # before that, a share of missing ones says little
+MIN_VERDICTS = 20  # with fewer, one lost request would already be a share of 5 %
 
 
 def judge_kind(choice: JudgeChoice, default: JudgeKind) -> JudgeKind:

@@ -81,7 +81,7 @@ class OutputFolder:
             try:
                 with naming_errors(self.folder):
                     self.folder.parent.mkdir(parents=True, exist_ok=True)
-                    self.folder.mkdir()
+                    self.folder.mkdir()  # fails if it exists, so that of two processes one gets it
                 return
             except OutputError:
                 if not self.folder.exists():

@@ -39,7 +39,7 @@ COLOR_VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", HUE: "--reason"
 
 @dataclass(frozen=True)
 class PictureView:
-    """One judged image of a row: a data URI where it was kept and there is room for it."""
+    """One judged image of a row: a data URI where the file is there and the byte budget allows it."""
 
     picture: str | None
     verdict: Verdict | None
@@ -116,6 +116,7 @@ def gallery(run_folder: RunFolder, rows: Sequence[Row], columns: Sequence[str]) 
     by_column = {column: own for column, own in by_column.items() if own}
     if not by_column:
         return
+    # at most 120 cards in all, unless there are more than 40 columns
     most, budget = max(3, min(MAX_CARDS, 120 // len(by_column))), MAX_BYTES // len(by_column)
     for column, own in by_column.items():
         outcomes = {outcome: [row for row in own if outcome_of(row) == outcome] for outcome in OUTCOMES}
@@ -155,7 +156,7 @@ class ByteBudget:
         self.left = left
 
     def picture(self, path: Path) -> str | None:
-        """The picture as a data URI; None where it was not kept, cannot be read, or does not fit any more."""
+        """The image as a data URI; None where the file is absent or unreadable, or the budget is used up."""
         if path.is_symlink() or not path.is_file():  # a link may lead to a file that is not of this run
             return None
         try:
@@ -198,7 +199,7 @@ def plot_by_turn(report: Report) -> str:
     axes.fill_between(turns, lows, highs, color=HUE, alpha=0.16, linewidth=0)
     axes.plot(turns, [_number(each.value) for each in overall], color=HUE, linewidth=2.4, marker="o", markersize=5)
     axes.set_xticks(list(turns), [str(turn) for turn in turns])
-    axes.set_xlabel("edits at most", color=SOFT)
+    axes.set_xlabel("maximum number of edits", color=SOFT)
     _shares(axes.yaxis, axes.set_ylim)
     return _svg(figure, "Share of right pictures by number of edits")
 
@@ -217,6 +218,7 @@ def plot_by_column(report: Report, accuracies: Mapping[str, ColumnAccuracy] | No
             estimate = report.accuracy[column][turn]
             if estimate.value is None:
                 continue
+            # first and last turn of a column stand a fifth of a row apart
             level = place + (0.11 - 0.22 * shift if turns else 0)
             axes.plot([estimate.low, estimate.high], [level] * 2, color=color, linewidth=2, alpha=0.55)
             axes.plot([estimate.value], [level], color=color, marker="o", markersize=size)
@@ -258,6 +260,7 @@ def _svg(figure: Figure, title: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Without width and height the page sets the width, and the viewBox keeps the aspect ratio.
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
     for color, name in COLOR_VARIABLES.items():

@@ -139,6 +139,7 @@ def _text_lines(name: str, text: str, clock: Text) -> Group:
 
 def _bar(done: int, total: int, clock: Text) -> Table:
     row = Table.grid(padding=(0, 2))
+    # 36: beside the label there is room for the count and the seconds in 80 columns
     bar = ProgressBar(total=max(total, 1), completed=done, width=36)
     row.add_row(bar, Text(f"{done}/{total}" if total else ""), clock)
     return row

@@ -157,8 +157,8 @@ def template(name: str) -> jinja2.Template:
     """A page of this folder, by its file name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        autoescape=True,  # prompts and model texts are never markup
+        undefined=jinja2.StrictUndefined,  # a misspelled variable is an error, not an empty place
         trim_blocks=True,
         lstrip_blocks=True,
     )

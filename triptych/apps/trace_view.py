@@ -21,11 +21,11 @@ STOPS: dict[Stop, str] = {
 
 @dataclass(frozen=True, eq=False)
 class TraceView:
-    """A trace with what a reader wants to know of it; `verdicts` has one per image, or none where nobody judged."""
+    """A trace with what a reader wants to know of it; `verdicts` has one per image, or none without a judge."""
 
     trace: Trace
     stop: Stop
-    turns: int  # the limit it was drawn under
+    turns: int  # the turn limit
     verdicts: tuple[Verdict, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ from triptych.rl.tree import Group, Node
 from triptych.trace import Turn, Verdict
 
 IMAGE_SIDE = 128  # pixels; larger images become thumbnails of this side
-CARD_IMAGES = 8  # on the card of a page
+CARD_IMAGES = 8  # on the card of a page: more do not fit into its row
 _CARD = re.compile(r'<script type="application/json" id="card">(.*?)</script>', re.DOTALL)
 
 
