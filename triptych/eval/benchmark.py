@@ -67,8 +67,9 @@ class Benchmark:
         total = len(self.prompts)
         if not 1 <= count < total:
             return self
-        kept = tuple(self.prompts[index * total // count] for index in range(count))
-        return replace(self, name=f"{self.name} ({count} of {total})", prompts=kept)
+        # Evenly, not the first: the files of the benchmarks are sorted by column.
+        prompts = tuple(self.prompts[index * total // count] for index in range(count))
+        return replace(self, name=f"{self.name} ({count} of {total})", prompts=prompts)
 
     def report(self, rows: Iterable[Row], turns: int) -> Report:
         """What `rows` of this benchmark show."""
@@ -173,7 +174,10 @@ def picture_verdicts(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdic
 
 
 def _prefixes(trace: Trace) -> list[Trace]:
-    """The trace as it stood at each of its pictures, the given one first where there is one."""
+    """The trace as it stood at each of its pictures, the given one first where there is one.
+
+    A judge looks at the newest picture of a trace, so that every prefix is another question to it.
+    """
     newest = [trace.prompt.image, *(turn.drew for turn in trace.turns)]
     return [replace(trace, turns=trace.turns[:count]) for count, picture in enumerate(newest) if picture is not None]
 
@@ -231,6 +235,7 @@ def check_source(benchmark: Benchmark, source: RunFolder) -> list[Row]:
             "expected the same benchmark, and the same --limit and --prompts"
         )
     rows = source.rows()
+    # Everything that can be missing is found before the first picture is judged, which may cost money.
     if left := len(source.open_jobs(rows)):
         raise OutputError(f"{source.folder} is not finished, {left} jobs are open; expected a whole run: --resume it")
     for row in rows:
@@ -248,13 +253,15 @@ def recorded_trace(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
             picture = read_image(path)
         except PictureError as error:
             raise OutputError(f"{error}; expected the pictures as they were drawn") from error
+        # Early runs recorded no hashes. Of others, a picture that was replaced is not the one that the row tells of.
         if row.pictures and pixels_sha256(picture) != row.pictures[turn]:
             raise OutputError(f"{path} is not the picture that was drawn; expected its pixels to be as recorded")
         trace += Turn(None, Drawing(picture))
     return trace
 
 
-SYNTHETIC, TRUTH = "synthetic", "world-truth"  # for manifests: who drew, and whose verdicts count
+# For manifests: who drew, and whose verdicts count. `world-` marks the judges of stickers, as in WorldJudge.name.
+SYNTHETIC, TRUTH = "synthetic", "world-truth"
 # Mistakes of a picture, and how often: half of the pictures are right, and half of the others miss by one check, as
 # ITA wants its near misses (`vqa.NEAR`).
 MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}

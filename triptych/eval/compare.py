@@ -107,6 +107,7 @@ class RunComparison:
 
         Questions about one picture are not independent: they win or lose together, by the sum of their differences.
         """
+        # Shares of thirds do not add up exactly: within ROUNDING of 0 is a tie, and the sign test leaves ties out.
         differences: dict[int, float] = {}
         for pair in self.pairs:
             if pair.first is not None and pair.second is not None:
@@ -133,7 +134,7 @@ def compare(
     first: Sequence[Row], second: Sequence[Row], columns: Sequence[str], turn: int, seed: int = 0
 ) -> RunComparison:
     """The second run against the first, both of the same prompts; `seed` fixes the bootstrap."""
-    prompts = {row.prompt: row for row in (*second, *first)}
+    prompts = {row.prompt: row for row in (*second, *first)}  # a prompt of either run; one that is in both pairs up
     judged = [_judged_rows(rows, turn) for rows in (first, second)]
     pairs = tuple(
         PromptPair(prompt, row.cluster, row.text, row.column, *(_share(rows.get(prompt), turn) for rows in judged))
@@ -149,6 +150,7 @@ def compare(
         one, other = (row_sums([row for prompt in paired[column] for row in rows[prompt]], (turn,)) for rows in judged)
         return ClusterSums(one.clusters, np.hstack([one.total, other.total]), np.hstack([one.count, other.count]))
 
+    # One draw gives both means, so that what all its prompts have in common cancels in the difference.
     means = {column: both[:, 1] - both[:, 0] for column, both in bootstrap({c: sums(c) for c in columns}, seed).items()}
     if means:
         means[OVERALL] = mean_of_columns([*means.values()])

@@ -44,6 +44,7 @@ def results(
     """The results file, of `rows` so far, as JSON values; of a quiz with what chance gets."""
     accuracies = {} if quiz is None else accuracy_by_column(quiz, rows)
     benchmark, turns = manifest["benchmark"], manifest["turns"]
+    # `acc` counts pictures that are right in every check; `score` is the mean share of checks.
     means, scores = (resampled_means(rows, columns, turns, strict=strict) for strict in (True, False))
 
     def metrics(column: str) -> dict[str, Any]:
@@ -70,10 +71,10 @@ def results(
             "model_args": f"model={manifest.get('model')},dtype={manifest.get('dtype')}",
             "batch_size": None,
             "device": manifest.get("device"),
-            "limit": None,
+            "limit": None,  # a thinned benchmark has another name instead
             "bootstrap_iters": RESAMPLES,
             "gen_kwargs": manifest.get("sampling"),
-            "random_seed": manifest["seeds"][0],
+            "random_seed": manifest["seeds"][0],  # all of them are in `triptych`
             "triptych": dict(manifest),
         },
         "model_name": manifest.get("model"),

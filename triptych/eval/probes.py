@@ -53,7 +53,10 @@ class ProbeScore:
 
 
 def inventory(scene: Scene) -> list[tuple[str, str, str, str]]:
-    """What a scene holds, cell by cell: two scenes with one inventory are the same picture to a reader."""
+    """What a scene holds, cell by cell: two scenes with one inventory are the same picture to a reader.
+
+    Positions within a cell do not count: a model that redraws a sticker puts it some pixels beside.
+    """
     return sorted((sticker.cell, sticker.name, sticker.color, sticker.size) for sticker in scene.stickers)
 
 
@@ -64,6 +67,7 @@ def edit_outcomes(
     scenes, changes = [], []
     for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True)):
         scene, change = Scene.sample(spec, seed), None
+        # Edits of the loop mend a mistake; the others show whether any instruction is followed.
         if index % 2 == 0:
             scene = spoil(scene, spec, seed, 1)
             change = fix(scene, spec, seed)
@@ -85,7 +89,7 @@ def reflection_outcomes(
         Scene.sample(spec, seed) if index % 2 == 0 else spoil(Scene.sample(spec, seed), spec, seed, 1)
         for index, (spec, seed) in enumerate(zip(specs, seeds, strict=True))
     ]
-    texts = [prompt_text(spec, wording_of(spec)) for spec in specs]
+    texts = [prompt_text(spec, wording_of(spec)) for spec in specs]  # in the wording in which the model learned them
     reflections = policy.reflect(texts, list(render(scenes).numpy()), sampling, list(seeds))
     instructions = [parse_edit(reflection.text) for reflection in reflections]
     return {
@@ -182,6 +186,7 @@ def run_probes(
         for own, _, numbers in batches:
             *_, final = play(policy, own, numbers, turns, sampling, plan)
             traces += final
+        # The first picture, the first edit and the last: the turns between tell little more, and each costs a reading.
         for turn in (0, 1, turns) if turns > 1 else range(turns + 1):
             verdicts = judge([Trace(trace.prompt, trace.turns[: turn + 1]) for trace in traces])
             record(f"{name}, turn {turn}", [verdict.score == 1.0 for verdict in verdicts])

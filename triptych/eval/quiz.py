@@ -159,6 +159,7 @@ def run_quiz(
     `resume`, `shard` and the errors are those of `benchmark.run_benchmark`; `questions.jsonl` joins the folder.
     """
     own = policy.config.sampling
+    # Greedy answers are the same on every run; a reflection is tested as the loop samples it.
     sampling = sampling or (replace(own, temperature=0.0) if quiz.by == "question" else own)
     run_folder = None
     if out is not None:
@@ -169,7 +170,7 @@ def run_quiz(
 
     def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
         questions = [quiz.questions[index] for index, _ in jobs]
-        start = time.perf_counter()
+        start = time.perf_counter()  # of a batch, shared evenly: what one question costs within it is not known
         replies = _replies(policy, quiz.by, questions, sampling, [seed for _, seed in jobs])
         seconds = (time.perf_counter() - start) / len(jobs)
         for (index, seed), question, reply in zip(jobs, questions, replies, strict=True):
@@ -246,6 +247,7 @@ def read_reply(by: AnswerForm, question: Question, reply: str) -> str | None:
     return read_decision(reply) if by == "reflection" else read_option(reply, question.options)
 
 
+# Words before the answer itself, as in "there are three" or "It's the left half" (punctuation has become spaces).
 _LEAD = re.compile(r"(?:(?:the|an?|its?|it s|is|are|there|answer|has) )*")
 
 
@@ -263,6 +265,7 @@ def read_option(reply: str, options: Sequence[str]) -> str | None:
     for option in longest_first:
         if answer.startswith(f"{option} "):
             return option
+    # Two different options are no answer, "left or right" least of all.
     mentions = re.findall(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", plain)
     return mentions[0] if len(set(mentions)) == 1 else None
 
@@ -304,6 +307,7 @@ def accuracy_by_column(quiz: Quiz, rows: Iterable[Row]) -> dict[str, ColumnAccur
     columns = {
         column: ColumnAccuracy(
             accuracy=accuracy[column],
+            # Of each question on its own: in one column they may have different numbers of options.
             chance=_mean([1 / len(question.options) for question in quiz.of(column)]),
             majority=_majority([question.options.index(question.answer) for question in quiz.of(column)]),
             questions=questions[column],

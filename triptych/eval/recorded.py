@@ -117,6 +117,7 @@ def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise KeyError("detections")
     right = int(verdict.score == 1.0)
+    # Pictures of one prompt are a cluster; where no sentence is recorded, the same metadata are the same prompt.
     prompt = metadata.get("prompt") or record.get("prompt") or json.dumps(metadata, sort_keys=True)
     return {
         "column": spec.tag,
@@ -141,7 +142,7 @@ def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection
         # Boxes of early versions have no score.
         scores = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in boxes]
         detections[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, scores, strict=True)]
-        detections[name].sort(key=lambda each: -each.score)
+        detections[name].sort(key=lambda each: -each.score)  # GenEval counts the most certain `count` of a class
     for item in spec.include:
         objects = detections.get(item.name, [])
         if item.color is not None and len(objects) >= item.count:
@@ -154,11 +155,12 @@ def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection
 def _reason_colors(name: str, color: str, count: int, reason: str) -> list[str]:
     """The colors of an item's objects, as GenEval's reason gives them."""
     start = f"expected {color} {name}>={count}, found "
+    # A line of GenEval reads "expected red cat>=2, found 1 red; and 1 red, 1 blue": the last part has all colors.
     for line in reason.splitlines():
         if line.startswith(start):
             counts = re.findall(rf"(\d+) ({'|'.join(GENEVAL_COLORS)})\b", line.partition("; and ")[2])
             return [shade for amount, shade in counts for _ in range(min(int(amount), count))][:count]
-    return [color] * count
+    return [color] * count  # the reason does not complain of this item, so that all its objects were right
 
 
 def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +171,7 @@ def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{len(questions)} questions and {len(truths)} gt_answers; expected one of yes and no for each question"
         )
+    # Without an index the questions stand for the instruction: short and long of it have the same.
     column = {"column": f"{attribute}/{length}", "prompt": f"{attribute}/{record.get('index', questions)}"}
     reply = record["model_output"]
     answers = read_answers(reply, len(questions))
@@ -203,7 +206,7 @@ def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
     value = record[key]
     if isinstance(value, str):
         verdict, why = read_verdict(value), f"no clear verdict in the reply: {short(value)}"
-    elif value is None or value in (-1, 0, 1):
+    elif value is None or value in (-1, 0, 1):  # True and 1.0, too, are 1
         verdict, why = (None, _failed(record)) if value is None or value == -1 else (bool(value), "")
     else:
         raise ValueError(f"{key} is {short(value)}; expected 1, 0, -1 (no verdict) or the judge's reply")
@@ -238,7 +241,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise JudgeError(f"cannot read {path}: it is no file; expected a file of JSON lines")
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == GZIP
+            packed = file.read(2) == GZIP  # by its content: published files are named .jsonl either way
             file.seek(0)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # pyright: ignore[reportAssignmentType]
             while content := stream.readline(MAX_LINE + 1):

@@ -114,7 +114,7 @@ def summarize(
     """The report of `rows`, with `columns` in this order and turns 0 to `turns`; `seed` fixes the bootstrap."""
     rows = list(rows)
     stops, edits = _decisions(rows)
-    scores = [(row.score(0), row.score(row.edits)) for row in rows]
+    scores = [(row.score(0), row.score(row.edits)) for row in rows]  # of the first and the last picture
     changes = [(first, last) for first, last in scores if first is not None and last is not None]
     return Report(
         benchmark=benchmark,
@@ -180,6 +180,7 @@ def resampled_means(
 def row_sums(rows: Iterable[Row], turns: Sequence[int], strict: bool = True) -> ClusterSums:
     """Sum of what is measured after each of `turns`, and number of verdicts, by cluster in ascending order."""
     observations = []
+    # A fixed order of clusters: the seed then gives the same draws in whatever order shards wrote their rows.
     for row in sorted(rows, key=lambda row: row.cluster):
         scores = [row.score(turn) for turn in turns]
         values = [0.0 if score is None else float(score == 1) if strict else score for score in scores]
@@ -201,6 +202,7 @@ def report_table(report: Report) -> Table:
     for column, estimates in report.accuracy.items():
         if column == OVERALL:
             table.add_section()
+        # What a mean leaves out goes below it, or seven columns would not fit 80 characters.
         means = [format_estimate(each, with_interval=False).replace(" (", "\n(") for each in estimates]
         table.add_row(column, *means, _interval(estimates[-1]))
         if column == OVERALL and turns > 1:

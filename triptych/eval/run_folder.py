@@ -51,7 +51,7 @@ MOST_TURNS, MOST_SEEDS = 1_000, 10_000  # of a run: no more is read, so no more 
 _NEEDED: dict[str, Callable[[Any], bool]] = {  # of a manifest, and what a reader can work with
     "benchmark": lambda name: isinstance(name, str),
     "columns": lambda titles: titles is None or _all(titles, str),
-    "prompts": lambda count: type(count) is int and 0 <= count <= 10_000_000,
+    "prompts": lambda count: type(count) is int and 0 <= count <= 10_000_000,  # a job list that fits in memory
     "turns": lambda count: type(count) is int and 0 <= count <= MOST_TURNS,
     "seeds": lambda seeds: _all(seeds, int) and 0 < len(seeds) <= MOST_SEEDS,
 }
@@ -85,7 +85,7 @@ class RunFolder:
         output = run_folder.folder if shard == WHOLE else run_folder.results
         if output.exists() and not resume:
             raise OutputError(f"{output} exists; expected a new one: choose another --out, or go on with --resume")
-        run_folder._expect_same(manifest)
+        run_folder._expect_same(manifest)  # of another shard, too: it must play the same run
         return run_folder
 
     @staticmethod
@@ -194,6 +194,7 @@ class RunFolder:
                         f"{self.results} is being written by another process; expected a shard that nobody plays: "
                         "wait for it, or take another --shard"
                     ) from error
+            # Appending to a torn line would spoil the next row as well.
             results.truncate(self.results.read_bytes().rfind(b"\n") + 1)
             yield
 
@@ -242,7 +243,7 @@ def play_jobs(
         yield from (row for batch in _batches(jobs, batch_size) for row, _ in work(batch))
         return
     index, count = run_folder.shard
-    own = list(jobs[index - 1 :: count])
+    own = list(jobs[index - 1 :: count])  # every n-th: columns are spread evenly over shards
     with run_folder.lock():
         done = {(row.prompt, row.seed): row for row in run_folder.rows() if row.complete}
         yield from (done[job] for job in own if job in done)
@@ -250,7 +251,7 @@ def play_jobs(
             for row, pictures in work(batch):
                 run_folder.append(row, pictures)
                 yield row
-    report = run_folder.report()
+    report = run_folder.report()  # of all shards: whoever comes last writes it
     if not report.open:
         run_folder.finish(report)
 
@@ -337,7 +338,10 @@ def pixels_sha256(picture: np.ndarray) -> str:
 
 @cache
 def code_sha256() -> str:
-    """16 hex digits over every module of this package: names and text, in order of names."""
+    """16 hex digits over every module of this package: names and text, in order of names.
+
+    Line ends are made the same, so that a checkout on Windows is the same code.
+    """
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes().replace(b"\r\n", b"\n"))

@@ -103,7 +103,7 @@ def grouped(runs: Iterable[TrainingRun]) -> dict[str, list[TrainingRun]]:
     groups: dict[str, list[TrainingRun]] = {}
     for run in runs:
         group = groups.setdefault(run.name, [])
-        for other in group:
+        for other in group:  # with each, so that no seed counts twice
             _expect_one_curve(run, other)
         group.append(run)
     return groups
@@ -129,6 +129,7 @@ def curve(series: Sequence[np.ndarray]) -> Curve | None:
     samples in common, or one has no points: a run is not left out in silence."""
     if not series or any(not len(points) for points in series):
         return None
+    # Interpolated, since the runs of a curve were not measured after the same numbers of samples.
     series = [points[np.argsort(points[:, 0], kind="stable")] for points in series]
     start, end = max(points[0, 0] for points in series), min(points[-1, 0] for points in series)
     samples = np.unique(np.concatenate([points[:, 0] for points in series]))
@@ -141,7 +142,7 @@ def curve(series: Sequence[np.ndarray]) -> Curve | None:
 
 def smooth(points: np.ndarray, width: int = SMOOTH) -> np.ndarray:
     """`[point 2]` with each value the mean of itself and its neighbours, `width` in all where there are so many."""
-    width = max(1, min(width, len(points) // 5))
+    width = max(1, min(width, len(points) // 5))  # short runs keep their shape
     before = (width - 1) // 2
     value = [points[max(0, i - before) : i - before + width, 1].mean() for i in range(len(points))]
     return np.column_stack([points[:, 0], value]) if len(points) else points
@@ -207,6 +208,7 @@ def _draw_panel(
     axes.set_xlabel("samples", fontsize=9)
     axes.tick_params(labelsize=9)
     measured = [each for _, groups in lines for each in groups.values() if each is not None]
+    # Shares of a few percent would be a flat line on an axis to 1.
     top = min(1.0, 1.2 * max((float(each.high.max()) for each in measured), default=1.0) + 0.02)
     axes.set_ylim(-0.02 * top, 1.02 * top)
     if not measured:

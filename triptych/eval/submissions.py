@@ -74,7 +74,7 @@ def printable(path: Path | str) -> str:
 
 
 def _folder_entries(root: Path) -> Iterator[Entry | Fault]:
-    for folder in sorted(root.iterdir(), key=_natural):
+    for folder in sorted(root.iterdir(), key=_natural):  # without recursion: links may lead in circles
         metadata, samples = folder / "metadata.jsonl", folder / "samples"
         if not (metadata.exists() or metadata.is_symlink() or samples.is_dir()):
             continue  # a grid, a results file: no prompt's folder
@@ -141,7 +141,7 @@ def _only_line(path: Path) -> Mapping[str, Any]:
 
 
 def _lines(file: Any) -> Iterator[bytes]:
-    """The lines of a file, at most one byte more than MAX_METADATA of each."""
+    """The lines of a file, at most one byte more than MAX_METADATA of each; the rest of a longer one is skipped."""
     while line := file.readline(MAX_METADATA + 1):
         rest = line
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_METADATA)):
@@ -167,6 +167,7 @@ def _record(line: bytes) -> Mapping[str, Any]:
 def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None]:
     """Prompt and questions of a line, or ValueError. The sentence is made from the metadata where it is not given."""
     metadata = record.get("metadata", record)
+    # GenEval puts tag and include on the line itself; its results file has them under `metadata`.
     spec = read_spec(metadata) if isinstance(metadata, dict) and "include" in metadata else None
     text = record.get("prompt", metadata.get("prompt") if isinstance(metadata, dict) else None)
     try:
@@ -191,7 +192,7 @@ def _is_picture(path: Path) -> bool:
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
     """Sorts 2 before 10."""
-    parts = re.findall(r"([0-9]+)|([^0-9]+)", path.name)
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", path.name)  # \d would match digits of other scripts, too
     return [(bool(word), int(number or 0), word) for number, word in parts]
 
 

@@ -78,7 +78,7 @@ def _recorded(row: Row, turn: int, folder: str, number: int) -> RecordedVerdict:
     if verdict is None:
         why = "the judge gave no verdict" if row.verdicts else "nothing was drawn"
         return RecordedVerdict(folder, number, row.column, 0, 0, str(row.prompt), missing=why)
-    right, wrong = len(verdict.passed), len(verdict.failed)
+    right, wrong = len(verdict.passed), len(verdict.failed)  # TIIF counts questions, not pictures
     return RecordedVerdict(folder, number, row.column, right, right + wrong, str(row.prompt), verdict.failed)
 
 
@@ -141,6 +141,7 @@ def load_tiif(path: Path) -> Tiif:
     """
     pairs = [pair for file in _files(Path(path)) for pair in _instructions(file)]
     content = json.dumps([[prompt.text, asdict(checks)] for prompt, checks in pairs])
+    # The text itself is not in the package, so that only a hash tells which copy a run was played on.
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     checks_of = {(prompt.source, prompt.text): checks for prompt, checks in pairs}
     return Tiif(f"TIIF {digest[:8]}", tuple(prompt for prompt, _ in pairs), {}, checks_of)
@@ -175,6 +176,7 @@ def _instruction(record: Mapping[str, Any], length: str, index: str, where: str)
         checks = Checks.from_record({"index": index, **record, "length": length})
     except (KeyError, TypeError, ValueError) as error:
         raise PromptError(f"{where}: {type(error).__name__}: {str(error)[:120]}; expected {wanted}") from error
+    # Half a surrogate pair is valid JSON, and no text that could be tokenized or written.
     if not isinstance(text, str) or not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise PromptError(f"{where}: {length}_description is {ascii(text)[:40]}; expected an instruction")
     return Prompt(text, source=f"tiif/{length}/{index}"), checks

@@ -87,7 +87,7 @@ class FixedSet:
         for index in range(2 * count):
             prompt, right = dev_set(HELD_OUT).prompts[index % HELD_OUT], index % 2 == 0
             assert prompt.spec is not None
-            scene = Scene.sample(prompt.spec, seed + index)
+            scene = Scene.sample(prompt.spec, seed + index)  # prompts repeat after HELD_OUT, scenes do not
             picture = render_array(scene if right else spoil(scene, prompt.spec, seed + index, 1))
             members.append((prompt, picture, right))
         return FixedSet.of(members)
@@ -152,7 +152,7 @@ def _play(
         traces.extend(beat)
 
     prompts = dev_set(HELD_OUT).thinned(config.prompts)
-    settings = (config.turns, (config.seed,), None, plan, config.batch)
+    settings = (config.turns, (config.seed,), None, plan, config.batch)  # sampling is the model's own
     rows = list(run_benchmark(prompts, policy, judge, *settings, play=collecting_play))
     return rows, traces
 
@@ -166,6 +166,7 @@ def _alignment(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, float 
     ]
     on_right = _mean([stopped for right, stopped in pairs if right])
     on_wrong = _mean([not stopped for right, stopped in pairs if not right])
+    # Balanced, since a model that is nearly always right would score high by stopping every time.
     balanced = None if on_right is None or on_wrong is None else (on_right + on_wrong) / 2
     return {"ita": _mean([right == stopped for right, stopped in pairs]), "ita_balanced": balanced}
 
@@ -243,6 +244,7 @@ class ValidationLog:
     def has(self, step: int, config: ValidationConfig, published: bool = False) -> bool:
         """Whether that step was validated by the same settings."""
         key = (step, config.settings(), published)
+        # The batch size may differ: it changes no measure.
         return any((row["step"], row["settings"], row["published"]) == key for row in self.rows())
 
     def validate(

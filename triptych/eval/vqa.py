@@ -99,6 +99,7 @@ def detected_objects(detector: GenEvalDetector, pictures: Sequence[np.ndarray]) 
 
 def _of_class(detector: GenEvalDetector, picture: np.ndarray, name: str, objects: Sequence) -> Iterator[VisibleObject]:
     height, width = picture.shape[:2]
+    # Reading colors is the costly step, and only the color of a single object is ever asked.
     alone = len(objects) == 1 and objects[0].detection.score >= SURE
     colors = detector.colors(picture, objects, name) if alone else [None] * len(objects)
     for each, color in zip(objects, colors, strict=True):
@@ -304,7 +305,7 @@ def alignment(
     """
     questions: list[Question] = []
     for column in pictures.columns:
-        rng = Random(f"ITA {seed} {column}")
+        rng = Random(f"ITA {seed} {column}")  # its own: a limit or a missing column changes no other column
         pairs = _distinct(picture for picture in pictures.pictures if picture.column == column)
         fitting = [picture for picture, verdict in pairs if verdict.score == 1]
         near = [picture for picture, verdict in pairs if verdict.score < 1 and len(verdict.failed) == 1]
@@ -348,6 +349,7 @@ def composition(
     objects: list[list[VisibleObject]] = []
     for start in range(0, len(distinct), LOAD_BATCH):
         objects += detect([each.load() for each in distinct[start : start + LOAD_BATCH]])
+    # Absent classes are drawn from what the set shows, or every "no" would be about a thing that nobody draws.
     classes = sorted({each.name for own in objects for each in own})
     by_kind: dict[str, list[Question]] = {kind: [] for kind in COMPOSITION_KINDS}
     for picture, own in zip(distinct, objects, strict=True):
@@ -365,7 +367,7 @@ def _balanced(questions: Sequence[Question], limit: int, rng: Random) -> list[Qu
     for each in questions:
         by_answer.setdefault(each.options.index(each.answer), []).append(each)
     piles = [rng.sample(pile, len(pile)) for _, pile in sorted(by_answer.items())]
-    if questions and len(questions[0].options) == 2:
+    if questions and len(questions[0].options) == 2:  # then majority is chance: .50
         most = min(limit // 2, min(map(len, piles)) if len(piles) == 2 else 0)
         return [each for pile in piles for each in pile[:most]]
     rounds = [pile[turn] for turn in range(max(map(len, piles), default=0)) for pile in piles if turn < len(pile)]
