@@ -36,6 +36,7 @@ def _group(name: str, words: Iterable[str]) -> str:
     return f"(?P<{name}>{'|'.join(sorted(words, key=len, reverse=True))})"
 
 
+# Patterns of the parsers. The longest words come first, so that "top left" is not read as "top".
 _SIZE, _COLOR, _NAME = f"(?:{_group('size', SIZES)} )?", f"{_group('color', COLORS)} ", _group("name", CLASSES)
 _AT, _TO = _group("cell", CELLS), _group("to", CELLS)
 _THERE = f"{_SIZE}(?:{_COLOR})?{_group('name', (*CLASSES, ANY_CLASS))} at {_AT}"
@@ -207,6 +208,7 @@ def _presence(scene: Scene, rng: Random) -> QuestionAnswer:
     present = bool(there) and rng.random() < 0.5
     color, name = rng.choice(sorted(there) or [("red", "clock")])
     colored = rng.random() < 0.5
+    # A "no" is a near miss where it can be: a class that is there in another color.
     if not present and colored and there and rng.random() < 0.7:
         color = rng.choice([other for other in COLORS if (other, name) not in there])
     elif not present:
@@ -218,7 +220,7 @@ def _presence(scene: Scene, rng: Random) -> QuestionAnswer:
 def _count(scene: Scene, rng: Random) -> QuestionAnswer:
     """Such as "how many red clocks are there?" "two"."""
     amounts = Counter({"stickers": len(scene.stickers)})
-    amounts[plural(rng.choice(CLASSES))] += 0
+    amounts[plural(rng.choice(CLASSES))] += 0  # a question whose answer may be zero
     for sticker in scene.stickers:
         amounts[plural(sticker.name)] += 1
         amounts[f"{sticker.color} stickers"] += 1
@@ -234,7 +236,9 @@ def _count(scene: Scene, rng: Random) -> QuestionAnswer:
 
 def _color(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "what color is the clock?" "red"."""
-    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, colored=False))]
+    candidates = [
+        (sticker, name) for sticker in scene.stickers if (name := _reference(scene, sticker, rng, with_color=False))
+    ]
     if not candidates:
         return None
     sticker, name = rng.choice(candidates)
@@ -245,9 +249,12 @@ def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "where is the clock?" "top left"; "what is at top?" "red clock"; "is the clock left or right?" "left"."""
     alone = [sticker for sticker in scene.stickers if _stands_alone(scene, sticker)]
     empty = [cell for cell in CELLS if cell not in scene.cells]
+    # Empty cells are asked about now and then, so that "nothing" is an answer but not a good guess.
     if empty and rng.random() < 0.1:
         return f"what is at {rng.choice(empty)}?", EMPTY_PLAN
-    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng, celled=False))]
+    candidates = [
+        (sticker, name) for sticker in scene.stickers if (name := _reference(scene, sticker, rng, with_cell=False))
+    ]
     if alone and (not candidates or rng.random() < 0.4):
         sticker = rng.choice(alone)
         return f"what is at {sticker.cell}?", f"{sticker.color} {sticker.name}"
@@ -264,7 +271,7 @@ def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
 
 def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "is the clock left of the red cat?" "yes"; "which is larger, the clock or the cat?" "clock"."""
-    candidates = [(sticker, name) for sticker in scene.stickers if (name := _refer(scene, sticker, rng))]
+    candidates = _references(scene, rng)
     if len(candidates) < 2:
         return None
     (one, first), (other, second) = rng.sample(candidates, 2)
@@ -272,6 +279,7 @@ def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     larger = ranks.index(one.size) - ranks.index(other.size)
     if larger and rng.random() < 0.3:
         return larger_question(first, second), first if larger > 0 else second
+    # By cells and not by pixels, as in a plan.
     right, down = one.place % 3 - other.place % 3, one.place // 3 - other.place // 3
     holds = rng.random() < 0.5
     opposites = [("right of", "left of", right), ("below", "above", down), ("larger than", "smaller than", larger)]
@@ -291,16 +299,23 @@ QUESTION_KINDS: dict[str, Callable[[Scene, Random], QuestionAnswer | None]] = {
 }
 
 
-def _refer(scene: Scene, sticker: Sticker, rng: Random, *, colored: bool = True, celled: bool = True) -> str | None:
-    """Words that mean this sticker and no other; without its color or cell where that would give the answer away."""
-    options = []
-    if sum(other.name == sticker.name for other in scene.stickers) == 1:
-        options.append(sticker.name)
-    if colored and sum((other.name, other.color) == (sticker.name, sticker.color) for other in scene.stickers) == 1:
-        options.append(f"{sticker.color} {sticker.name}")
-    if celled and _stands_alone(scene, sticker) and (not options or rng.random() < 0.2):
-        options = [f"{sticker.name} at {sticker.cell}"]
-    return rng.choice(options) if options else None
+def _references(
+    scene: Scene, rng: Random, *, with_color: bool = True, with_cell: bool = True
+) -> list[tuple[Sticker, str]]:
+    """Stickers with words that mean each and no other; without color or cell where that would give the answer away."""
+    names = Counter(sticker.name for sticker in scene.stickers)
+    colored = Counter((sticker.name, sticker.color) for sticker in scene.stickers)
+    references = []
+    for sticker in scene.stickers:
+        options = [sticker.name] * (names[sticker.name] == 1)
+        if with_color and colored[sticker.name, sticker.color] == 1:
+            options.append(f"{sticker.color} {sticker.name}")
+        # A cell is the last resort, or now and then another way to say it.
+        if with_cell and _stands_alone(scene, sticker) and (not options or rng.random() < 0.2):
+            options = [f"{sticker.name} at {sticker.cell}"]
+        if options:
+            references.append((sticker, rng.choice(options)))
+    return references
 
 
 def _stands_alone(scene: Scene, sticker: Sticker) -> bool:

@@ -88,6 +88,8 @@ def fix(scene: Scene, spec: Spec, seed: int) -> Edit | None:
     before = deficits(scene, spec)
     if not any(before):
         return None
+    # Without relations the remedies of a check come in the order of their worth, and the first good one is taken. With
+    # relations a move may serve one and break another: all are tried, and the smallest deficit wins.
     has_relations = any(item.position for item in spec.include)
     candidates: list[tuple[int, Edit]] = []  # deficit that an edit leaves, the edit
     for index, deficit in enumerate(before):
@@ -97,7 +99,7 @@ def fix(scene: Scene, spec: Spec, seed: int) -> Edit | None:
             candidates.append((sum(after), edit))
             if after[index] < deficit and all(new <= old for new, old in zip(after, before, strict=True)):
                 improvements.append(candidates[-1])
-                if not has_relations:  # without relations the order of the remedies is the order of their worth
+                if not has_relations:
                     return edit
         if improvements:
             return min(improvements, key=itemgetter(0))[1]
@@ -188,6 +190,7 @@ def demands(spec: Spec) -> list[tuple[str, int]]:
 def _mistake(scene: Scene, spec: Spec, rng: Random) -> Edit | None:
     """One edit that probably breaks a demand of the spec; None where the kind that was drawn has no place."""
     items = spec.include
+    # Weights: 6 for a wrong count or class, which any picture can have, and 3 for each attribute that the spec names.
     kinds = ["missing", "missing", "copy", "copy", "foreign", "class"]
     kinds += ["color"] * 3 * any(item.color for item in items)
     kinds += ["move"] * 3 * any(item.region or item.position for item in items)
@@ -207,11 +210,11 @@ def _mistake(scene: Scene, spec: Spec, rng: Random) -> Edit | None:
         return Edit("move", old.cell, old.name, to=rng.choice(free)) if free else None
     if kind == "size":
         return Edit("resize", old.cell, old.name, size=_other(SIZES, old.size, rng))
-    near = rng.random() < 0.5  # the mistake borrows from another item
+    borrows = rng.random() < 0.5  # from another item, as in a model's own mistakes
     if kind == "color":
-        others = [item.color for item in items if item.color not in (None, old.color)] if near else []
+        others = [item.color for item in items if item.color not in (None, old.color)] if borrows else []
         return Edit("recolor", old.cell, old.name, rng.choice(others) if others else _other(COLORS, old.color, rng))
-    names = [item.name for item in items if item.name != old.name] if near else []
+    names = [item.name for item in items if item.name != old.name] if borrows else []
     return Edit("swap", old.cell, rng.choice(names) if names else _other(CLASSES, old.name, rng))
 
 
@@ -227,6 +230,7 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
     if kind == "count" and len(group) < item.count:
         yield from _supplies(scene, spec, index, groups, rng)
     elif kind == "count":
+        # One swap may mend two checks: a sticker too many of this item becomes one that another item lacks.
         spare = _spare(spec, index, group)
         missing = [other for other, each in enumerate(groups) if len(each) < spec.include[other].count]
         yield from (_exchange(sticker, spec, other) for other in missing for sticker in spare)
@@ -239,7 +243,7 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
     else:
         movable = [*group, *(groups[item.position[1]] if item.position and kind == "position" else ())]
         goals = _free_cells(scene)
-        if kind == "region":
+        if kind == "region":  # cells of the region first; the others only serve where these are full
             movable = [one for one in group if not in_region(one, str(item.region))]
             goals = sorted(goals, key=lambda cell: CELLS.index(cell) not in REGION_CELLS[str(item.region)])
         yield from (Edit("move", one.cell, one.name, to=goal) for one in movable for goal in goals)
@@ -253,11 +257,13 @@ def _supplies(scene: Scene, spec: Spec, index: int, groups: list[list[Sticker]],
         if len(group) > spec.include[other].count:
             spare += _spare(spec, other, group)
     spare.sort(key=lambda sticker: item.region is not None and not in_region(sticker, item.region))  # right side first
+    # Repainting changes least, then a swap in place; an added sticker needs a free cell.
     same_class = [one for one in spare if one.name == item.name and item.color is not None]
     yield from (Edit("recolor", one.cell, one.name, item.color) for one in same_class)
     yield from (_exchange(sticker, spec, index) for sticker in spare)
     rival_colors = {other.color for other in spec.include if other.name == item.name}
     open_colors = [color for color in COLORS if color not in rival_colors]
+    # An open color follows the item's other stickers, as in rendered scenes.
     color = item.color or (groups[index][0].color if groups[index] else rng.choice(open_colors))
     free = _free_cells(scene)
     if item.region is not None:
@@ -326,7 +332,7 @@ def _target(scene: Scene, edit: Edit) -> Sticker:
     here = [sticker for sticker in scene.ordered() if sticker.cell == edit.cell]
     if not here:
         raise ValueError(f"{edit.kind}: there is no sticker in the cell {edit.cell!r}")
-    if edit.kind == "swap":
+    if edit.kind == "swap":  # its words are those of the new sticker
         return here[0]
     matches = [sticker for sticker in here if sticker.name == edit.name] or here
     if edit.kind == "recolor":
@@ -346,13 +352,11 @@ def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random, layout:
     down = sum(one.y - middle(one.place // 3) for one in others) / count
     across, down = min(max(across, -limit), limit), min(max(down, -limit), limit)
     jitter_x, jitter_y = (rng.uniform(-layout.jitter, layout.jitter) for _ in "xy")
-    for strength in (1.0, 0.5, 0.0):
-        x = clamp(home_x + across + strength * jitter_x, side)
-        y = clamp(home_y + down + strength * jitter_y, side)
-        if not any(overlap((x, y, side), (one.x, one.y, one.side)) for one in others):
-            return x, y
-    reach = range(-CELL // 3, CELL // 3 + 1)  # a crowded cell: the free spot that is nearest to its middle
-    for dx, dy in sorted(product(reach, reach), key=lambda step: step[0] ** 2 + step[1] ** 2):
+    offsets = [(across + strength * jitter_x, down + strength * jitter_y) for strength in (1.0, 0.5, 0.0)]
+    # In a crowded cell: the free spot that is nearest to its middle, to a pixel.
+    steps = range(-CELL // 3, CELL // 3 + 1)
+    offsets += sorted(product(steps, steps), key=lambda step: step[0] ** 2 + step[1] ** 2)
+    for dx, dy in offsets:
         x, y = clamp(home_x + dx, side), clamp(home_y + dy, side)
         if not any(overlap((x, y, side), (one.x, one.y, one.side)) for one in others):
             return x, y

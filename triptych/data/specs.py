@@ -21,7 +21,7 @@ from triptych.seeds import START, sticker_rng
 from triptych.trace import Item, Prompt, Spec
 
 Prompts = Callable[[int], Prompt]  # index in the stream to prompt
-T = TypeVar("T")
+_Key = TypeVar("_Key")
 
 SEEDS_PER_PROMPT = 10_000  # specs that are passed over before a tag is called unknown
 SEEDS_PER_STREAM = 1_000_000 * SEEDS_PER_PROMPT  # a million prompts before one stream reaches the next
@@ -144,5 +144,5 @@ def _random_items(tag: str, rng: Random) -> tuple[Item, ...]:
     )
 
 
-def _weighted(rng: Random, weights: Mapping[T, float]) -> T:
+def _weighted(rng: Random, weights: Mapping[_Key, float]) -> _Key:
     return rng.choices(list(weights), list(weights.values()))[0]

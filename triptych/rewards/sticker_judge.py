@@ -171,7 +171,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(nn.Conv2d(into, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
 
 
-class ResidualBlock(nn.Module):
+class DetectorBlock(nn.Module):
     """Two convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
@@ -188,9 +188,9 @@ class StickerDetector(nn.Module):
     def __init__(self, fine: int = 64, coarse: int = 128) -> None:
         super().__init__()
         self.stem = ConvNorm(3 * STRIDE**2, fine)
-        self.places = ResidualBlock(fine)
+        self.places = DetectorBlock(fine)
         self.down = ConvNorm(fine, coarse, stride=2)
-        self.things = nn.Sequential(ResidualBlock(coarse), ResidualBlock(coarse), ResidualBlock(coarse))
+        self.things = nn.Sequential(DetectorBlock(coarse), DetectorBlock(coarse), DetectorBlock(coarse))
         self.up = ConvNorm(coarse, fine, kernel=1)
         self.join = ConvNorm(fine, fine)
         self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
