@@ -81,5 +81,5 @@ def test_what_learns(tmp_path, device: str):
         start,
         [*start, "--resume", "--steps", 3],
         ["train", "debug", "--lora.rank", 4, "--reference", "adapter", "--out", tmp_path / "adapters"],
-        ["lessons", "debug", "--out", tmp_path / "lessons"],
+        ["sft", "debug", "--out", tmp_path / "sft"],
     )
