@@ -48,7 +48,7 @@ from triptych.rl.train import Step, train
 from triptych.seeds import START
 from triptych.trace import Completion, Prompt, Trace
 
-EXAMPLE = "A photo of three timers on the left and one cat on the right"
+EXAMPLE = "A photo of three clocks on the left and one cat on the right"
 INSTRUCTION = "paint the sticker at center red"  # for a policy that may not stop; any instruction costs the same
 TURNS = 4
 STEP_PARTS = ("rollout", "judge", "score", "update")  # update: backward, and the optimizer's step
