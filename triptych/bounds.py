@@ -59,7 +59,7 @@ def _violations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, st
             yield path, value, f"{shortest} or more values"
         for index, element in enumerate(value):
             yield from _violations(element, _element(hint, index), path)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and not isinstance(value, bool):  # bool is an int to Python
         bounds = {name: bound for name in ("ge", "gt", "le", "lt") for bound in _bounds(constraints, name)}
         if not (math.isfinite(value) and _inside(value, bounds)):
             yield path, value, _sentence(hint, bounds)
@@ -73,7 +73,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _constraints(hint: Any) -> Iterator[Any]:
     """What `Annotated` says about a value itself, whichever alternative of a union it is."""
     if get_origin(hint) is Annotated:
-        yield from hint.__metadata__
+        yield from hint.__metadata__  # a grouped one, such as Interval, is read as it is
         yield from _constraints(hint.__origin__)
     elif get_origin(hint) in (Union, UnionType):
         for alternative in get_args(hint):
@@ -110,6 +110,7 @@ def _sentence(hint: Any, bounds: dict[str, float]) -> str:
     if not bounds:
         return "a finite number"
     if "ge" in bounds and "le" in bounds:
+        # 0 to 1 of whole numbers is a choice of two, not a share
         whole = hint is int or int in (hint, *get_args(hint))
         share = (bounds["ge"], bounds["le"]) == (0, 1) and not whole
         return "a share from 0 to 1" if share else f"{bounds['ge']:,} to {bounds['le']:,}"

@@ -20,7 +20,8 @@ from triptych.model.templates import is_stop, parse_edit
 from triptych.seeds import derive
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn
 
-STREAMS = ("plan", "draw", "reflect", "edit", "sde")  # what has a seed of its own in each turn, by its number
+# What has a seed of its own in each turn. The place is part of the seed: appending is safe, reordering changes draws.
+STREAMS = ("plan", "draw", "reflect", "edit", "sde")
 
 
 @runtime_checkable
@@ -118,6 +119,7 @@ def refine(
     reflections = policy.reflect(prompts, images, sampling, seeds.text, listener.on_text)
     reflect_seconds, start = _lap(start, len(traces))
     instructions = [parse_edit(reflection.text) for reflection in reflections]
+    # An empty instruction is carried out as well: only a stop ends a trace.
     edited = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
     drawings: list[Drawing | None] = [None] * len(traces)
     edit_seconds = 0.0
@@ -140,7 +142,7 @@ def refine(
         + Turn(
             said=reflection,
             drew=drawing,
-            instruction=None if drawing is None else instruction,
+            instruction=None if drawing is None else instruction,  # that of a stop stands in the reflection
             seconds={"reflect": reflect_seconds} | ({} if drawing is None else {"edit": edit_seconds}),
         )
         for trace, reflection, drawing, instruction in zip(traces, reflections, drawings, instructions, strict=True)
@@ -199,7 +201,7 @@ class _Renumbered(Listener):
 
 def _lap(start: float, rows: int) -> tuple[float, float]:
     """Seconds since `start` as each row's share of the batch, and the time now."""
-    now = time.perf_counter()
+    now = time.perf_counter()  # rows share every forward, so that a row's time alone cannot be told
     return (now - start) / max(rows, 1), now
 
 

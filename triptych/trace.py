@@ -207,7 +207,7 @@ class Trace:
         with new_folder(folder) as part:
             for name, image in self.named_images().items():
                 Image.fromarray(image).save(part / name)
-            if self.image is not None:
+            if self.image is not None:  # a copy of the last one, under a name that needs no counting
                 Image.fromarray(self.image).save(part / "final.png")
             write_json(part / "trace.json", {**self.to_record(), **(extra or {})})
             for name, text in (pages or {}).items():

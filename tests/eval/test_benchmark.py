@@ -29,7 +29,7 @@ from triptych.eval.run_folder import (
     play_jobs,
 )
 from triptych.eval.suites import GENEVAL, GENEVAL_PLUS, dev_set
-from triptych.model.config import SKETCH, Sampling
+from triptych.model.config import OLD_NAMES, SKETCH, Sampling
 from triptych.model.images import read_image
 from triptych.rewards.sticker_judge import WEIGHTS, WorldJudge, scene_verdict
 from triptych.trace import Completion, Drawing, Item, Prompt, Spec, Trace, Turn, Verdict
@@ -284,6 +284,19 @@ def test_another_run_is_not_resumed_and_no_folder_is_overwritten(tmp_path):
         list(run_benchmark(small(3), None, Scripted(), **settings, resume=True))
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["judge"] == "scripted" and manifest["versions"]["torch"] == torch.__version__
+
+
+def test_a_run_of_0_1_is_resumed_under_todays_names(tmp_path):
+    settings = {"turns": 0, "sampling": Sampling(), "out": tmp_path / "run", "play": scripted_play([[100]])}
+    rows = list(run_benchmark(small(2), None, Scripted(), **settings))
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    for old, new in OLD_NAMES.items():
+        if new in manifest["sampling"]:
+            manifest["sampling"][old] = manifest["sampling"].pop(new)
+    assert "interval" in manifest["sampling"]
+    path.write_text(json.dumps(manifest))
+    assert list(run_benchmark(small(2), None, Scripted(), **settings, resume=True)) == rows
 
 
 def test_a_spoiled_line_is_named(tmp_path):

@@ -137,8 +137,8 @@ def test_layers_computed_anew_hold_less_and_say_the_same():
     said = bagel.reflect(PROMPTS, images, PLAIN, [1, 2, 3])
     texts = [TextSample(*row) for row in zip(PROMPTS, images, said, strict=True)]
 
-    def gradients(recompute: bool) -> torch.Tensor:
-        bagel.language_model.model.gradient_checkpointing = recompute
+    def gradients(checkpointing: bool) -> torch.Tensor:
+        bagel.language_model.model.gradient_checkpointing = checkpointing
         bagel.zero_grad()
         saved.append(set())
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved[-1].add(x.data_ptr()) or x, lambda x: x):

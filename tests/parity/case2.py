@@ -54,14 +54,14 @@ def _draw(bagel: Bagel, run: Run, spec: dict, facts: dict, golden: dict[str, Ten
         run.close(f"{name} velocity", raw.flatten(0, 1), golden.get(f"dbg.{tag}.first_guided_step_{name}"))
     latent = golden[f"out.{tag}.latent"]
     run.close("latent, step by step", steps.states[-1].flatten(0, 1), latent)
-    painted, _ = sample_flow(bagel, branches, grid, noise, points, renorm, 0.0, sampling)
-    run.close("latent, as painted", painted.flatten(0, 1), latent)
+    latents, _ = sample_flow(bagel, branches, grid, noise, points, renorm, 0.0, sampling)
+    run.close("latent, as drawn", latents.flatten(0, 1), latent)
     if f"out.{tag}.decoded" in golden:
         side = bagel.config.latent_patch_size
-        cells = unpatchify(painted, side, grid[0] * side, grid[1] * side)
+        cells = unpatchify(latents, side, grid[0] * side, grid[1] * side)
         run.close("unpatchified", cells, golden[f"out.{tag}.vae_latent"])
         run.close("decoded", bagel.autoencoder.decode(cells), golden[f"out.{tag}.decoded"], PICTURES)
-        levels = bagel.decode_images(painted, grid)[0].astype(np.int64)
+        levels = bagel.decode_images(latents, grid)[0].astype(np.int64)
         run.close("picture", levels, golden[f"out.{tag}.uint8"], LEVELS)
     return run
 

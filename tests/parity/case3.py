@@ -90,8 +90,8 @@ def _edit(bagel: Bagel, tag: str, facts: dict, golden: dict[str, Tensor]) -> Run
     for name, raw in zip(("cond", "text", "img"), steps.raw, strict=False):
         run.close(f"{name} velocity", raw[0], golden.get(f"dbg.{tag}.first_guided_step_{name}"))
     run.close("latent, step by step", steps.states[-1][0], golden[f"out.{tag}.latent"])
-    painted, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], renorm, 0.0, sampling)
-    run.close("latent, as painted", painted[0], golden[f"out.{tag}.latent"])
+    latents, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], renorm, 0.0, sampling)
+    run.close("latent, as drawn", latents[0], golden[f"out.{tag}.latent"])
     return run
 
 
@@ -112,11 +112,11 @@ def _thoughtful(bagel: Bagel, tag: str, facts: dict, golden: dict[str, Tensor]) 
     )
     sampling = _sampling(params, tuple(params["cfg_interval"]), params["cfg_img_scale"])
     grid = token_grid(bagel, *facts["vae_image_hw"])
-    painted, _ = sample_flow(
+    latents, _ = sample_flow(
         bagel, branches, grid, golden["in.noise"][None], params["num_timesteps"], "text_channel", 0.0, sampling
     )
-    run.close("latent", painted[0], golden[f"out.{tag}.latent"])
-    run.close("picture", bagel.decode_images(painted, grid)[0].astype(np.int64), golden[f"out.{tag}.uint8"], LEVELS)
+    run.close("latent", latents[0], golden[f"out.{tag}.latent"])
+    run.close("picture", bagel.decode_images(latents, grid)[0].astype(np.int64), golden[f"out.{tag}.uint8"], LEVELS)
     return run
 
 
@@ -142,6 +142,6 @@ def _plain(bagel: Bagel, facts: dict, golden: dict[str, Tensor]) -> Run:
     branches = Branches(read(bagel, text), bagel.empty_cache(1), read(bagel, text))
     sampling = _sampling(params, (0.4, 1.0), 1.5)
     grid, noise = token_grid(bagel, *facts.get("t2i_image_hw", T2I_SIZE)), golden["in.noise_t2i"][None]
-    painted, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], "global", 0.0, sampling)
-    run.close("latent", painted[0], golden["out.inferencer_t2i.latent"])
+    latents, _ = sample_flow(bagel, branches, grid, noise, params["num_timesteps"], "global", 0.0, sampling)
+    run.close("latent", latents[0], golden["out.inferencer_t2i.latent"])
     return run

@@ -150,8 +150,8 @@ def _rollout(bagel: Bagel, stage: Stage, facts: dict, golden: dict[str, Tensor])
     stochastic = steps.velocities[first].flatten(0, 1)
     run.close("velocity of the stochastic step", stochastic, golden[f"out.{stage.name}.velocity_at_sde_step"])
     run.close("final latent", steps.states[-1].flatten(0, 1), golden[f"out.{stage.name}.final_latent"])
-    painted = bagel.decode_images(steps.states[-1], grid)
-    images = [new if old is None else old for new, old in zip(painted, stage.kept, strict=True)]
+    drawn_images = bagel.decode_images(steps.states[-1], grid)
+    images = [new if old is None else old for new, old in zip(drawn_images, stage.kept, strict=True)]
     kept = torch.stack([steps.states[first], *(steps.states[index + 1] for index in stage.sde_indices)], dim=1)
     scores = torch.stack([steps.scores[index] for index in stage.sde_indices], dim=1)
     for row in range(len(stage.said)):

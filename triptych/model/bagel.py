@@ -57,7 +57,7 @@ class Bagel(Network):
         # Siblings of a tree share prompt, plan and noise, and differ in their SDE steps alone: most work is shared.
         keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
         rows, places = distinct(list(zip(prompts, keys, seeds, strict=True)))
-        grid = self.config.token_grid
+        grid = self.config.token_grid  # of a new image; an edit keeps the size of its input
         tokens, sde_steps = sample_flow(
             self,
             draw_branches(self, [prompts[row] for row in rows], [plans[row] for row in rows], sampling),

@@ -156,6 +156,7 @@ def _branches(
     guided = sampling.text_guidance > 1
     if sample.image is None:
         shared, text = network.draw_blocks(sample.text, sample.plan)
+        # The text branch counts for first drawings too: the release leaves it out in training (kit c.A2).
         return [[*shared, *text], shared if guided else None], network.config.token_grid
     latent, image, text = network.edit_blocks(sample.image, sample.text)
     image_drop = text if guided and sampling.image_guidance > 1 else None
@@ -165,6 +166,7 @@ def _branches(
 def _step_logprobs(number: int, sample: ImageSample, velocities: Velocities, sampling: Sampling) -> SDELogprobs:
     """Guide each step's velocities as the sampler did, and score the state that was drawn from its Gaussian."""
     edited = sample.image is not None
+    # By the beat, not by the number of branches: the release trains edits under another renorm than it draws with.
     renorm = sampling.edit_renorm if edited else sampling.draw_renorm
     eta = sampling.eta_edit if edited else sampling.eta_draw
     device, steps = velocities[number, 0, 0].device, sample.sde_steps
