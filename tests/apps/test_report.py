@@ -102,7 +102,7 @@ def test_a_run_of_one_shard_says_what_is_open(tmp_path: Path, capsys: pytest.Cap
     folder = played(tmp_path / "run", *[[100]] * 5, shard=(1, 2))
     code, out, _ = report(capsys, folder, "--json")
     assert code == 0 and json.loads(out)["report"]["open"] == 2
-    assert "not at its end: 2 more samples" in (folder / "report.html").read_text()
+    assert "is not finished: 2 samples" in (folder / "report.html").read_text()
     assert not (folder / "report.json").exists() and not (folder / "results_lmms.json").exists()
 
 
@@ -144,11 +144,11 @@ def test_the_page_is_the_same_when_it_is_made_again(tmp_path: Path, capsys: pyte
 def test_pictures_that_are_not_there_are_said_to_be_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture):
     folder = played(tmp_path / "bare", [0], [100], turns=0, keep_pictures=False)
     report(capsys, folder)
-    assert "this run kept no pictures of its own" in (folder / "report.html").read_text()
+    assert "this run kept no pictures" in (folder / "report.html").read_text()
     folder = played(tmp_path / "torn", [0], [100], turns=0)
     (folder / "pictures/00000-0-0.png").write_bytes(b"\x89PNG")
     assert report(capsys, folder)[0] == 0
-    assert "1 of 2 pictures are in this page" in (folder / "report.html").read_text()
+    assert "1 of 2 pictures are on this page" in (folder / "report.html").read_text()
 
 
 def test_a_page_stays_within_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -158,7 +158,7 @@ def test_a_page_stays_within_its_budget(tmp_path: Path, capsys: pytest.CaptureFi
     report(capsys, folder)
     page = (folder / "report.html").read_text()
     inlined = re.findall(r'src="(data:[^"]*)"', page)
-    assert 0 < sum(map(len, inlined)) <= 500 and f"{len(inlined)} of 12 pictures are in this page" in page
+    assert 0 < sum(map(len, inlined)) <= 500 and f"{len(inlined)} of 12 pictures are on this page" in page
 
 
 def test_a_selection_is_spread_evenly():
@@ -277,7 +277,7 @@ def test_a_page_copies_nothing_from_outside_its_folder(tmp_path: Path, capsys: p
     (folder / "pictures/00000-0-0.png").rename(tmp_path / "elsewhere.png")
     (folder / "pictures/00000-0-0.png").symlink_to(tmp_path / "elsewhere.png")
     assert report(capsys, folder)[0] == 0
-    assert "1 of 2 pictures are in this page" in (folder / "report.html").read_text()
+    assert "1 of 2 pictures are on this page" in (folder / "report.html").read_text()
 
 
 def test_what_cannot_be_reported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):

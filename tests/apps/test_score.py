@@ -180,9 +180,12 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture):
-    path = write(
-        tmp_path / "f.jsonl", reply("yes\nno", attribute="\x1b[31m[bold]\ud800x"), reply("no", attribute="\x1b[2J")
-    )
-    assert score("tiif", path) == 0
-    told = capsys.readouterr()
-    assert "\x1b" not in told.out + told.err and "in no group" in told.out
+    """Markup is printed as text; what a terminal would obey is refused, and is not repeated as it stands."""
+    markup = write(tmp_path / "markup.jsonl", reply("yes\nno", attribute="[bold]x[/bold]" + "y" * 99))
+    assert score("tiif", markup) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "in no group" in shown and "(bold)x(/bold)" in shown and "y" * 99 not in shown
+    for attribute in ("\x1b[31mred", "\x1b[2J", "a\ud800b"):
+        assert score("tiif", write(tmp_path / "codes.jsonl", reply("no", attribute=attribute))) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.strip().isprintable() and "line 1: attribute is" in told.err
