@@ -236,9 +236,7 @@ def _count(scene: Scene, rng: Random) -> QuestionAnswer:
 
 def _color(scene: Scene, rng: Random) -> QuestionAnswer | None:
     """Such as "what color is the clock?" "red"."""
-    candidates = [
-        (sticker, name) for sticker in scene.stickers if (name := _reference(scene, sticker, rng, with_color=False))
-    ]
+    candidates = _references(scene, rng, with_color=False)
     if not candidates:
         return None
     sticker, name = rng.choice(candidates)
@@ -252,9 +250,7 @@ def _place(scene: Scene, rng: Random) -> QuestionAnswer | None:
     # Empty cells are asked about now and then, so that "nothing" is an answer but not a good guess.
     if empty and rng.random() < 0.1:
         return f"what is at {rng.choice(empty)}?", EMPTY_PLAN
-    candidates = [
-        (sticker, name) for sticker in scene.stickers if (name := _reference(scene, sticker, rng, with_cell=False))
-    ]
+    candidates = _references(scene, rng, with_cell=False)
     if alone and (not candidates or rng.random() < 0.4):
         sticker = rng.choice(alone)
         return f"what is at {sticker.cell}?", f"{sticker.color} {sticker.name}"
