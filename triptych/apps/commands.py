@@ -79,7 +79,7 @@ class JudgeOptions(JudgeChoice):
     prompt: PromptText = ""
     """What a single image should show, in quotes."""
     judge_model: Annotated[str, arg(aliases=["--model"])] = ""
-    """Name of the vision-language model on those servers."""
+    """Name of the vlm on those servers."""
     dry_run: Flag = False
     """Print the number of requests and an estimate of their tokens, and send none."""
     self_check: Annotated[NonNegativeInt, arg(metavar="N")] = 0
@@ -93,8 +93,7 @@ class EvalOptions(SamplingChoice, JudgeChoice):
     """Run a benchmark and print the paper's table, for every number of turns."""
 
     benchmark: Positional[Literal["genevalpp", "geneval", "tiif", "dev", "ita", "vqa"]]
-    """GenEval++ (280 prompts), GenEval (553), TIIF, or dev (70 prompts that are in no benchmark, for choosing
-    settings); ita (does an image match its prompt?) and vqa (what does it show?) ask about the images of a run."""
+    """GenEval++ (280 prompts), GenEval (553), TIIF, dev (70 in no benchmark); ita and vqa ask about images."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """For tiif: your own copy of its prompts and questions, a JSON-lines file or a folder of them."""
     turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MOST_TURNS
@@ -106,8 +105,7 @@ class EvalOptions(SamplingChoice, JudgeChoice):
     understanding: Flag = False
     """Then run ita and vqa on the drawn images, into the folders ita and vqa of --out."""
     drawn: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Folder of a finished run: ita and vqa ask about its images (without it a synthetic set is rendered), and other
-    benchmarks judge its images again with --judge."""
+    """Finished run: ita and vqa ask about its images instead of a synthetic set; others judge them again."""
     by: Literal["question", "reflection"] = "question"
     """For ita: ask the model whether the image matches, or let it reflect and take its stop as yes."""
     plan: bool = True

@@ -79,15 +79,13 @@ class JudgeChoice:
     """Which judge scores images, and how a vision-language model is asked."""
 
     judge: Literal["auto", "world", "templates", "detector", "vlm"] = "auto"
-    """For stickers: world (a trained detector) or templates (template matching, slow); for any image: detector
-    (GenEval's) or vlm (a vision-language model at --address); auto chooses by the model and the benchmark."""
+    """Of stickers: world (trained detector) or templates (slow); of any image: detector (GenEval's) or vlm."""
     address: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
-    """Base URL of an OpenAI-compatible server with a vision-language model; repeat the option for several servers."""
+    """Base URL of an OpenAI-compatible server of the vlm (vision-language model); repeat it for several servers."""
     judge_model: str = ""
-    """Name of the vision-language model on those servers."""
+    """Name of the vlm on those servers."""
     ask: Literal["auto", "strict", "yesno", "tiif"] = "auto"
-    """Question format: strict (one verdict, right or wrong), yesno (probability of yes), or tiif (TIIF's list of
-    questions about each image)."""
+    """Question format: one verdict (strict), the probability of yes (yesno), or TIIF's list of questions (tiif)."""
     wording: Annotated[Path | None, arg(metavar="FILE")] = None
     """Text file that replaces the judge's prompt; it holds {prompt}, {metadata} or {questions}."""
     key: Annotated[str, arg(metavar="VARIABLE")] = "TRIPTYCH_JUDGE_KEY"
