@@ -328,7 +328,7 @@ def test_a_hostile_folder_gives_one_line_each_and_loses_nothing(capsys: pytest.C
     for index, why in {
         "00001": "not JSON",
         "00003": "0 lines",
-        "00005": "list",
+        "00005": "array",
         "00007/samples/0000.png": "not a picture",
         "00007/samples/0001.png": "not a picture",
         "00007/samples/0002.png": "too large",

@@ -116,17 +116,10 @@ def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
         verdict = Verdict(float(claimed), failed=tuple(str(record.get("reason") or "").splitlines()))
     else:
         raise KeyError("detections")
-    right = int(verdict.score == 1.0)
     # Pictures of one prompt are a cluster; where no sentence is recorded, the same metadata are the same prompt.
     prompt = metadata.get("prompt") or record.get("prompt") or json.dumps(metadata, sort_keys=True)
-    return {
-        "column": spec.tag,
-        "right": right,
-        "asked": 1,
-        "prompt": str(prompt),
-        "reasons": verdict.failed,
-        "claimed": claimed,
-    }
+    counts = {"column": spec.tag, "right": int(verdict.score == 1.0), "asked": 1}
+    return {**counts, "prompt": str(prompt), "reasons": verdict.failed, "claimed": claimed}
 
 
 def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection]]:
@@ -246,25 +239,29 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # pyright: ignore[reportAssignmentType]
             while content := stream.readline(MAX_LINE + 1):
                 line += 1
-                if len(content) > MAX_LINE:
-                    _damaged(path, line, f"longer than {MAX_LINE >> 20} MiB; expected one picture per line")
                 if content.strip():
-                    yield line, _object(path, line, content)
+                    yield line, json_object(content, MAX_LINE)
+    except ValueError as error:
+        _damaged(path, line, str(error))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         _damaged(path, line + 1, f"the gzip stream is cut off or damaged ({error}); fetch the file again")
     except OSError as error:
         raise JudgeError(f"cannot read {path}: {error.strerror or error}; expected a file of JSON lines") from error
 
 
-def _object(path: Path, line: int, content: bytes) -> dict[str, Any]:
+def json_object(line: bytes, limit: int) -> dict[str, Any]:
+    """A line of at most `limit` bytes as a JSON object. Raises ValueError that says what is wrong."""
+    if len(line) > limit:
+        raise ValueError(f"longer than {limit:,} bytes; expected one picture per line")
     try:
-        record = json.loads(content.decode("utf-8-sig"), parse_constant=_not_finite)
+        record = json.loads(line.decode("utf-8-sig"), parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        _damaged(path, line, f"not JSON ({why}); it starts with {short(content[:60].decode('utf-8', 'replace'))}")
+        start = short(line[:60].decode("utf-8", "replace"))
+        raise ValueError(f"not JSON ({why}); it starts with {start}") from error
     if not isinstance(record, dict):
         kind = "an array, which `jq -c '.[]'` turns into lines" if isinstance(record, list) else short(record)
-        _damaged(path, line, f"expected a JSON object, one picture per line; found {kind}")
+        raise ValueError(f"expected a JSON object, one picture per line; found {kind}")
     return record
 
 

@@ -8,7 +8,6 @@ path that leads out of the folder is a fault: a submission shows its own picture
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from triptych.data.language import prompt_text
 from triptych.data.prompts import read_spec
 from triptych.errors import JudgeError, PictureError, PromptError
+from triptych.eval.recorded import json_object
 from triptych.model.images import read_image
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.vlm_prompts import Checks
@@ -99,7 +99,7 @@ def _jsonl_entries(path: Path) -> Iterator[Entry | Fault]:
             if not line.strip():
                 continue
             try:
-                record = _record(line)
+                record = json_object(line, MAX_METADATA)
                 prompt, checks = _prompt_and_checks(record)
                 image = record.get("image")
                 if not isinstance(image, str) or not image or "\0" in image:
@@ -137,7 +137,7 @@ def _only_line(path: Path) -> Mapping[str, Any]:
         lines = [line for line in _lines(file) if line.strip()]
     if len(lines) != 1:
         raise ValueError(f"metadata.jsonl has {len(lines)} lines; expected 1")
-    return _record(lines[0])
+    return json_object(lines[0], MAX_METADATA)
 
 
 def _lines(file: Any) -> Iterator[bytes]:
@@ -147,21 +147,6 @@ def _lines(file: Any) -> Iterator[bytes]:
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_METADATA)):
             pass
         yield line
-
-
-def _record(line: bytes) -> Mapping[str, Any]:
-    """A line as a JSON object, or ValueError."""
-    if len(line) > MAX_METADATA:
-        raise ValueError(f"a line of more than {MAX_METADATA:,} bytes; expected one picture")
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except RecursionError:
-        raise ValueError("not JSON (nested too deeply)") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__}; expected an object")
-    return record
 
 
 def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None]:

@@ -161,34 +161,30 @@ def composition_questions(picture: JudgedPicture, facts: PictureFacts, world: Wo
 # --- wording ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class QuestionWording:
-    """How each kind is worded. A model of stickers is asked as in its SFT; any other is given the possible answers."""
-
-    presence: Callable[[str], str]
-    count: Callable[[str], str]
-    color: Callable[[str], str]
-    side: Callable[[str], str]
-    larger: Callable[[str, str], str]
-
-
-_STICKERS = QuestionWording(
-    presence=presence_question,
-    count=lambda name: count_question(plural(name)),
-    color=color_question,
-    side=partial(side_question, sides=HALVES),
-    larger=larger_question,
-)
-_OPEN = QuestionWording(
-    presence=lambda name: f"Is there {article(name)} {name} in the picture? Answer with one word: yes or no.",
-    count=lambda name: f"How many {proper_plural(name)} are in the picture? Answer with one number from zero to nine.",
-    color=lambda name: f"What color is the {name}? Answer with one word: {', '.join(COLORS)}.",
-    side=lambda name: f"Is the {name} in the left or right half of the picture? Answer with one word: left or right.",
-    larger=lambda one, other: f"Which looks larger in the picture, the {one} or the {other}? Answer with the name.",
-)
-WORDINGS: dict[World, QuestionWording] = {"stickers": _STICKERS, "open": _OPEN}
-
-
+# A model of stickers is asked in the words of its SFT; any other is told which answers it may give.
+QuestionWording = Mapping[str, Callable[..., str]]
+WORDINGS: dict[World, QuestionWording] = {
+    "stickers": {
+        "presence": presence_question,
+        "count": lambda name: count_question(plural(name)),
+        "color": color_question,
+        "side": partial(side_question, sides=HALVES),
+        "larger": larger_question,
+    },
+    "open": {
+        "presence": lambda name: f"Is there {article(name)} {name} in the picture? Answer with one word: yes or no.",
+        "count": lambda name: (
+            f"How many {proper_plural(name)} are in the picture? Answer with one number from zero to nine."
+        ),
+        "color": lambda name: f"What color is the {name}? Answer with one word: {', '.join(COLORS)}.",
+        "side": lambda name: (
+            f"Is the {name} in the left or right half of the picture? Answer with one word: left or right."
+        ),
+        "larger": lambda one, other: (
+            f"Which looks larger in the picture, the {one} or the {other}? Answer with the name."
+        ),
+    },
+}
 FITS_OPEN = (
     "Does the picture match this description exactly, in its objects and their number, colors, places and sizes? "
     '"{text}" Answer with one word: yes or no.'
@@ -202,10 +198,10 @@ Candidates = Iterator[tuple[str, tuple[str, ...], str]]  # question, the answers
 
 def _presence(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     if facts.by_class:
-        yield words.presence(rng.choice(list(facts.by_class))), (YES, NO), YES
+        yield words["presence"](rng.choice(list(facts.by_class))), (YES, NO), YES
     absent = facts.absent_class(rng)
     if absent is not None:
-        yield words.presence(absent), (YES, NO), NO
+        yield words["presence"](absent), (YES, NO), NO
 
 
 def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
@@ -215,26 +211,26 @@ def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidat
         counts[absent] = 0
     for name, count in counts.items():
         if count < len(NUMBERS):
-            yield words.count(name), NUMBERS, NUMBERS[count]
+            yield words["count"](name), NUMBERS, NUMBERS[count]
 
 
 def _color(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     for each in facts.unique:
         if each.color is not None:
-            yield words.color(each.name), tuple(COLORS), each.color
+            yield words["color"](each.name), tuple(COLORS), each.color
 
 
 def _side(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     for each in facts.unique:
         if each.half is not None:
-            yield words.side(each.name), HALVES, each.half
+            yield words["side"](each.name), HALVES, each.half
 
 
 def _larger(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidates:
     for one, other in permutations(facts.unique, 2):  # both orders: the larger one is named first as often as second
         large, small = sorted((one, other), key=lambda each: each.area, reverse=True)
         if large.area >= CLEARLY * small.area:
-            yield words.larger(one.name, other.name), (one.name, other.name), large.name
+            yield words["larger"](one.name, other.name), (one.name, other.name), large.name
 
 
 COMPOSITION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], Candidates]] = {
