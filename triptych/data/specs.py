@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
-from typing import TypeVar
+from typing import Any
 
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.layout import RELATIONS
@@ -21,7 +21,6 @@ from triptych.seeds import START, sticker_rng
 from triptych.trace import Item, Prompt, Spec
 
 Prompts = Callable[[int], Prompt]  # index in the stream to prompt
-_Key = TypeVar("_Key")
 
 SEEDS_PER_PROMPT = 10_000  # specs that are passed over before a tag is called unknown
 SEEDS_PER_STREAM = 1_000_000 * SEEDS_PER_PROMPT  # a million prompts before one stream reaches the next
@@ -144,5 +143,5 @@ def _random_items(tag: str, rng: Random) -> tuple[Item, ...]:
     )
 
 
-def _weighted(rng: Random, weights: Mapping[_Key, float]) -> _Key:
+def _weighted(rng: Random, weights: Mapping[Any, float]) -> Any:
     return rng.choices(list(weights), list(weights.values()))[0]

@@ -137,7 +137,7 @@ class Vlm:
             return JudgeError(f"{prompt.text!r}: expected a picture, found none; draw first")
         try:
             text = self.form.ask(prompt)
-            text.encode()
+            text.encode()  # a lone surrogate cannot be sent
         except JudgeError as error:
             return error
         except UnicodeEncodeError:
@@ -174,9 +174,10 @@ class Vlm:
         """The body of the chat completion: picture first, then the question."""
         picture = {"type": "image_url", "image_url": {"url": data_uri(question.picture)}}
         content = [picture, {"type": "text", "text": question.request.question}]
+        # Temperature 0, so that a reply from the cache is the one that the server would give again.
         body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.form.tokens}
         if self.form.likelihoods:
-            body |= {"logprobs": True, "top_logprobs": 5}
+            body |= {"logprobs": True, "top_logprobs": 5}  # "yes" and "no" in more than one spelling
         return {**body, "messages": [{"role": "user", "content": content}]}
 
     def _verdict(self, question: PictureQuestion, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:

@@ -118,7 +118,7 @@ class Strict:
     """GenEval++'s kind: one verdict on the whole picture, right or wrong, with the reason."""
 
     wording: str = STRICT_WORDING
-    tokens: int = 512
+    tokens: int = 512  # the reason comes first, and a cut reply has no verdict
     likelihoods: bool = False
 
     def __post_init__(self) -> None:
@@ -126,10 +126,10 @@ class Strict:
 
     @property
     def name(self) -> str:
-        return _named("strict", self.wording)
+        return _form_name("strict", self.wording)
 
     def ask(self, prompt: Prompt) -> str:
-        return _about(self.wording, prompt)
+        return _fill_prompt(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
         correct = read_verdict(reply.answer)
@@ -152,7 +152,7 @@ class YesNo:
     """
 
     wording: str = FIT_WORDING
-    tokens: int = 16
+    tokens: int = 16  # one word, with room for a line break or quotes before it
     likelihoods: bool = True
 
     def __post_init__(self) -> None:
@@ -160,10 +160,10 @@ class YesNo:
 
     @property
     def name(self) -> str:
-        return _named("yesno", self.wording)
+        return _form_name("yesno", self.wording)
 
     def ask(self, prompt: Prompt) -> str:
-        return _about(self.wording, prompt)
+        return _fill_prompt(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
         probability = probability_of_yes(reply)
@@ -182,7 +182,7 @@ class Checks:
     questions: tuple[str, ...]
     answers: tuple[bool, ...]
     attribute: str
-    length: str  # short or long: which of the two prompts was drawn
+    length: str  # of LENGTHS: which of the two prompts the picture is of
     index: str = ""
 
     @staticmethod
@@ -191,15 +191,15 @@ class Checks:
 
         Raises KeyError, TypeError or ValueError where a field is absent, or there is not one answer per question.
         """
-        theirs = "yn_question_list" in record
-        keys = ("yn_question_list", "yn_answer_list") if theirs else ("questions", "gt_answers")
+        is_tiif = "yn_question_list" in record
+        keys = ("yn_question_list", "yn_answer_list") if is_tiif else ("questions", "gt_answers")
         questions, answers = (_texts(record, key) for key in keys)
         truths = [YES_NO.get(answer.strip().lower()) for answer in answers]
         if not questions or len(questions) != len(truths) or None in truths:
             raise ValueError(f"{len(questions)} questions and the answers {list(answers)}; expected yes or no for each")
         if record["length"] not in LENGTHS:
             raise ValueError(f"length is {record['length']!r}; expected short or long")
-        attribute, index = record["type" if theirs else "attribute"], record.get("index", "")
+        attribute, index = record["type" if is_tiif else "attribute"], record.get("index", "")
         if not isinstance(attribute, str) or not attribute:
             raise TypeError("the attribute is no text")
         return Checks(questions, tuple(map(bool, truths)), attribute, record["length"], str(index))
@@ -207,14 +207,14 @@ class Checks:
 
 @dataclass(frozen=True, eq=False)
 class Checklist:
-    """TIIF's kind: all questions about a picture in one go; the score is the share answered as they should be.
+    """TIIF's kind: all questions about a picture at once; the score is the share with the right answer.
 
-    `of` finds a prompt's questions by its (source, text): TIIF asks the same text in its short and its long half.
+    `checks` has a prompt's questions by its (source, text): TIIF has the same text in its short and its long half.
     """
 
-    of: Mapping[tuple[str, str], Checks] = field(repr=False)
+    checks: Mapping[tuple[str, str], Checks] = field(repr=False)
     wording: str = CHECKLIST_WORDING
-    tokens: int = 1024
+    tokens: int = 1024  # a line of a few words for each question
     likelihoods: bool = False
 
     def __post_init__(self) -> None:
@@ -222,15 +222,15 @@ class Checklist:
 
     @property
     def name(self) -> str:
-        return _named("checklist", self.wording)
+        return _form_name("checklist", self.wording)
 
     def ask(self, prompt: Prompt) -> str:
-        questions = self._checks(prompt).questions
+        questions = self._checks_of(prompt).questions
         listed = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(questions, 1))
         return _fill(self.wording, prompt=prompt.text, questions=listed)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
-        checks = self._checks(prompt)
+        checks = self._checks_of(prompt)
         answers = read_answers(reply.answer, len(checks.questions))
         if answers is None:
             raise _unreadable(f"{len(checks.questions)} answers, one a line", reply)
@@ -240,7 +240,7 @@ class Checklist:
         return Verdict(len(passed) / len(right), passed, failed)
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
-        checks = self._checks(prompt)
+        checks = self._checks_of(prompt)
         return {
             "attribute": checks.attribute,
             "length": checks.length,
@@ -251,9 +251,9 @@ class Checklist:
             "model_output": reply.answer,
         }
 
-    def _checks(self, prompt: Prompt) -> Checks:
+    def _checks_of(self, prompt: Prompt) -> Checks:
         try:
-            return self.of[prompt.source, prompt.text]
+            return self.checks[prompt.source, prompt.text]
         except KeyError:
             raise JudgeError(f"no questions are known about {prompt.text!r} ({prompt.source or 'no source'})") from None
 
@@ -265,7 +265,7 @@ def probability_of_yes(reply: JudgeReply) -> float | None:
     """
     for place in reply.top:
         words = [(_bare_word(token), value) for token, value in place]
-        if words and not words[0][0]:
+        if words and not words[0][0]:  # the chosen token is blank or punctuation
             continue
         mass = {word: sum(math.exp(value) for other, value in words if other == word) for word in ("yes", "no")}
         total = mass["yes"] + mass["no"]
@@ -276,12 +276,12 @@ def probability_of_yes(reply: JudgeReply) -> float | None:
 def yes_or_no(reply: JudgeReply) -> bool:
     """The answer in a text: its first word, or the only one of the two words in it. JudgeError if there is neither."""
     words = re.findall(r"\w+", reply.answer.lower())
-    given = {word for word in words if word in ("yes", "no")}
-    if words and words[0] in given:
+    answers = {word for word in words if word in YES_NO}
+    if words and words[0] in answers:
         return words[0] == "yes"
-    if len(given) != 1:
+    if len(answers) != 1:
         raise _unreadable("yes or no", reply)
-    return given == {"yes"}
+    return answers == {"yes"}
 
 
 def read_wording(path: Path) -> str:
@@ -363,7 +363,7 @@ def _tag(prompt: Prompt) -> str:
     return "all" if prompt.spec is None else prompt.spec.tag
 
 
-def _about(wording: str, prompt: Prompt) -> str:
+def _fill_prompt(wording: str, prompt: Prompt) -> str:
     metadata = "null" if prompt.spec is None else json.dumps(prompt.spec.to_metadata())
     return _fill(wording, prompt=prompt.text, metadata=metadata)
 
@@ -379,7 +379,7 @@ def _check_places(wording: str, names: Iterable[str]) -> None:
         raise ConfigError(f"the judge's wording has no {marks}; put it where that text belongs")
 
 
-def _named(kind: str, wording: str) -> str:
+def _form_name(kind: str, wording: str) -> str:
     return f"{kind}-{hashlib.sha256(wording.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
