@@ -58,9 +58,9 @@ def test_smoothing_keeps_points_and_constants(count):
 
 def test_steps_that_begin_at_a_prompt_make_the_curve(tmp_path):
     training_run = TrainingRun.read(folder(tmp_path / "run"))
-    assert training_run.of_steps("v").tolist() == [[10, 0.25], [20, 0.5]]  # no Refine, no torn line
-    assert training_run.of_validations("planned_right_1").tolist() == [[0, 0.25], [10, 0.5]]
-    assert len(training_run.of_validations("ita")) == 0 and training_run.turns == 1
+    assert training_run.points("step", "v").tolist() == [[10, 0.25], [20, 0.5]]  # no Refine, no torn line
+    assert training_run.points("validation", "planned_right_1").tolist() == [[0, 0.25], [10, 0.5]]
+    assert len(training_run.points("validation", "ita")) == 0 and training_run.turns == 1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

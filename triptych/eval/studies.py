@@ -60,15 +60,13 @@ class TrainingRun:
         others = len(validations) - len(newest)
         return TrainingRun(folder, label or name_of(settings), settings, steps, tuple(newest), others)
 
-    def of_steps(self, name: str) -> np.ndarray:
-        """`[point 2]`, samples and value, from the steps that begin at a prompt: Reason, or whole chains."""
-        rows = [row for row in self.steps if row["stage"] != "refine" and name in row]
-        return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
+    def points(self, source: str, metric: str) -> np.ndarray:
+        """`[point 2]`, samples and value, from the validations or from the steps.
 
-    def of_validations(self, name: str) -> np.ndarray:
-        """`[point 2]`, samples and value."""
-        rows = [row for row in self.validations if name in row]
-        return np.array([(row["samples"], row[name]) for row in rows], float).reshape(-1, 2)
+        Of steps those count that begin at a prompt, Reason or whole chains: pictures of Refine have other parents.
+        """
+        rows = self.validations if source == "validation" else [row for row in self.steps if row["stage"] != "refine"]
+        return np.array([(row["samples"], row[metric]) for row in rows if metric in row], float).reshape(-1, 2)
 
     @property
     def turns(self) -> int | None:
@@ -258,9 +256,8 @@ def notes(runs: Sequence[TrainingRun]) -> list[str]:
 
 
 def _series(runs: Sequence[TrainingRun], source: str, metric: str) -> list[np.ndarray]:
-    if source == "step":
-        return [smooth(run.of_steps(metric)) for run in runs]
-    return [run.of_validations(metric) for run in runs]
+    series = [run.points(source, metric) for run in runs]
+    return [smooth(points) for points in series] if source == "step" else series
 
 
 def _compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
