@@ -64,17 +64,17 @@ class Comparison:
 
     def read(self) -> Mismatch:
         """The largest error of each kind; NaN if one is no number."""
-        found: Mismatch = {}
+        mismatch: Mismatch = {}
         if self.log_ratios:
             ratios = torch.cat(self.log_ratios)
-            found["text_ratio"] = float((ratios.exp() - 1).abs().max())
+            mismatch["text_ratio"] = float((ratios.exp() - 1).abs().max())
             # A dropped filter moves every token by the log of what it kept: less than the rounding of one token in
             # bfloat16, and far more than the rounding of their mean.
             chance = SIGMAS * ratios.std(correction=0) / len(ratios) ** 0.5
-            found["text_mean"] = float((ratios.mean().abs() - chance).clamp(min=0)) if len(ratios) >= TOKENS else 0.0
+            mismatch["text_mean"] = float((ratios.mean().abs() - chance).clamp(min=0)) if len(ratios) >= TOKENS else 0.0
         for name in self.steps[0] if self.steps else ():
-            found[name] = float(torch.cat([step[name] for step in self.steps]).max())
-        return found
+            mismatch[name] = float(torch.cat([step[name] for step in self.steps]).max())
+        return mismatch
 
 
 @torch.no_grad()
@@ -91,16 +91,16 @@ def step_errors(scores: SDELogprobs, steps: SDESteps) -> dict[str, Float[Tensor,
     error, step = scores.mean - mean, mean - before
     own = step_logprob(after, scores.mean, scores.std)
     of_rounded = step_logprob(_rounded(after), scores.mean, scores.std) - own
-    scored = scores.logprob - own  # 0 unless another state than the recorded one was scored
+    of_scored = scores.logprob - own  # 0 unless another state than the recorded one was scored
     held = [(part == part.half().float()).float().flatten(1).mean(1) for part in (before, after)]  # 2^-13 of float32
+    of_before = _share(error, _rounded(before) - before)
+    of_after = torch.where(of_scored == 0, 0, of_scored / of_rounded).abs()
     errors = {
         "sde_mean": _norm(error / scores.std) / after[0].numel() ** 0.5,
         "sde_step": _norm(error) / _norm(step),
         "sde_logprob": (scores.logprob - logprob).abs(),
         "guidance": torch.maximum(_share(error, scores.text_slope), _share(error, scores.image_slope)),
-        "rounding": torch.stack(
-            [*held, _share(error, _rounded(before) - before), torch.where(scored == 0, 0, scored / of_rounded).abs()]
-        ).amax(0),
+        "rounding": torch.stack([*held, of_before, of_after]).amax(0),
     }
     return {name: value.cpu() for name, value in errors.items()}
 
@@ -114,9 +114,9 @@ def problems(stage: str, mismatch: Mapping[str, float], limits: Limits) -> list[
     ]
 
 
-def check(found: Mapping[str, Mismatch], limits: Limits) -> None:
+def check(by_stage: Mapping[str, Mismatch], limits: Limits) -> None:
     """Raises TrainingError, naming stage and part, if a mismatch is beyond its limit."""
-    wrong = [problem for stage, mismatch in found.items() for problem in problems(stage, mismatch, limits)]
+    wrong = [problem for stage, mismatch in by_stage.items() for problem in problems(stage, mismatch, limits)]
     if wrong:
         raise TrainingError(
             f"training would not learn from what was sampled: {'; '.join(wrong)}. Sampling and scoring must use the "
@@ -132,13 +132,13 @@ def mismatches(bagel: Bagel, prompts: Sequence[Prompt], config: TrainConfig, see
     """
     if not any(stage.trains_text or stage.picture.train for stage in (config.reason, config.refine)):
         return {}
-    found = {"reason": Comparison()} | ({"refine": Comparison()} if config.tree.depth else {})
-    for groups, taught in _rollouts(ProbePolicy(bagel), [root(prompt) for prompt in prompts], config, seed):
-        for name, rollout, turns in taught:
+    comparisons = {"reason": Comparison()} | ({"refine": Comparison()} if config.tree.depth else {})
+    for groups, stages in _rollouts(ProbePolicy(bagel), [root(prompt) for prompt in prompts], config, seed):
+        for name, rollout, turns in stages:
             advantages = [group_advantages(group, rollout.stage) for group in groups]
             rows = loss_rows(groups, advantages, rollout.stage, turns)
-            _compare(bagel, rows, rollout.sampling, config.micro_batch_size, found[name])
-    return {name: comparison.read() for name, comparison in found.items()}
+            _compare(bagel, rows, rollout.sampling, config.micro_batch_size, comparisons[name])
+    return {name: comparison.read() for name, comparison in comparisons.items()}
 
 
 class ProbePolicy:
@@ -177,12 +177,12 @@ class EvenJudge:
 
 
 # The name of a stage, how it was grown, and which turns of a trace belong to it (None: the newest).
-Taught = list[tuple[str, StageRollout, slice | None]]
+Stages = list[tuple[str, StageRollout, slice | None]]
 
 
 def _rollouts(
     policy: ProbePolicy, parents: Sequence[Node], config: TrainConfig, seed: int
-) -> Iterator[tuple[list[Group], Taught]]:
+) -> Iterator[tuple[list[Group], Stages]]:
     """Groups grown with each SDE step that the recipe can choose, with a plan and without where it may do either."""
     judge, depth = EvenJudge(), config.tree.depth
     first = _variants(config.reason, config.reward)
