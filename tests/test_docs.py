@@ -28,6 +28,7 @@ from triptych.apps import cli
 from triptych.rl.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "triptych"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)\s#]+)")
@@ -255,8 +256,7 @@ def help_of(*words: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_option_in_the_text_exists(page: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "400")
+def test_every_option_in_the_text_exists(page: Path):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     spans = [span for span in SPAN.findall(text) if not span.startswith(("python ", "pip ", "mkdocs ", "pytest "))]
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", span)}
@@ -271,17 +271,16 @@ def test_every_name_in_the_text_is_there(page: Path):
         if any(word in span for word in ("ROOM", "MODULE")):
             continue
         name = span.split("(")[0].removeprefix("triptych.")
-        if re.fullmatch(r"[\w/-]+\.py", span):
-            assert any((folder / span).exists() for folder in (ROOT, ROOT / "triptych")), f"{page.name}: no file {span}"
-        elif re.fullmatch(r"\w+(\.\w+)+", name) and name.split(".")[0] in MODULES and not name.endswith(SUFFIXES):
+        for file in re.findall(r"^(?:python )?([\w/-]+\.py)", span):
+            assert any((folder / file).exists() for folder in (ROOT, PACKAGE)), f"{page.name}: no file {file}"
+        if re.fullmatch(r"\w+(\.\w+)+", name) and name.split(".")[0] in MODULES and not name.endswith(SUFFIXES):
             assert resolve(name) is not None, f"{page.name}: no {span} in the package"
         elif span.startswith("triptych ") and span.split()[1] in cli.COMMANDS and span.split()[1:] != ["train"]:
             parse_span(page, span)
 
 
-PACKAGE = ROOT / "triptych"
 MODULES = {path.stem for path in [*PACKAGE.glob("*.py"), *(init.parent for init in PACKAGE.glob("*/__init__.py"))]}
-SUFFIXES = (".json", ".jsonl", ".html", ".png", ".txt", ".md")
+SUFFIXES = (".py", ".json", ".jsonl", ".html", ".png", ".txt", ".md")
 
 
 def resolve(name: str) -> object | None:
