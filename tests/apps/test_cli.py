@@ -409,7 +409,7 @@ def test_the_list_of_commands_and_all_their_options_need_no_torch():
     code = """
 import contextlib, io, sys
 from triptych.apps import cli
-for words in [["--help"], *([name, "--help"] for name in cli.COMMANDS if name not in cli.RECIPES)]:
+for words in [["--help"], *([name, "--help"] for name in cli.COMMANDS if name not in cli.RECIPE_COMMANDS)]:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
         cli.main(words)
     assert "usage: triptych" in text.getvalue(), words
@@ -437,6 +437,7 @@ def test_bounds_of_a_run_are_those_of_its_folder():
         (["eval", "--turns", "1", "rehearsal"], "`rehearsal` is `dev` now: triptych eval --turns 1 dev"),
         (["lessons", "sketch", "--hands", "2"], "`lessons` is `sft` now, `--hands` is `--threads` now: triptych sft"),
         (["sft", "sketch", "--own.steps=3"], ": triptych sft sketch --self-generated.steps=3"),
+        (["sft", "sketch", "--own.own", ".3"], "triptych sft sketch --self-generated.self-generated-share .3"),
         (["train", "debug", "--replay.lessons.lr", "1"], "`--replay.lessons.lr` is no longer an option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -43,7 +43,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "info": (commands.InfoOptions, "info"),
     "bench": (commands.BenchOptions, "bench"),
 }
-RECIPES = ("sft", "train")  # their options are fields of recipes, which need torch: the module has its own `parse`
+# The options of these are the fields of recipes, which need torch: the module has a `parse` of its own.
+RECIPE_COMMANDS = ("sft", "train")
 
 # Older names, which are answered with the new ones. A module may have RENAMED_OPTIONS of its own: a key that ends in a
 # dot stands for all options that begin with it, and a value is the new name, or "" where the option is gone.
@@ -68,9 +69,7 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
         return 0
     try:
         options = _parse(arguments)
-        module = _module(arguments[0])
-        run = module.run if hasattr(module, "run") else lambda options, open_model: options.run(open_model)
-        return run(options, open_model or _load)
+        return _module(arguments[0]).run(options, open_model or _load)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)  # 128 + SIGINT, as shells count
     except BrokenPipeError:
@@ -103,7 +102,7 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _parsed(arguments: list[str]) -> Any:
-    if arguments[0] in RECIPES:
+    if arguments[0] in RECIPE_COMMANDS:
         return _module(arguments[0]).parse(arguments[1:])
     choices = tuple(Annotated[options, subcommand(name)] for name, (options, _) in COMMANDS.items())
     union = Union[choices]  # noqa: UP007  (built from a table)
@@ -118,7 +117,7 @@ def _renamed(arguments: list[str]) -> tuple[list[str], str]:
     command = RENAMED_COMMANDS.get(name, name)
     changes = [f"`{name}` is `{command}` now"] if command != name else []
     table = dict(RENAMED_VALUES.get(command, {}))
-    if command in RECIPES:
+    if command in RECIPE_COMMANDS:
         table |= getattr(_module(command), "RENAMED_OPTIONS", {})
     line = ["triptych", command]
     for word in words:

@@ -125,16 +125,17 @@ def gallery(run_folder: RunFolder, rows: Sequence[Row], columns: Sequence[str]) 
             for outcome, weight in zip(OUTCOMES, (2, 1, 1), strict=True)
             for row in evenly_spaced(outcomes[outcome], most * weight // 3)
         ]
-        byte_budget, cards = ByteBudget(budget), []
-        for row in chosen:
-            pictures = tuple(
-                PictureView(byte_budget.picture(run_folder.picture_path(row, turn)), verdict, turn)
-                for turn, verdict in enumerate(row.verdicts)
-            )
-            cards.append(
-                RowCard(row, outcome_of(row), pictures, tuple(_texts(text) for text in row.said if text is not None))
-            )
-        yield GallerySection(column, tuple(cards), {outcome: len(members) for outcome, members in outcomes.items()})
+        byte_budget = ByteBudget(budget)
+        cards = tuple(_row_card(row, run_folder, byte_budget) for row in chosen)
+        yield GallerySection(column, cards, {outcome: len(members) for outcome, members in outcomes.items()})
+
+
+def _row_card(row: Row, run_folder: RunFolder, byte_budget: ByteBudget) -> RowCard:
+    pictures = tuple(
+        PictureView(byte_budget.picture(run_folder.picture_path(row, turn)), verdict, turn)
+        for turn, verdict in enumerate(row.verdicts)
+    )
+    return RowCard(row, outcome_of(row), pictures, tuple(_texts(text) for text in row.said if text is not None))
 
 
 def outcome_of(row: Row) -> str:
