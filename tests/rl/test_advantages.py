@@ -49,6 +49,14 @@ def test_rows_that_teach_nothing_are_counted_and_not_scored():
     assert len(loss_rows(groups, [group_advantages(one, with_kl) for one in groups], with_kl).utterances) == 3
 
 
+def test_a_loss_is_divided_by_all_rows_and_not_by_those_that_are_left():
+    """Else a group where few differ would pull as hard as one where all do."""
+    groups = [group(node(0, 0.0, length=2), node(1, 0.25, length=3), node(2, 0.5, length=5))]
+    made = loss_rows(groups, [group_advantages(one, STAGE) for one in groups], STAGE)
+    assert (len(made.utterances), made.tokens) == (2, 10)
+    assert (len(made.paintings), made.strokes) == (2, 6)
+
+
 def test_parts_that_do_not_learn_bring_nothing():
     groups = [group(node(1, 0.5), node(0, 0.1))]
     for stage, texts, pictures in (
