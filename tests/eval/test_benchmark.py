@@ -418,6 +418,18 @@ def test_rows_of_older_runs_are_read(tmp_path):
     assert Row.from_record(json.loads(json.dumps(record))) == row(0, [1.0])
 
 
+def test_a_folder_of_version_0_1_is_read_under_the_names_of_today(tmp_path):
+    rows = list(kept_run(tmp_path / "run"))
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    older = {**manifest, "benchmark": "rehearsal (5 of 70)", "sampling": {"interval": [0.4, 1.0], "stochastic": []}}
+    path.write_text(json.dumps({**older, "drawn": {"benchmark": "rehearsal"}}))
+    found = RunFolder.read(tmp_path / "run")
+    assert found.manifest["benchmark"] == "dev-set (5 of 70)" and found.manifest["drawn"]["benchmark"] == "dev-set"
+    assert found.manifest["sampling"] == {"guidance_interval": [0.4, 1.0], "sde_indices": []}
+    assert found.rows() == rows
+
+
 def test_recorded_gives_each_job_to_work_once_and_in_batches():
     batches = []
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TITLES = {"sketch": "Tree-RL", "trajectory": "full trajectory", "reason-only": "Reason only"}
 MUTED = "#6a665d"  # of words that explain
 CURVE_COLORS = ("#1e7f78", "#b0701a", "#4b53b5", "#b23b2a", "#5b6b2f", "#7a4b8c")
+_FREE_OF_OLD = ("every", "micro", "recompute")  # 0.1's names of settings in train_state.FREE
 SMOOTH = 10  # most points that a training reward is averaged over, at both ends fewer
 
 
@@ -263,7 +264,7 @@ def _series(runs: Sequence[TrainingRun], source: str, metric: str) -> list[np.nd
 def _compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes a run beside its seed and its first weights; a setting newer than the run has its default."""
     complete = json.loads(json.dumps(asdict(TrainConfig()))) | dict(settings)
-    return {key: value for key, value in complete.items() if key not in (*FREE, "seed", "start")}
+    return {key: value for key, value in complete.items() if key not in (*FREE, *_FREE_OF_OLD, "seed", "start")}
 
 
 # --- the paper's table ------------------------------------------------------------------------------------------------
