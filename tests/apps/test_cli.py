@@ -78,12 +78,12 @@ def picture() -> Path:
 def test_draw_leaves_a_whole_folder(capsys: pytest.CaptureFixture):
     assert triptych("draw", PROMPT, "--seed", 3) == 0
     folder = Path("traces/a-photo-of-three-clocks-on-the-left-and-one-cats-3")
-    exhibit = TraceView.load(folder)
-    turns = [f"turn-{index}.png" for index, turn in enumerate(exhibit.trace.turns) if turn.drew]
+    view = TraceView.load(folder)
+    turns = [f"turn-{index}.png" for index, turn in enumerate(view.trace.turns) if turn.drew]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["trace.json", "trace.html", "final.png", *turns])
-    assert exhibit.stop == "model" and exhibit.verdict is not None and exhibit.verdict.score == 1.0
-    assert exhibit.verdicts[0].score < 1.0 and len(exhibit.verdicts) == len(turns)
-    assert exhibit.trace.prompt.text == PROMPT and exhibit.trace.seed == 3
+    assert view.stop == "model" and view.verdict is not None and view.verdict.score == 1.0
+    assert view.verdicts[0].score < 1.0 and len(view.verdicts) == len(turns)
+    assert view.trace.prompt.text == PROMPT and view.trace.seed == 3
     assert list(Path("traces").iterdir()) == [folder]
 
 
@@ -136,14 +136,14 @@ def test_json_is_all_that_stdout_holds(capsys: pytest.CaptureFixture):
     assert "plan" not in record["seconds"][0] and "turn limit reached (1)" in printed.err
 
 
-def test_many_traces_hang_on_one_wall(capsys: pytest.CaptureFixture):
+def test_many_traces_share_one_output_folder(capsys: pytest.CaptureFixture):
     Path("prompts.txt").write_text("two red cats\n\na bus and a clock\n")
-    assert triptych("draw", "--prompts", "prompts.txt", "-n", 2, "--batch", 3, "--out", "wall", "--json") == 0
+    assert triptych("draw", "--prompts", "prompts.txt", "-n", 2, "--batch", 3, "--out", "out", "--json") == 0
     traces = json.loads(capsys.readouterr().out)["traces"]
     assert [(trace["asked"], trace["seed"]) for trace in traces] == [
         ("two red cats", 0), ("two red cats", 1), ("a bus and a clock", 0), ("a bus and a clock", 1),
     ]  # fmt: skip
-    page = Path("wall/index.html").read_text()
+    page = Path("out/index.html").read_text()
     for trace in traces:
         assert f'href="{Path(trace["folder"]).name}/trace.html"' in page
         assert (Path(trace["folder"]) / "trace.html").is_file()
@@ -158,9 +158,9 @@ def test_a_trace_does_not_depend_on_its_batch(capsys: pytest.CaptureFixture):
 
 def test_best_of_keeps_the_judges_favourite(capsys: pytest.CaptureFixture):
     assert triptych("draw", PROMPT, "--turns", 1, "--best-of", 6, "--out", "best") == 0
-    exhibit = TraceView.load(Path("best"))
-    scores = exhibit.settings["best_of"]
-    assert len(scores) == 6 and scores[str(exhibit.trace.seed)] == max(scores.values())
+    view = TraceView.load(Path("best"))
+    scores = view.settings["best_of"]
+    assert len(scores) == 6 and scores[str(view.trace.seed)] == max(scores.values())
 
 
 def test_candidates_are_drawn_in_batches_and_judged_together(capsys: pytest.CaptureFixture):
@@ -187,27 +187,27 @@ def test_ctrl_c_while_the_judge_looks_keeps_what_is_drawn():
     policy, jobs = ScriptedPolicy(), [DrawJob(PROMPT, parsed(PROMPT), seed) for seed in range(2)]
     kept = []
     with pytest.raises(KeyboardInterrupt):
-        for exhibit in trace_views(
+        for view in trace_views(
             policy, jobs, DrawSettings(1, policy.config.sampling), judge, lambda count: TurnListener(), {}
         ):
-            kept.append(exhibit)
-    assert [exhibit.trace.seed for exhibit in kept] == [0, 1] and all(not exhibit.verdicts for exhibit in kept)
+            kept.append(view)
+    assert [view.trace.seed for view in kept] == [0, 1] and all(not view.verdicts for view in kept)
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_two_runs_do_not_share_a_wall(many: bool):
+def test_two_runs_do_not_share_an_output_folder(many: bool):
     assert triptych("draw", PROMPT, "--turns", 0, "--out", "made") == 0
-    exhibit = TraceView.load(Path("made"))
-    for named in (Path("wall"), None):
+    view = TraceView.load(Path("made"))
+    for named in (Path("out"), None):
         first, second = (OutputFolder.open(named, "two cats", 0, many) for _ in range(2))
         assert first.folder == second.folder  # neither was there yet
-        first.write(exhibit)
+        first.write(view)
         if named:
             with pytest.raises(OutputError, match="exists"):
-                second.write(exhibit)
+                second.write(view)
         else:
-            second.write(exhibit)
-            first.write(exhibit) if many else None
+            second.write(view)
+            first.write(view) if many else None
             assert second.folder.name == "two-cats-0-2" and len(list(Path("traces").iterdir())) == 2
 
 
@@ -223,9 +223,9 @@ def test_jsonl_prompts_bring_their_own_spec(capsys: pytest.CaptureFixture):
 
 def test_edit_starts_from_the_given_picture(picture: Path):
     assert triptych("edit", picture, "three clocks and one cat", "--out", "edited") == 0
-    exhibit = TraceView.load(Path("edited"))
-    assert exhibit.edits == 1 and exhibit.verdicts[0].score < 1 == exhibit.verdicts[-1].score
-    assert np.array_equal(exhibit.trace.images[0], np.asarray(Image.open(picture)))
+    view = TraceView.load(Path("edited"))
+    assert view.edits == 1 and view.verdicts[0].score < 1 == view.verdicts[-1].score
+    assert np.array_equal(view.trace.images[0], np.asarray(Image.open(picture)))
     assert Path("edited/input.png").is_file()
 
 
@@ -502,10 +502,10 @@ def test_a_full_disk_leaves_nothing():
 
 def test_ctrl_c_keeps_finished_traces():
     process = start(
-        "draw", "two cats", "-n", "3", "--batch", "1", "--model", "scripted-slow", "--out", "wall", "--json"
+        "draw", "two cats", "-n", "3", "--batch", "1", "--model", "scripted-slow", "--out", "out", "--json"
     )
     deadline = time.monotonic() + 120
-    while not list(Path("wall").glob("0*")) and time.monotonic() < deadline:
+    while not list(Path("out").glob("0*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
@@ -514,5 +514,5 @@ def test_ctrl_c_keeps_finished_traces():
     assert kept[0]["stop"] == "model" and len(kept) < 3
     for record in kept:
         assert TraceView.load(Path(record["folder"])).trace.image is not None
-    assert Path("wall/index.html").is_file()
-    assert not list(Path("wall").glob(".*"))
+    assert Path("out/index.html").is_file()
+    assert not list(Path("out").glob(".*"))

@@ -106,8 +106,8 @@ def test_words_are_text_and_never_markup():
     page = trace_page(shown)
     assert Addresses(page).tags.count("script") == Addresses(trace_page(plain)).tags.count("script") == 1
     assert "onerror='x'" not in page and "49" not in re.sub(r"<style>.*?</style>|base64,\S+", "", page, flags=re.DOTALL)
-    wall = trace_index(NASTY, [trace_card(NASTY, shown)])
-    assert "script" not in Addresses(wall).tags and "onerror='x'" not in wall
+    index = trace_index(NASTY, [trace_card(NASTY, shown)])
+    assert "script" not in Addresses(index).tags and "onerror='x'" not in index
 
 
 def test_panels_know_what_they_show():
@@ -126,8 +126,8 @@ def test_small_pictures_keep_their_pixels_and_large_ones_are_thumbnails():
 
 def test_the_index_counts_what_is_right():
     wrong = view(stop="limit", verdicts=(Verdict(0.5, ("grey",), ("light: found dark",)),) * 2)
-    wall = trace_index("greys", [trace_card("one", view()), trace_card("two", wrong)])
-    assert "1 of 2 right by the judge" in wall and "light: found dark" in wall and 'href="two/trace.html"' in wall
+    index = trace_index("greys", [trace_card("one", view()), trace_card("two", wrong)])
+    assert "1 of 2 right by the judge" in index and "light: found dark" in index and 'href="two/trace.html"' in index
     unjudged = trace_index("greys", [trace_card("one", view(verdicts=()))])
     assert "judge" not in unjudged.split("</style>")[1]
 
