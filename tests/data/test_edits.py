@@ -129,14 +129,14 @@ def test_a_spoiled_scene_fails_and_is_mended_in_about_as_many_edits(seed, mistak
 
 @settings(max_examples=200)
 @given(SEEDS, st.lists(stickers, max_size=9))
-def test_mending_ends_from_any_scene(seed, found):
-    edits_to_mend(Scene(tuple(found)), random_spec(seed), seed, 30)
+def test_mending_ends_from_any_scene(seed, any_stickers):
+    edits_to_mend(Scene(tuple(any_stickers)), random_spec(seed), seed, 30)
 
 
 @settings(max_examples=100)
 @given(SEEDS, st.lists(stickers, min_size=10, max_size=15))
-def test_mending_ends_from_a_crowded_picture(seed, found):
-    edits_to_mend(Scene(tuple(found)), random_spec(seed), seed, 40)
+def test_mending_ends_from_a_crowded_picture(seed, any_stickers):
+    edits_to_mend(Scene(tuple(any_stickers)), random_spec(seed), seed, 40)
 
 
 @settings(max_examples=100)
@@ -152,9 +152,9 @@ def test_a_fix_sets_no_check_back(seed):
 
 @settings(max_examples=200)
 @given(SEEDS, st.lists(stickers, max_size=12), st.booleans())
-def test_a_deficit_is_zero_exactly_where_the_check_holds(seed, found, relevant):
+def test_a_deficit_is_zero_exactly_where_the_check_holds(seed, any_stickers, relevant):
     spec = random_spec(seed)
-    scene = spoil(Scene.sample(spec, seed), spec, seed, 3) if relevant else Scene(tuple(found))
+    scene = spoil(Scene.sample(spec, seed), spec, seed, 3) if relevant else Scene(tuple(any_stickers))
     facts = check(scene, spec)
     assert [deficit == 0 for deficit in deficits(scene, spec)] == [fact.held for fact in facts]
     assert demands(spec) == [(fact.kind, fact.item) for fact in facts]
@@ -167,11 +167,11 @@ def place(cell: str) -> tuple[float, float]:
 
 def scene_of(**cells: str) -> Scene:
     """`top_left="red cat"` and the like."""
-    found = []
+    any_stickers = []
     for cell, thing in cells.items():
         color, name = thing.split(" ", 1)
-        found.append(Sticker(name, color, *place(cell.replace("_", " "))))
-    return Scene(tuple(found))
+        any_stickers.append(Sticker(name, color, *place(cell.replace("_", " "))))
+    return Scene(tuple(any_stickers))
 
 
 CATS_AND_DOG = Spec("free", (Item("cat", 2, "red"), Item("dog")))

@@ -2,8 +2,13 @@
 
 import pytest
 
+from triptych.data.annotations import instruction_text, plan_text
+from triptych.data.edits import Edit, apply, fix, random_edit, spoil
+from triptych.data.language import prompt_text
+from triptych.data.layout import FREE_LAYOUT
 from triptych.data.prompts import benchmark
-from triptych.data.specs import StickerPrompts, spec_key
+from triptych.data.scene import Scene
+from triptych.data.specs import StickerPrompts, random_spec, spec_key
 from triptych.errors import ConfigError
 from triptych.eval.suites import dev_set
 
@@ -43,3 +48,19 @@ def test_tags_choose_kinds():
     assert {stream(place).spec.tag for place in range(20)} == {"counting"}
     with pytest.raises(ConfigError, match="poetry"):
         StickerPrompts(0, ("poetry",))(0)
+
+
+def test_published_draws_do_not_move():
+    """Known answers of every use of a seed: figures and recorded runs hang on them."""
+    spec = random_spec(11)
+    assert prompt_text(spec) == "A photo of one skateboards on the above and one trucks on the below"
+    scene = Scene.sample(spec, 11, FREE_LAYOUT)
+    assert plan_text(scene) == "top left yellow skateboard, bottom purple truck"
+    assert [round(sticker.x, 3) for sticker in scene.stickers] == [19.893, 52.609]
+    flawed = spoil(scene, spec, 11, 2)
+    assert plan_text(flawed) == "top left yellow skateboard, top purple truck, right brown backpack"
+    assert instruction_text(fix(flawed, spec, 11)) == "move the truck at top to bottom left"
+    assert instruction_text(random_edit(scene, 11)) == "make the skateboard at top left smaller"
+    (cat,) = apply(Scene(()), Edit("add", "top", "cat", "red"), 11, FREE_LAYOUT).stickers
+    assert (round(cat.x, 3), round(cat.y, 3)) == (46.334, 14.689)
+    assert StickerPrompts(1)(5).text == "A photo of yellow sheep on the above and green potted plant on the below"

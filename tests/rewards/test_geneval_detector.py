@@ -85,7 +85,7 @@ def noise(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def found(mask: np.ndarray) -> DetectedObject:
+def boxed(mask: np.ndarray) -> DetectedObject:
     """An object with this mask, boxed as the detector box it."""
     down, across = mask.nonzero()
     box = (float(across.min()), float(down.min()), float(across.max() + 1), float(down.max() + 1))
@@ -147,7 +147,7 @@ def test_an_object_is_alone_on_gray():
     mask = np.zeros((48, 64), bool)
     mask[10:30, 20:40] = True
     mask[10:20, 20:30] = False  # a corner of its box is not the object
-    cut = cut_out(np.full((48, 64, 3), 255, np.uint8), found(mask), 20)
+    cut = cut_out(np.full((48, 64, 3), 255, np.uint8), boxed(mask), 20)
     pixels = cut * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
     expected = np.where(mask[10:30, 20:40], 255, GRAY) / 255
     assert torch.allclose(pixels, torch.tensor(expected, dtype=torch.float32).expand(3, -1, -1), atol=1e-5)
@@ -155,13 +155,13 @@ def test_an_object_is_alone_on_gray():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 33)])
 def test_any_object_can_be_cut_out(size: tuple[int, int]):
-    cut = cut_out(noise(0, *size), found(np.ones(size, bool)), 32)
+    cut = cut_out(noise(0, *size), boxed(np.ones(size, bool)), 32)
     assert cut.shape == (3, 32, 32) and cut.isfinite().all()
 
 
 def test_colors_are_the_nearest_words(detector: GenEvalDetector):
     """CLIP's whole forward pass, one text at a time, gives the same color as directions that are kept."""
-    picture, objects = noise(1), [found(np.ones((48, 64), bool)), found(np.eye(48, 64, dtype=bool))]
+    picture, objects = noise(1), [boxed(np.ones((48, 64), bool)), boxed(np.eye(48, 64, dtype=bool))]
     templates = ("a photo of a {} cat", "a photo of a {}-colored cat", "a photo of a {} object")
     scores = []
     for color in GENEVAL_COLORS:
@@ -209,10 +209,10 @@ def test_a_recording_replays_to_the_same_verdict(detector: GenEvalDetector, fold
     specs = [Spec("colors", (Item(name, color=color),)) for name, color in zip(names, GENEVAL_COLORS[3:], strict=False)]
     seen = detector.detect(pictures, specs)
     assert all(seen[index][name][0].color in GENEVAL_COLORS for index, name in enumerate(names))
-    lines = [json.dumps(to_record(spec, "a photo", found)) for spec, found in zip(specs, seen, strict=True)]
+    lines = [json.dumps(to_record(spec, "a photo", detections)) for spec, detections in zip(specs, seen, strict=True)]
     (tmp_path / "seen.jsonl").write_text("\n".join(lines))
     rows = list(recorded.read_geneval(tmp_path / "seen.jsonl"))
-    verdicts = [geneval_rules.judge_detections(spec, found) for spec, found in zip(specs, seen, strict=True)]
+    verdicts = [geneval_rules.judge_detections(spec, detections) for spec, detections in zip(specs, seen, strict=True)]
     assert [(row.correct, row.reasons) for row in rows] == [(each.score == 1, each.failed) for each in verdicts]
 
 

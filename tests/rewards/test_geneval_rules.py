@@ -217,7 +217,7 @@ def test_any_value_is_read_or_refused_in_one_line(value):
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("box", "reason"),
     [
         ({"box": [0, 0, float("nan"), 1], "score": 1}, "finite"),
         ({"box": [0, 0, float("inf"), 1], "score": 1}, "finite"),
@@ -235,9 +235,9 @@ def test_any_value_is_read_or_refused_in_one_line(value):
         ("cat", "JSON object"),
     ],
 )
-def test_boxes_that_are_none(found: object, reason: str):
+def test_boxes_that_are_none(box: object, reason: str):
     with pytest.raises(ValueError, match=reason):
-        read_detections({"cat": [found]})
+        read_detections({"cat": [box]})
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_what_is_read_does_not_depend_on_the_precision_around_it(scenes):
 
 def test_places_are_read_to_less_than_a_pixel():
     truth = Scene((Sticker("clock", "red", 20.3, 30.6), Sticker("cat", "blue", 70.9, 61.2, "larger")))
-    (found,) = detect(render([truth]))
-    for a, b in zip(sorted(found.stickers, key=lambda s: s.x), truth.stickers, strict=True):
+    (scene,) = detect(render([truth]))
+    for a, b in zip(sorted(scene.stickers, key=lambda s: s.x), truth.stickers, strict=True):
         assert abs(a.x - b.x) < 1 and abs(a.y - b.y) < 1
 
 
@@ -84,7 +84,7 @@ def test_a_row_is_judged_the_same_alone_and_in_a_batch(scenes, specs):
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (1, 1), (13, 200), (512, 512), (95, 97)])
-def test_no_picture_of_noise_at_any_size_crashes_the_finder(shape):
+def test_no_picture_of_noise_at_any_size_crashes_the_detector(shape):
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     flat = [np.full((*shape, 3), value, np.uint8) for value in (0, 255)]
     assert len(detect([noise, *flat])) == 3

@@ -1,4 +1,4 @@
-"""Laws of the second judge, which has nothing learnt in it: it reads what was rendered, and agrees with the first."""
+"""Laws of the second judge, without learned parts: it reads what was rendered, and agrees with the first."""
 
 import numpy as np
 import torch
@@ -36,14 +36,14 @@ def test_both_judges_give_the_same_verdicts_on_right_and_wrong_pictures():
 
 
 def test_places_are_read_to_half_a_pixel():
-    (found,) = TemplateJudge().scenes(render([Scene((Sticker("clock", "red", 20.5, 30.0),))]))
-    assert found == Scene((Sticker("clock", "red", 20.5, 30.0),))
+    (scene,) = TemplateJudge().scenes(render([Scene((Sticker("clock", "red", 20.5, 30.0),))]))
+    assert scene == Scene((Sticker("clock", "red", 20.5, 30.0),))
 
 
 def test_touching_stickers_of_one_colour_are_told_apart():
     truth = Scene((Sticker("cat", "blue", 36, 48), Sticker("dog", "blue", 60, 48)))
-    (found,) = TemplateJudge().scenes(render([truth]))
-    assert facts(found) == facts(truth)
+    (scene,) = TemplateJudge().scenes(render([truth]))
+    assert facts(scene) == facts(truth)
 
 
 def test_an_empty_canvas_a_tinted_one_and_noise_show_nothing():

@@ -36,14 +36,14 @@ def no_keys_and_no_proxy(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def drawn(index: int, text: str = "") -> Trace:
+def trace_of(index: int, text: str = "") -> Trace:
     """A trace with its own picture and prompt."""
     picture = np.full((8, 8, 3), index, np.uint8)
     return Trace(Prompt(text or f"picture {index}")) + Turn(None, Drawing(picture))
 
 
 def traces(count: int) -> list[Trace]:
-    return [drawn(index) for index in range(count)]
+    return [trace_of(index) for index in range(count)]
 
 
 def in_turn(*answers: Answer) -> Callable[[Request], Answer]:
@@ -85,14 +85,14 @@ def test_it_asks_with_the_picture_as_it_is():
 
 def test_the_newest_picture_is_judged():
     with Server(in_turn(right())) as server:
-        judge(server)([drawn(1) + Turn(None, Drawing(np.full((8, 8, 3), 9, np.uint8)))])
+        judge(server)([trace_of(1) + Turn(None, Drawing(np.full((8, 8, 3), 9, np.uint8)))])
         sent = server.requests[0].body["messages"][0]["content"][0]["image_url"]["url"]
     assert sent == data_uri(np.full((8, 8, 3), 9, np.uint8))
 
 
 def test_equal_questions_are_asked_once():
     with Server(in_turn(right())) as server:
-        assert len(judge(server)([drawn(1, "same"), drawn(1, "same"), drawn(2, "same")])) == 3
+        assert len(judge(server)([trace_of(1, "same"), trace_of(1, "same"), trace_of(2, "same")])) == 3
         assert len(server.requests) == 2
 
 
@@ -138,9 +138,9 @@ def test_the_key_comes_from_the_named_variable_and_goes_nowhere_else(monkeypatch
     echo = json.dumps({"error": {"message": "bad key sk-very-secret"}}).encode()
     with Server(in_turn(right(), status(401, body=echo), right())) as server:
         trusted, anonymous = judge(server, key="MY_KEY"), judge(server)
-        trusted([drawn(1)])
-        (missing,) = trusted.verdicts([drawn(2)])
-        anonymous([drawn(3)])
+        trusted([trace_of(1)])
+        (missing,) = trusted.verdicts([trace_of(2)])
+        anonymous([trace_of(3)])
     sent = [request.headers["authorization"] for request in server.requests]
     assert sent == ["Bearer sk-very-secret"] * 2 + ["Bearer none"]
     assert isinstance(missing, JudgeError) and "bad key ***" in str(missing)
@@ -151,7 +151,7 @@ def test_the_key_comes_from_the_named_variable_and_goes_nowhere_else(monkeypatch
 def test_a_key_that_is_none_is_refused_without_being_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MY_KEY", "se\ncret")
     with pytest.raises(ConfigError, match="MY_KEY") as refusal, Server(in_turn(right())) as server:
-        judge(server, key="MY_KEY")([drawn(1)])
+        judge(server, key="MY_KEY")([trace_of(1)])
     assert "cret" not in str(refusal.value)
 
 
@@ -160,7 +160,7 @@ def test_a_key_that_is_none_is_refused_without_being_told(monkeypatch: pytest.Mo
 )
 def test_addresses_that_are_none_are_refused(address: str):
     with pytest.raises(ConfigError) as refusal:
-        Vlm(address, "m")([drawn(1)])
+        Vlm(address, "m")([trace_of(1)])
     assert "pw" not in str(refusal.value)
 
 
@@ -194,7 +194,7 @@ PASSING = {
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
 def test_what_passes_is_asked_again(failure: Answer):
     with Server(in_turn(failure, right())) as server:
-        assert judge(server)([drawn(1)])[0].score == 1.0
+        assert judge(server)([trace_of(1)])[0].score == 1.0
         assert len(server.requests) == 2
 
 
@@ -207,29 +207,29 @@ def test_what_does_not_pass_is_missing_and_never_zero(failure: Answer, tmp_path:
 
     with Server(play) as server:
         look = judge(server, cache=tmp_path, retry=replace(HASTE, tries=2))
-        one, missing, other = look.verdicts([drawn(0), drawn(1), drawn(2)])
+        one, missing, other = look.verdicts([trace_of(0), trace_of(1), trace_of(2)])
         assert isinstance(one, Verdict) and isinstance(other, Verdict) and one.score == other.score == 1.0
         assert isinstance(missing, JudgeError) and "\n" not in str(missing)
         with pytest.raises(JudgeError, match="1 of 3 verdicts are missing"):
-            look([drawn(0), drawn(1), drawn(2)])
+            look([trace_of(0), trace_of(1), trace_of(2)])
     assert len(list(tmp_path.rglob("*.json"))) == 2  # a missing verdict is not kept
 
 
 @pytest.mark.parametrize("failure", [http_judge.never(), http_judge.drips()], ids=["never", "drips"])
 def test_a_server_that_does_not_answer_in_time_is_missing(failure: Answer):
     with Server(in_turn(failure)) as server:
-        (missing,) = judge(server, retry=FLEETING).verdicts([drawn(1)])
+        (missing,) = judge(server, retry=FLEETING).verdicts([trace_of(1)])
         assert len(server.requests) == 2
     assert isinstance(missing, JudgeError) and "within 0.3 s" in str(missing)
 
 
 def test_one_slow_answer_does_not_cost_the_verdict():
     with Server(in_turn(http_judge.never(), right())) as server:
-        assert judge(server, retry=FLEETING)([drawn(1)])[0].score == 1.0
+        assert judge(server, retry=FLEETING)([trace_of(1)])[0].score == 1.0
 
 
 def test_nobody_there():
-    (missing,) = Vlm(refusing(), "m", retry=FLEETING).verdicts([drawn(1)])
+    (missing,) = Vlm(refusing(), "m", retry=FLEETING).verdicts([trace_of(1)])
     assert isinstance(missing, JudgeError) and "tried 2 times" in str(missing)
 
 
@@ -257,7 +257,7 @@ def test_an_interrupt_comes_through_while_a_question_is_under_way():
 
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            judge(server, retry=RetryPolicy(timeout=3600))([drawn(1)])
+            judge(server, retry=RetryPolicy(timeout=3600))([trace_of(1)])
 
 
 # --- failures that do not pass ----------------------------------------------------------------------------------------
@@ -289,14 +289,14 @@ def test_the_other_server_answers_for_one_of_no_use():
 
 def test_an_answer_without_end_is_cut_off():
     with Server(in_turn(raw(b" " * (1 << 22)))) as server:
-        (missing,) = judge(server).verdicts([drawn(1)])
+        (missing,) = judge(server).verdicts([trace_of(1)])
         assert len(server.requests) == 1
     assert isinstance(missing, JudgeError) and "bytes" in str(missing)
 
 
 def test_an_error_without_end_is_cut_off():
     with Server(in_turn(status(500, body=b" " * (1 << 22)))) as server:
-        (missing,) = judge(server).verdicts([drawn(1)])
+        (missing,) = judge(server).verdicts([trace_of(1)])
     assert isinstance(missing, JudgeError)
 
 
@@ -309,7 +309,7 @@ def test_a_server_that_asks_for_more_than_our_patience_is_left_alone():
 
 def test_a_trace_without_a_picture_is_missing_and_the_others_are_judged():
     with Server(in_turn(right())) as server:
-        missing, found = judge(server).verdicts([Trace(Prompt("nothing drawn")), drawn(1)])
+        missing, found = judge(server).verdicts([Trace(Prompt("nothing drawn")), trace_of(1)])
     assert isinstance(missing, JudgeError) and isinstance(found, Verdict)
 
 
@@ -334,12 +334,12 @@ def test_what_is_kept_is_not_asked_again(tmp_path: Path):
 def test_another_picture_question_model_or_wording_is_asked(tmp_path: Path):
     with Server(in_turn(right())) as server:
         look = judge(server, cache=tmp_path)
-        look([drawn(1, "clocks")])
+        look([trace_of(1, "clocks")])
         for other, trace in [
-            (look, drawn(2, "clocks")),
-            (look, drawn(1, "cats")),
-            (replace(look, model="n"), drawn(1, "clocks")),
-            (replace(look, form=Strict(STRICT_WORDING + " ")), drawn(1, "clocks")),
+            (look, trace_of(2, "clocks")),
+            (look, trace_of(1, "cats")),
+            (replace(look, model="n"), trace_of(1, "clocks")),
+            (replace(look, form=Strict(STRICT_WORDING + " ")), trace_of(1, "clocks")),
         ]:
             before = len(server.requests)
             other([trace])
@@ -419,7 +419,7 @@ def test_a_killed_run_keeps_what_was_answered(tmp_path: Path):
 def test_the_probability_of_yes_is_asked_for_and_believed():
     places = [[(" Yes", np.log(0.6)), ("No", np.log(0.2)), ("yes", np.log(0.1)), ("Maybe", np.log(0.1))]]
     with Server(in_turn(says("Yes", logprobs=places))) as server:
-        (verdict,) = judge(server, form=YesNo())([drawn(1)])
+        (verdict,) = judge(server, form=YesNo())([trace_of(1)])
         assert server.requests[0].body["logprobs"] is True
     assert verdict.score == pytest.approx(0.7 / 0.9)
 
@@ -441,7 +441,7 @@ def test_the_cost_is_told_without_a_call(tmp_path: Path):
     with Server(in_turn(right())) as server:
         look = judge(server, cache=tmp_path)
         look(traces(3))
-        cost = look.cost([*traces(5), drawn(4), Trace(Prompt("nothing drawn"))])
+        cost = look.cost([*traces(5), trace_of(4), Trace(Prompt("nothing drawn"))])
         assert len(server.requests) == 3
     assert (cost.pictures, cost.calls, cost.cached) == (7, 2, 3)
     assert cost.tokens_out == 2 * Strict().tokens and cost.tokens_in > 2 * len(STRICT_WORDING) // 4

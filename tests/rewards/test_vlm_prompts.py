@@ -226,7 +226,7 @@ def test_no_prompt_can_reach_another_place(text: str):
     assert FIT_WORDING.replace("{prompt}", text) == YesNo().ask(Prompt(text))
 
 
-def drawn(prompt: Prompt, index: int) -> Trace:
+def trace_of(prompt: Prompt, index: int) -> Trace:
     return Trace(prompt) + Turn(None, Drawing(np.full((4, 4, 3), index, np.uint8)))
 
 
@@ -236,7 +236,7 @@ def test_recorded_strict_verdicts_are_replayed(tmp_path: Path):
         return says(replies[index]) if (index := request.number) < 3 else status(400)
 
     prompts = [Prompt(f"{count} clocks", Spec("counting", (Item("clock", count),))) for count in range(1, 5)]
-    traces = [drawn(prompt, index) for index, prompt in enumerate(prompts)]
+    traces = [trace_of(prompt, index) for index, prompt in enumerate(prompts)]
     path = tmp_path / "replies.jsonl"
     with Server(play) as server:
         look = Vlm(server.address, "m", record=path, concurrency=1, retry=RetryPolicy(backoff=0.001))
@@ -257,7 +257,7 @@ def test_recorded_lists_are_replayed(tmp_path: Path):
     path = tmp_path / "replies.jsonl"
     with Server(lambda request: says(replies[min(request.number, 1)])) as server:
         look = Vlm(server.address, "m", form, record=path, concurrency=1, retry=RetryPolicy(backoff=0.001))
-        look.verdicts([drawn(prompt, index) for index, prompt in enumerate(prompts)])
+        look.verdicts([trace_of(prompt, index) for index, prompt in enumerate(prompts)])
     one, missing = recorded.read_tiif(path)
     assert (one.column, one.right, one.asked) == ("numeracy+2d/long", 1, 2)
     assert missing.missing and missing.asked == 0
