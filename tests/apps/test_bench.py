@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.apps import bench
 from triptych.apps.cli import main
+from triptych.data.language import check_drawable, parse_prompt
 from triptych.data.lexicon import build_tokenizer
 from triptych.loop import play
 from triptych.model.bagel import Bagel
@@ -108,3 +109,7 @@ def test_packed_guidance_is_guidance_branch_by_branch():
     torch.nn.init.normal_(model.llm2vae.weight, std=0.02, generator=torch.Generator().manual_seed(0))
     step = bench.time_guidance(model, batch=3, repeats=1)
     assert step["largest_difference"] < 1e-4
+
+
+def test_the_prompt_of_the_timed_process_can_be_drawn():
+    check_drawable(parse_prompt(bench.EXAMPLE))
