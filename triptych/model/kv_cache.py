@@ -10,16 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triptych.model.config import LanguageConfig
 
+Layers = list[Float[Tensor, "batch kv_head slot head_dim"]]  # one tensor for each layer
+
 
 class KVCache:
-    """A growing cache. `keys[layer]`, `values[layer]` are `[batch kv_head slot head_dim]`; `valid` is `[batch slot]`;
-    `position [batch]` is the next rotary position of each row."""
+    """A growing cache, of `length` slots so far; `position` is the next rotary position of each row."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], valid: Tensor, position: Tensor, length: int):
+    def __init__(
+        self,
+        keys: Layers,
+        values: Layers,
+        valid: Bool[Tensor, "batch slot"],
+        position: Int[Tensor, "batch"],
+        length: int,
+    ):
         self.keys, self.values, self.valid, self.position, self.length = keys, values, valid, position, length
 
     @staticmethod
@@ -42,8 +51,8 @@ class KVCache:
         return self.valid.shape[0]
 
     @property
-    def lengths(self) -> Tensor:
-        """How many tokens each row has read, `[batch]`."""
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """How many tokens each row has read."""
         return self.valid[:, : self.length].sum(dim=1)
 
     def reserve(self, slots: int) -> None:
@@ -56,8 +65,13 @@ class KVCache:
         self.values = [_widen(value, extra, dim=2) for value in self.values]
         self.valid = _widen(self.valid, extra, dim=1)
 
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values `[batch kv_head time head_dim]` behind the old ones; return all of them.
+    def update(
+        self,
+        layer: int,
+        key: Float[Tensor, "batch kv_head time head_dim"],
+        value: Float[Tensor, "batch kv_head time head_dim"],
+    ) -> tuple[Float[Tensor, "batch kv_head slot head_dim"], Float[Tensor, "batch kv_head slot head_dim"]]:
+        """Put new keys and values behind the old ones; return all of them.
 
         They are scratch, and overwritten by the next forward, until `advance` keeps them.
         """
@@ -67,8 +81,8 @@ class KVCache:
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def advance(self, valid: Tensor, position: Tensor) -> None:
-        """Keep what `update` put there: `valid [batch time]` says what counts, `position` is where each row goes on."""
+    def advance(self, valid: Bool[Tensor, "batch time"], position: Int[Tensor, "batch"]) -> None:
+        """Keep what `update` put there: `valid` says what counts, `position` is where each row goes on."""
         end = self.length + valid.shape[1]
         self.valid[:, self.length : end] = valid
         self.position, self.length = position, end

@@ -23,7 +23,7 @@ from triptych.model.sampler import token_logprobs
 from triptych.trace import Completion, SDESteps
 
 NUDGE = 0.01  # relative change of a guidance scale, for the slope of a mean: guidance is near linear in it
-Velocities = dict[tuple[int, int, int], Tensor]  # [patch latent] by image, branch of guidance and SDE step
+Velocities = dict[tuple[int, int, int], Float[Tensor, "patch latent"]]  # by image, branch of guidance and SDE step
 
 
 @dataclass(frozen=True, eq=False)

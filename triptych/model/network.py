@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -32,14 +33,14 @@ class TimeEmbedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
-    def forward(self, time: Tensor) -> Tensor:
-        """`time [batch token]` to `[batch token hidden]`; equal times are embedded once."""
+    def forward(self, time: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token hidden"]:
+        """Equal times are embedded once."""
         times, index = torch.unique(time, return_inverse=True)  # a pack has thousands of tokens and a handful of times
         return self.mlp(timestep_embedding(times).to(next(self.mlp.parameters()).dtype))[index]
 
 
-def timestep_embedding(time: Tensor) -> Tensor:
-    """`[n]` to `[n 256]`: cosines, then sines, of t * 10000^(-i/128)."""
+def timestep_embedding(time: Float[Tensor, "time"]) -> Float[Tensor, "time 256"]:
+    """Cosines, then sines, of t * 10000^(-i/128)."""
     frequency = torch.exp(-np.log(10000.0) * torch.arange(128, device=time.device, dtype=torch.float32) / 128)
     angle = time.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -92,14 +93,14 @@ class Network(nn.Module):
 
     # --- forward passes -----------------------------------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Sequence[Block]], start: Tensor | None = None) -> Pack:
-        """Lay blocks out for this model, from positions `start [batch]` on; see `packing.pack_blocks`."""
+    def pack(self, rows: Sequence[Sequence[Block]], start: Int[Tensor, "batch"] | None = None) -> Pack:
+        """Lay blocks out for this model, from positions `start` on; see `packing.pack_blocks`."""
         return pack_blocks(rows, self.special, self.config.latent_dim, self.config.max_latent_size, self.device, start)
 
     def forward(
         self, pack: Pack, cache: KVCache | None = None, layer_outputs: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states `[batch und hidden]` and `[batch gen hidden]` after the final norms.
+    ) -> tuple[Float[Tensor, "batch und hidden"], Float[Tensor, "batch gen hidden"]]:
+        """Hidden states after the final norms: of understanding tokens and of latents.
 
         Each layer's output for the understanding tokens, `[batch und hidden]`, is appended to `layer_outputs`.
         """
@@ -111,8 +112,8 @@ class Network(nn.Module):
         gen = self.latent_tokens(pack.latents, pack.time, pack.latent_ids)
         return self.language_model.model(und, gen, pack.layout, cache, layer_outputs)
 
-    def vision_tokens(self, views: Sequence[View]) -> Tensor:
-        """Understanding tokens `[patches of all views, hidden]`, one view after the other; sizes may differ."""
+    def vision_tokens(self, views: Sequence[View]) -> Float[Tensor, "patch hidden"]:
+        """Understanding tokens of the patches of all views, one view after the other; sizes may differ."""
         counts = [view.patches.shape[0] for view in views]
         longest, side = max(counts), self.config.vision.patches_per_side
         patches = torch.zeros(len(views), longest, views[0].patches.shape[1], device=self.device)
@@ -127,8 +128,13 @@ class Network(nn.Module):
         tokens = self.connector(features) + self.vit_pos_embed(ids)
         return tokens.flatten(0, 1) if unpadded else tokens[mask]
 
-    def latent_tokens(self, latents: Tensor, time: Tensor, ids: Tensor) -> Tensor:
-        """Latents `[batch gen latent]` as decoder inputs; clean ones carry time 0 and its embedding too."""
+    def latent_tokens(
+        self,
+        latents: Float[Tensor, "batch gen latent"],
+        time: Float[Tensor, "batch gen"],
+        ids: Int[Tensor, "batch gen"],
+    ) -> Float[Tensor, "batch gen hidden"]:
+        """Latents as decoder inputs; clean ones carry time 0 and its embedding too."""
         if latents.shape[1] == 0:  # text alone: nothing to embed, and no matrix product of nothing
             return latents.new_zeros(*latents.shape[:2], self.config.language.hidden_size, dtype=self.dtype)
         return self.vae2llm(latents.to(self.dtype)) + self.time_embedder(time) + self.latent_pos_embed(ids)
@@ -139,8 +145,8 @@ class Network(nn.Module):
         dtype = torch.get_autocast_dtype(self.device.type) if autocast else self.dtype
         return KVCache.empty(self.config.language, batch, self.device, dtype)
 
-    def extend(self, cache: KVCache, rows: Sequence[Sequence[Block]]) -> Tensor:
-        """Append blocks to each row of `cache` in one forward; returns hidden states `[batch und hidden]`."""
+    def extend(self, cache: KVCache, rows: Sequence[Sequence[Block]]) -> Float[Tensor, "batch und hidden"]:
+        """Append blocks to each row of `cache` in one forward; returns the hidden states of understanding tokens."""
         pack = self.pack(rows, cache.position)
         if pack.layout.valid.shape[1] == 0:  # the empty context of a drop branch
             return torch.zeros(len(rows), 0, self.config.language.hidden_size, device=self.device, dtype=self.dtype)
@@ -154,28 +160,32 @@ class Network(nn.Module):
         self.extend(cache, rows)
         return cache
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """Next-token logits in float32."""
         return self.language_model.lm_head(hidden).float()
 
-    def velocity(self, cache: KVCache, latents: Tensor, time: float, grid: tuple[int, int]) -> Tensor:
-        """The velocity `[batch patch latent]` float32 at `latents`, all at one `time`; leaves `cache` as it was."""
+    def velocity(
+        self, cache: KVCache, latents: Float[Tensor, "batch patch latent"], time: float, grid: tuple[int, int]
+    ) -> Float[Tensor, "batch patch latent"]:
+        """The velocity, in float32, at `latents`, all at one `time`; leaves `cache` as it was."""
         rows = [[Latent(tokens, grid, time)] for tokens in latents]
         return self.pack_velocity(self.pack(rows, cache.position), cache)
 
-    def pack_velocity(self, pack: Pack, cache: KVCache) -> Tensor:
+    def pack_velocity(self, pack: Pack, cache: KVCache) -> Float[Tensor, "batch patch latent"]:
         """The velocity of a packed noise block behind a cache, which stays as it was."""
         _, hidden = self(pack, cache)
         return self.llm2vae(hidden).float()
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Images `[batch 3 height width]` in [-1, 1] to latent tokens `[batch patch latent]` (posterior mean)."""
+    def encode_images(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch latent"]:
+        """Images in [-1, 1] to latent tokens (posterior mean)."""
         weight = self.autoencoder.encoder.conv_in.weight
         latent = self.autoencoder.encode(pixels.to(device=weight.device, dtype=weight.dtype))
         return patchify(latent.float(), self.config.latent_patch_size)
 
-    def decode_images(self, tokens: Tensor, grid: tuple[int, int]) -> np.ndarray:
-        """Latent tokens `[batch patch latent]` to images `[batch height width 3] uint8`."""
+    def decode_images(
+        self, tokens: Float[Tensor, "batch patch latent"], grid: tuple[int, int]
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Latent tokens, row by row of `grid`, to images."""
         side = self.config.latent_patch_size
         latent = unpatchify(tokens, side, grid[0] * side, grid[1] * side)
         with torch.autocast(self.device.type, enabled=False):  # its own precision: bfloat16 costs visible detail
@@ -194,8 +204,8 @@ class Network(nn.Module):
         """An empty system prompt is no block at all."""
         return [self.text_block(text)] if text else []
 
-    def view_block(self, image: np.ndarray) -> View:
-        """An image `[height width 3] uint8` for understanding: resized by the VAE's rule, then by the ViT's (b.9)."""
+    def view_block(self, image: UInt8[np.ndarray, "height width 3"]) -> View:
+        """An image for understanding: resized by the VAE's rule, then by the ViT's (b.9)."""
         # Both towers see the same pixels: the release resizes for the VAE first, and that once more for the ViT.
         resized = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
         side = self.config.vision.patch_size
@@ -203,8 +213,8 @@ class Network(nn.Module):
         return View(patches.to(self.device), (resized.shape[0] // side, resized.shape[1] // side))
 
     @torch.no_grad()
-    def latent_block(self, image: np.ndarray) -> Latent:
-        """An image `[height width 3] uint8` as clean latent tokens."""
+    def latent_block(self, image: UInt8[np.ndarray, "height width 3"]) -> Latent:
+        """An image as clean latent tokens."""
         resized = resize(image, self.config.vae_resize)
         side = self.config.latent_downsample
         tokens = self.encode_images(normalize(resized)[None])[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from triptych.model.templates import SpecialTokens
@@ -35,17 +36,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class View:
-    """An image for understanding: `patches [patch dim]` in row-major order, `grid` = (rows, columns)."""
+    """An image for understanding: patches in row-major order, `grid` = (rows, columns)."""
 
-    patches: Tensor
+    patches: Float[Tensor, "patch pixel"]
     grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Latent:
-    """An image as latent tokens `[patch latent]`, clean where `time` is None, else noisy at that time."""
+    """An image as latent tokens, clean where `time` is None, else noisy at that time."""
 
-    tokens: Tensor
+    tokens: Float[Tensor, "patch latent"]
     grid: tuple[int, int]
     time: float | None = None
     loss: bool = False
@@ -58,25 +59,25 @@ Block = Text | Tokens | View | Latent
 class Pack:
     """A batch ready for the decoder. Slots are flat indices into `[batch und]`, or `[batch gen]` for latents."""
 
-    ids: Tensor  # [batch und], brackets included; 0 under views and padding
+    ids: Int[Tensor, "batch und"]  # brackets included; 0 under views and padding
     views: tuple[View, ...]
-    view_slots: Tensor  # [all view patches]
-    latents: Tensor  # [batch gen latent] float32
-    time: Tensor  # [batch gen] float32
-    latent_ids: Tensor  # [batch gen] rows of the position table
+    view_slots: Int[Tensor, "view_patch"]  # of all views, one after the other
+    latents: Float[Tensor, "batch gen latent"]  # float32
+    time: Float[Tensor, "batch gen"]
+    latent_ids: Int[Tensor, "batch gen"]  # rows of the position table
     layout: PackLayout
-    position: Tensor  # [batch] at which the next block of each row starts
-    ce_slots: Tensor  # und slots whose next token is to be predicted
-    ce_targets: Tensor
-    mse_slots: Tensor  # latent slots of blocks with loss
+    position: Int[Tensor, "batch"]  # at which the next block of each row starts
+    ce_slots: Int[Tensor, "ce"]  # und slots whose next token is to be predicted
+    ce_targets: Int[Tensor, "ce"]
+    mse_slots: Int[Tensor, "mse"]  # latent slots of blocks with loss
 
     @property
     def und(self) -> int:
         """Width of the understanding part."""
         return self.ids.shape[1]
 
-    def at(self, latents: Tensor, time: float) -> Pack:
-        """The same batch with other latents `[batch gen latent]`, all at one time: a denoising step."""
+    def at(self, latents: Float[Tensor, "batch gen latent"], time: float) -> Pack:
+        """The same batch with other latents, all at one time: a denoising step."""
         return replace(self, latents=latents, time=torch.full_like(self.time, time))
 
 
@@ -159,9 +160,9 @@ def pack_blocks(
     latent_dim: int,
     table_side: int,
     device: torch.device,
-    start: Tensor | None = None,
+    start: Int[Tensor, "batch"] | None = None,
 ) -> Pack:
-    """Lay rows of blocks out; `start [batch]` is the position of each row's first block (0 without a cache)."""
+    """Lay rows of blocks out; `start` is the position of each row's first block (0 without a cache)."""
     starts = [0] * len(rows) if start is None else start.tolist()
     layouts = [_Row(position) for position in starts]
     for layout, blocks in zip(layouts, rows, strict=True):
@@ -208,8 +209,10 @@ def _flat(parts: Sequence[tuple[int, Sequence[np.ndarray]]]) -> np.ndarray:
     return np.concatenate(slots).astype(np.int64) if slots else np.zeros(0, np.int64)
 
 
-def _gather_latents(layouts: Sequence[_Row], gen: int, latent_dim: int, device: torch.device) -> Tensor:
-    """Latent tokens `[batch gen latent]` in float32, zero where a row has fewer."""
+def _gather_latents(
+    layouts: Sequence[_Row], gen: int, latent_dim: int, device: torch.device
+) -> Float[Tensor, "batch gen latent"]:
+    """Latent tokens in float32, zero where a row has fewer."""
     if all(row.gen_length == gen for row in layouts) and gen:  # the usual case of a denoising step: one copy
         tokens = torch.cat([block for row in layouts for block in row.latents])
         return tokens.to(device=device, dtype=torch.float32).view(len(layouts), gen, latent_dim)

@@ -229,8 +229,15 @@ class DenoisingState:
         stacked = KVCache.cat(active, extra=tokens + 2)  # 2: the brackets of the noise block
         return DenoisingState(branches, pack, stacked, network.pack(rows * len(active), stacked.position))
 
-    def velocity(self, network: Network, x: Tensor, time: float, renorm: Renorm, sampling: Sampling) -> Tensor:
-        """The velocity `[batch patch latent]` float32 at `x`, guided where guidance acts at `time`."""
+    def velocity(
+        self,
+        network: Network,
+        x: Float[Tensor, "batch patch latent"],
+        time: float,
+        renorm: Renorm,
+        sampling: Sampling,
+    ) -> Float[Tensor, "batch patch latent"]:
+        """The velocity, in float32, at `x`, guided where guidance acts at `time`."""
         if self.stacked is None or not flow.guided(time, sampling.guidance_interval):
             return network.pack_velocity(self.pack.at(x, time), self.branches.cond)
         repeated = x.repeat(len(self.branches.active()), 1, 1)
@@ -238,7 +245,9 @@ class DenoisingState:
         return combine(velocities, self.branches, renorm, sampling)
 
 
-def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sampling) -> Tensor:
+def combine(
+    velocities: Float[Tensor, "row patch latent"], branches: Branches, renorm: Renorm, sampling: Sampling
+) -> Float[Tensor, "batch patch latent"]:
     """Guidance over the rows of one forward, stacked branch after branch as in `Branches.active`."""
     parts = list(velocities.chunk(len(branches.active())))
     cond = parts.pop(0)
@@ -249,8 +258,8 @@ def combine(velocities: Tensor, branches: Branches, renorm: Renorm, sampling: Sa
     )
 
 
-def initial_noise(network: Network, seeds: Sequence[int], grid: tuple[int, int]) -> Tensor:
-    """Standard normal `[batch patch latent]` float32, a function of each row's seed alone."""
+def initial_noise(network: Network, seeds: Sequence[int], grid: tuple[int, int]) -> Float[Tensor, "batch patch latent"]:
+    """Standard normal numbers in float32, a function of each row's seed alone."""
     shape = (grid[0] * grid[1], network.config.latent_dim)
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(network.device)
@@ -261,7 +270,7 @@ def sample_flow(
     network: Network,
     branches: Branches,
     grid: tuple[int, int],
-    noise: Tensor,
+    noise: Float[Tensor, "batch patch latent"],
     points: int,
     renorm: Renorm,
     eta: float,
@@ -269,8 +278,8 @@ def sample_flow(
     sde_seeds: Sequence[int] | None = None,
     on_step: OnStep | None = None,
     copies: Sequence[int] | None = None,
-) -> tuple[Tensor, list[SDESteps | None]]:
-    """From `noise [batch patch latent]` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
+) -> tuple[Float[Tensor, "copy patch latent"], list[SDESteps | None]]:
+    """From `noise` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
 
     Steps in `sampling.sde_indices` are SDE steps, whose states, means and log-probabilities are kept; the others are
     ODE steps. With `copies` the result has a row for each of them, made from the row of that number: they are one until
@@ -304,15 +313,15 @@ def sample_flow(
 
 @dataclass(frozen=True)
 class _SDEStep:
-    """One SDE step of a batch: number, states and mean `[batch patch latent]`, time, step size, `logprob [batch]`."""
+    """One SDE step of a batch, by the names of `SDESteps`."""
 
     index: int
-    before: Tensor
-    after: Tensor
-    mean: Tensor
+    before: Float[Tensor, "batch patch latent"]
+    after: Float[Tensor, "batch patch latent"]
+    mean: Float[Tensor, "batch patch latent"]
     time: float
     dt: float
-    logprob: Tensor
+    logprob: Float[Tensor, "batch"]
 
 
 def _sde_steps(record: Sequence[_SDEStep], batch: int) -> list[SDESteps | None]:

@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +29,8 @@ from triptych.model.config import LanguageConfig
 from triptych.model.kv_cache import KVCache
 
 Experts = Literal["und", "gen", "both"]
+Rotary = tuple[Float[Tensor, "batch time 1 half"], Float[Tensor, "batch time 1 half"]]  # cosines and sines
+Hidden = tuple[Float[Tensor, "batch und hidden"], Float[Tensor, "batch gen hidden"]]
 # In the names of the parameters that latent tokens alone pass through: no text depends on them until an image is made.
 GENERATION_PARAMETERS = ("_moe_gen", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
 
@@ -44,20 +47,20 @@ def belongs_to(name: str, experts: Experts) -> bool:
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Where each token of a batch stands; all fields are `[batch token]`, understanding tokens before latent ones.
+    """Where each token of a batch stands, understanding tokens before latent ones.
 
     `position` is the rotary position; `order` the place in the row's sequence; `block` numbers the picture blocks of a
     row and is -1 for text; `noise` marks blocks that others may not see; `valid` is False for padding.
     """
 
-    position: Tensor
-    order: Tensor
-    block: Tensor
-    noise: Tensor
-    valid: Tensor
+    position: Int[Tensor, "batch token"]
+    order: Int[Tensor, "batch token"]
+    block: Int[Tensor, "batch token"]
+    noise: Bool[Tensor, "batch token"]
+    valid: Bool[Tensor, "batch token"]
 
-    def mask(self, cached: Tensor | None = None) -> Tensor:
-        """Who may attend to whom, `[batch 1 query key]` bool; keys `cached [batch slot]` come first and are past."""
+    def mask(self, cached: Bool[Tensor, "batch slot"] | None = None) -> Bool[Tensor, "batch 1 query key"]:
+        """Who may attend to whom; `cached` keys, True where they are valid, come first and are past."""
         # A key is allowed that comes first or is of the same image block, unless it is in another noise block.
         before = self.order[:, None, :] <= self.order[:, :, None]
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
@@ -78,7 +81,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         wide = x.float()  # whatever the compute dtype, as the reference (kit b.4)
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
@@ -92,7 +95,7 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -114,8 +117,14 @@ class JointAttention(nn.Module):
             setattr(self, f"q_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
             setattr(self, f"k_norm{expert}", RMSNorm(self.head_dim, config.rms_norm_eps))
 
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor], expert: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values `[batch head time head_dim]` of one expert's tokens."""
+    def project(
+        self, x: Float[Tensor, "batch time hidden"], rotary: Rotary, expert: str
+    ) -> tuple[
+        Float[Tensor, "batch head time head_dim"],
+        Float[Tensor, "batch kv_head time head_dim"],
+        Float[Tensor, "batch kv_head time head_dim"],
+    ]:
+        """Queries, keys, values of one expert's tokens."""
         shape = (*x.shape[:2], -1, self.head_dim)
         value = getattr(self, f"v_proj{expert}")(x).view(shape).transpose(1, 2)
         # Normed and rotated in float32 on both paths, as the reference does on the generation path (kit b.4).
@@ -128,8 +137,14 @@ class JointAttention(nn.Module):
         )
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        und: Float[Tensor, "batch und hidden"],
+        gen: Float[Tensor, "batch gen hidden"],
+        rotary: Rotary,
+        mask: Bool[Tensor, "batch 1 query key"],
+        cache: KVCache | None,
+        layer: int,
+    ) -> Hidden:
         split = und.shape[1]  # understanding tokens come first, so that routing by expert is a slice
         query, key, value = self.project(und, (rotary[0][:, :split], rotary[1][:, :split]), "")
         if gen.shape[1]:
@@ -161,8 +176,14 @@ class DecoderLayer(nn.Module):
             setattr(self, f"post_attention_layernorm{expert}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(
-        self, und: Tensor, gen: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        und: Float[Tensor, "batch und hidden"],
+        gen: Float[Tensor, "batch gen hidden"],
+        rotary: Rotary,
+        mask: Bool[Tensor, "batch 1 query key"],
+        cache: KVCache | None,
+        layer: int,
+    ) -> Hidden:
         normed = self.input_layernorm(und), self.input_layernorm_moe_gen(gen) if gen.shape[1] else gen
         from_und, from_gen = self.self_attn(*normed, rotary, mask, cache, layer)
         und = und + from_und
@@ -190,13 +211,13 @@ class MoTDecoder(nn.Module):
 
     def forward(
         self,
-        und: Tensor,
-        gen: Tensor,
+        und: Float[Tensor, "batch und hidden"],
+        gen: Float[Tensor, "batch gen hidden"],
         layout: PackLayout,
         cache: KVCache | None = None,
         layer_outputs: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states after the final norms of `und [batch und hidden]` and `gen [batch gen hidden]`.
+    ) -> Hidden:
+        """Hidden states of `und` and `gen` after the final norms.
 
         Each layer's output for `und` is appended to `layer_outputs`. With a cache, the new tokens also attend to what
         it holds, and their keys are written to its scratch slots; the caller decides with `KVCache.advance` whether
@@ -227,8 +248,13 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention `[batch head query head_dim]` with grouped keys and a bool mask `[batch 1 query key]`.
+def attend(
+    query: Float[Tensor, "batch head query head_dim"],
+    key: Float[Tensor, "batch kv_head key head_dim"],
+    value: Float[Tensor, "batch kv_head key head_dim"],
+    mask: Bool[Tensor, "batch 1 query key"],
+) -> Float[Tensor, "batch head query head_dim"]:
+    """Softmax attention with grouped keys.
 
     With gradients on a CPU the products are written out: the fused kernel's masked backward is far slower there.
     On a GPU the fused kernel that takes a mask takes no groups (see `enable_gqa` in torch): keys are repeated.
@@ -245,15 +271,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     return weights.to(value.dtype) @ value
 
 
-def rotary_table(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[batch time 1 head_dim/2]` in float32."""
+def rotary_table(position: Int[Tensor, "batch time"], head_dim: int, theta: float) -> Rotary:
+    """Cosines and sines of `head_dim / 2` frequencies, in float32."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim)
     angle = position[:, :, None, None].float() * frequency
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Half-split rotation of `x [batch time head head_dim]`."""
+def rotate(x: Float[Tensor, "batch time head dim"], rotary: Rotary) -> Float[Tensor, "batch time head dim"]:
+    """Half-split rotation of queries or keys."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)  # channel i turns with channel i + head_dim / 2 (Qwen2), not with its neighbor
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
