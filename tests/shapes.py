@@ -16,6 +16,7 @@ CHECKED = [
     "triptych.rewards.sticker_judge",
     "triptych.rewards.template_matching",
     "triptych.rl",
+    "triptych.sft",
 ]
 
 Function = TypeVar("Function", bound=Callable)

@@ -1,82 +1,93 @@
-"""Folders that take each other's place: whole or not at all."""
+"""Checkpoints are there whole or not at all, whatever a kill leaves, and a folder belongs to one run."""
 
 import multiprocessing
 import os
-import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from triptych import files
+from triptych.errors import ConfigError, ModelError, OutputError
 from triptych.sft import checkpoint
-from triptych.sft.checkpoint import anew
 
 
-def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
-    for text in ("first", "second"):
-        with anew(tmp_path / "model") as fresh:
-            fresh.mkdir()
-            (fresh / "weights").write_text(text)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (tmp_path / "model" / "weights").read_text() == "second"
-
-
-def test_a_failure_leaves_the_old_folder_whole(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("first")
-    with pytest.raises(OSError, match="disk"), anew(tmp_path / "model") as fresh:
-        fresh.mkdir()
-        (fresh / "weights").write_text("half")
-        raise OSError("disk full")
-    assert (tmp_path / "model" / "weights").read_text() == "first"
-    with anew(tmp_path / "model") as fresh:
-        assert not fresh.exists()
-        fresh.mkdir()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def names(folder) -> list[str]:
+def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def prune_and_die(folder) -> None:
+def save(folder: Path, *steps: int, keep: int = 2) -> None:
+    for step in steps:
+        checkpoint.save(folder, step, {"w": torch.full((2,), float(step))}, {"note": step}, keep)
+
+
+def test_the_newest_checkpoint_is_read_and_so_many_are_kept(tmp_path: Path):
+    assert checkpoint.latest(tmp_path) is None
+    save(tmp_path, 1, 2, 10, keep=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000010"]
+    tensors, record = checkpoint.latest(tmp_path)
+    assert record == {"step": 10, "note": 10} and torch.equal(tensors["w"], torch.tensor([10.0, 10.0]))
+
+
+def remove_and_die(folder: Path) -> None:
     """Save a third checkpoint, and be killed after the first file of the oldest one was removed."""
-    remove = os.unlink
+    unlink = os.unlink
 
     def last(path, *rest, **named):
-        remove(path, *rest, **named)
+        unlink(path, *rest, **named)
         os.kill(os.getpid(), 9)
 
     os.unlink = last
-    checkpoint.save(folder, 3, {"w": torch.zeros(2)}, {}, keep=2)
+    save(folder, 3)
 
 
-def test_a_kill_during_pruning_leaves_nothing_behind(tmp_path):
-    for step in (1, 2):
-        checkpoint.save(tmp_path, step, {"w": torch.full((2,), float(step))}, {})
-    process = multiprocessing.get_context("fork").Process(target=prune_and_die, args=(tmp_path,))
+def write_and_die(folder: Path) -> None:
+    """Be killed between the files of a third checkpoint."""
+    files.write_json = lambda *_, **__: os.kill(os.getpid(), 9)
+    save(folder, 3)
+
+
+@pytest.mark.parametrize(
+    ("die", "whole"),
+    [(remove_and_die, ["step-00000002", "step-00000003"]), (write_and_die, ["step-00000001", "step-00000002"])],
+)
+def test_a_kill_leaves_whole_checkpoints_and_what_is_swept(die, whole: list[str], tmp_path: Path):
+    save(tmp_path, 1, 2)
+    process = multiprocessing.get_context("fork").Process(target=die, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -9
-    assert names(tmp_path) == [".step-00000001.old", "step-00000002", "step-00000003"]
-    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000002", "step-00000003"]
-    checkpoint.sweep(tmp_path)
-    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+    assert [path.name for path in checkpoint.steps(tmp_path)] == whole
+    (left,) = {*names(tmp_path)} - {*whole}
+    assert left.startswith(".step-0000000") and left.endswith(".part")
+    files.sweep(tmp_path)
+    assert names(tmp_path) == whole
 
 
-def test_halves_are_swept_and_whole_checkpoints_are_not(tmp_path):
-    for step in (1, 2):
-        checkpoint.save(tmp_path, step, {"w": torch.zeros(2)}, {})
-    for name in ("step-00000003.partial", "step-00000000"):  # half-written; and half-removed by an older version
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "state.safetensors").write_text("half")
+def test_a_folder_without_its_record_is_no_checkpoint(tmp_path: Path):
+    save(tmp_path, 1)
+    (tmp_path / "step-00000003").mkdir()
+    _, record = checkpoint.latest(tmp_path)
+    assert record["step"] == 1
+
+
+def test_a_place_that_cannot_be_written_is_named_with_its_remedy(tmp_path: Path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(OutputError, match=r"cannot write .*step-00000001.*the checkpoint before it is untouched"):
+        save(tmp_path / "run", 1)
+
+
+def test_a_foreign_optimizer_state_is_refused():
+    small, large = (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(size))]) for size in (2, 3))
+    large.param_groups[0]["params"][0].grad = torch.ones(3)
+    large.step()
+    with pytest.raises(ModelError, match="resume with the same config"):
+        checkpoint.unpack_optimizer("adamw", small, checkpoint.pack_optimizer("adamw", large))
+
+
+def test_a_folder_with_the_names_of_a_run_is_not_taken(tmp_path: Path):
+    (tmp_path / "model").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    checkpoint.save(tmp_path, 4, {"w": torch.zeros(2)}, {})
-    assert names(tmp_path) == ["notes.txt", "step-00000002", "step-00000004"]
-
-
-def test_nothing_is_swept_while_no_checkpoint_is_whole(tmp_path):
-    """A kill while one takes another's place: the old one is aside, and may be all there is."""
-    checkpoint.save(tmp_path, 1, {"w": torch.zeros(2)}, {})
-    shutil.move(tmp_path / "step-00000001", tmp_path / ".step-00000001.old")
-    checkpoint.sweep(tmp_path)
-    assert names(tmp_path) == [".step-00000001.old"]
+    checkpoint.check_free(tmp_path, ["checkpoints"], "run.json")
+    with pytest.raises(ConfigError, match=r"holds model and no run.json.*choose another --out"):
+        checkpoint.check_free(tmp_path, ["checkpoints", "model"], "run.json")

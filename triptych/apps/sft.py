@@ -28,18 +28,25 @@ COLUMNS = (
     TimeRemainingColumn(),
 )
 
-_STAGES = {"autoencoder": "vae", "eyes": "vision", "model": "joint", "own": "self-generated", "draw": "gen"} | {
-    "polish": "final-decoder",
-    "connector": "connector",
-    "decoder": "decoder",
+# Options of 0.1 and their names of today, "" for those that are gone: cli.py answers with them.
+_STAGES = {
+    **{"autoencoder": "vae", "eyes": "vision", "connector": "connector", "model": "joint", "decoder": "decoder"},
+    **{"own": "self-generated", "draw": "gen", "polish": "final-decoder"},
 }
-_FIELDS = {"rate": "lr", "matrix-rate": "muon-lr", "warmup": "warmup-steps", "average": "ema-decay"} | {
+_FIELDS = {
+    **{"rate": "lr", "matrix-rate": "muon-lr", "warmup": "warmup-steps", "average": "ema-decay"},
     **{"clip": "max-grad-norm", "few": "few-colors", "plans": "plan-share", "answers": "answer-share"},
     **{"own": "self-generated-share", "recall": "previous-token-weight"},
-    **dict.fromkeys(("noises", "focus", "time-shift", "drop-text", "drop-image"), ""),
-    **dict.fromkeys(("strewn", "unrelated", "loudness"), ""),
+    **dict.fromkeys(
+        ("noises", "focus", "time-shift", "drop-text", "drop-image", "strewn", "unrelated", "loudness"), ""
+    ),
+    **{"mix.right": "mix.correct-pictures", "mix.spoiled": "mix.repairs", "mix.fits": "mix.fit-questions"},
+    **{"mix.assorted": "mix.random-scenes", "mix.describes": "mix.descriptions", "mix.listing": "mix.list-first"},
+    **{"mix.listed": "mix.text-only-questions", "mix.questions": "mix.questions-per-picture"},
+    **{"mix.bare": "mix.drop-prefix", "mix.hard": "mix.hard-prompts", "mix.whites": "mix.white-weight"},
+    **{"mix.mistakes": "mix.max-mistakes", "mix.scrambled": "mix.shuffled-scenes"},
+    **{"mix.unseen": "mix.text-only-reflections", "mix.at-once.": "mix.one-shot-layout."},
 }
-# Options of 0.1 and their names of today, "" for those that are gone: cli.py answers with them.
 RENAMED_OPTIONS = {
     **{"--every": "--save-every", "--hands": "--threads", "--workers": "--num-workers"},
     **{"--own-pictures": "--self-generated.images", "--own-guidance": "--self-generated.guidance"},

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -205,7 +206,10 @@ def load_filter(path: str, config: AutoencoderConfig, device: torch.device) -> F
     if not Path(path).is_file():
         raise ModelError(f"no file {path}; expected the ae.safetensors of a checkpoint folder: set --autoencoder")
     autoencoder = Autoencoder(config)
-    autoencoder.load_state_dict(load_file(path))
+    try:
+        autoencoder.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path} is no autoencoder of this size: {error}; set --autoencoder") from error
     return through(autoencoder.to(device).eval())
 
 
