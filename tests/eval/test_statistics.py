@@ -40,3 +40,9 @@ def test_what_was_not_observed_is_in_no_mean():
     assert mean_of_columns([means["a"], means["b"]])[0, 0] == 0.5
     nothing = estimate(means["b"][:, 0], missing=2)
     assert (nothing.value, nothing.low, nothing.high, nothing.missing) == (None, None, None, 2)
+
+
+def test_an_interval_leaves_out_a_fortieth_at_either_end():
+    even = np.concatenate([[0.5], np.linspace(0, 1, 2001)])
+    found = estimate(even)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.025, 0.975))
