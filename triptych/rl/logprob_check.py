@@ -29,7 +29,7 @@ from triptych.rl.tree import Group, Node, StageRollout, expand, expand_trajector
 from triptych.seeds import derive
 from triptych.trace import Completion, Drawing, Prompt, SDESteps, Trace, Verdict
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 Mismatch = dict[str, float]  # by the fields of Limits; those of a part that does not learn are absent
 SIBLINGS, PER_TEXT = 4, 2  # of a group of the check: two texts, two pictures each
 SIGMAS = 4  # standard errors that are put down to chance
@@ -133,7 +133,7 @@ def mismatches(bagel: Bagel, prompts: Sequence[Prompt], config: TrainConfig, see
     if not any(stage.trains_text or stage.picture.train for stage in (config.reason, config.refine)):
         return {}
     comparisons = {"reason": Comparison()} | ({"refine": Comparison()} if config.tree.depth else {})
-    for groups, stages in _rollouts(ProbePolicy(bagel), [root(prompt) for prompt in prompts], config, seed):
+    for groups, stages in _rollouts(CheckPolicy(bagel), [root(prompt) for prompt in prompts], config, seed):
         for name, rollout, turns in stages:
             advantages = [group_advantages(group, rollout.stage) for group in groups]
             rows = loss_rows(groups, advantages, rollout.stage, turns)
@@ -141,7 +141,7 @@ def mismatches(bagel: Bagel, prompts: Sequence[Prompt], config: TrainConfig, see
     return {name: comparison.read() for name, comparison in comparisons.items()}
 
 
-class ProbePolicy:
+class CheckPolicy:
     """The policy, except that no reflection stops and that siblings which share a text take turns: a, b, a, b.
 
     So every row draws, and the copies of a picture that `Bagel.draw` and `Bagel.edit` make of one row are interleaved.
@@ -181,7 +181,7 @@ Stages = list[tuple[str, StageRollout, slice | None]]
 
 
 def _rollouts(
-    policy: ProbePolicy, parents: Sequence[Node], config: TrainConfig, seed: int
+    policy: CheckPolicy, parents: Sequence[Node], config: TrainConfig, seed: int
 ) -> Iterator[tuple[list[Group], Stages]]:
     """Groups grown with each SDE step that the recipe can choose, with a plan and without where it may do either."""
     judge, depth = EvenJudge(), config.tree.depth
@@ -223,7 +223,7 @@ def _compare(bagel: Bagel, rows: LossRows, sampling: Sampling, micro: int, into:
         into.add_images(bagel.sde_logprobs(images, sampling), images)
 
 
-def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+def _parts(rows: Sequence[RowT], size: int) -> Iterator[Sequence[RowT]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
