@@ -3,12 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripted import ScriptedPolicy
 
 from triptych import Trace
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted({*FOLDER.glob("*.py")} - {FOLDER / "07_tree_rl.py"})
 
 
 def load_example(path: Path):
@@ -28,3 +30,11 @@ def test_example_runs(path: Path, tmp_path: Path, capsys):
     if isinstance(result, Trace):
         assert result.finished
         assert Trace.load(tmp_path / "out").finished
+
+
+def test_tree_rl_learns_the_format_of_a_thought(capsys):
+    """The whole algorithm in one file, from a random model to plans that are nearly all well formed."""
+    example = load_example(FOLDER / "07_tree_rl.py")
+    rewards = example.main(example.random_model(), example.Brightness(), steps=30)
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.4
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 30
