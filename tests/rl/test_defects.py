@@ -15,7 +15,7 @@ import torch
 from triptych.data.specs import StickerPrompts
 from triptych.model.logprobs import ImageSample, TextSample
 from triptych.rewards.judge import BrightnessJudge
-from triptych.rewards.rewards import RewardRule, graded, is_right, shape
+from triptych.rewards.rewards import RewardRule, is_right, score_of, stage_reward
 from triptych.rl.advantages import LossRows
 from triptych.rl.config import PictureConfig, TextConfig, TreeConfig
 from triptych.rl.learner import Learner, StageBatch
@@ -43,12 +43,12 @@ def test_a8_right_is_told_with_room_for_rounding():
     """Six sixths are right: for the strict grain, for stopping, for edits and for the pool of right parents."""
     picture = Drawing(torch.zeros(2, 2, 3, dtype=torch.uint8).numpy())
     nearly = Verdict(sum([1 / 6] * 6))
-    assert nearly.score != 1 and is_right(nearly) and graded(nearly, "strict") == 1
+    assert nearly.score != 1 and is_right(nearly) and score_of(nearly, "strict") == 1
     assert not is_right(Verdict(0.99))
     said = Completion("<think>as asked</think>no further edit needed")
     rule = RewardRule(format_weight=0.0)
-    assert shape(Turn(said, None), nearly, nearly, rule).text == 1
-    assert shape(Turn(Completion("<think>so</think>add a cat"), picture), Verdict(0.5), nearly, rule).text == 0
+    assert stage_reward(Turn(said, None), nearly, nearly, rule).text == 1
+    assert stage_reward(Turn(Completion("<think>so</think>add a cat"), picture), Verdict(0.5), nearly, rule).text == 0
     nodes = []
     for number, score in enumerate((nearly.score, 0.5, 0.5, 0.5)):
         parent = root(Prompt("a cat")).trace

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.rewards.rewards import RewardRule, shape
+from triptych.rewards.rewards import RewardRule, stage_reward
 from triptych.rl.advantages import GroupAdvantages
 from triptych.rl.metrics import color_entropy, describe, edge_density
 from triptych.rl.train import Step
@@ -33,7 +33,7 @@ def refined(before: float, *after: float | None) -> Group:
         said = Completion("<think>so</think>go", np.arange(4), np.zeros(4, np.float32))
         turn = Turn(said, None if score is None else Drawing(BOARD), None if score is None else "go")
         verdict = Verdict(before if score is None else score)
-        nodes.append(Node(parent.trace + turn, verdict, shape(turn, verdict, parent.verdict, RewardRule())))
+        nodes.append(Node(parent.trace + turn, verdict, stage_reward(turn, verdict, parent.verdict, RewardRule())))
     return Group(parent, tuple(nodes), missing=1)
 
 

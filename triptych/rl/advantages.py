@@ -75,7 +75,7 @@ def group_advantages(group: Group, stage: StageConfig) -> GroupAdvantages:
     rewards = [node.reward for node in group.siblings if node.reward is not None]
     text = torch.tensor([reward.text for reward in rewards], dtype=torch.float32)
     picture = torch.tensor([reward.picture for reward in rewards], dtype=torch.float32)
-    drawn = torch.tensor([reward.drawn for reward in rewards], dtype=torch.bool)
+    drawn = torch.tensor([reward.has_picture for reward in rewards], dtype=torch.bool)
     nothing = torch.zeros_like(text)
     return GroupAdvantages(
         advantages(text, normalize=stage.text.normalize_advantages) if stage.trains_text else nothing,

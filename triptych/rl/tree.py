@@ -18,7 +18,7 @@ from triptych.errors import JudgeError
 from triptych.loop import Policy, Seeds, reason, refine
 from triptych.model.config import Sampling
 from triptych.rewards.judge import Judge, verdicts_of
-from triptych.rewards.rewards import Reward, RewardRule, is_formed, is_right, shape
+from triptych.rewards.rewards import Reward, RewardRule, is_right, is_well_formed, stage_reward
 from triptych.rl.config import StageConfig, TreeConfig
 from triptych.seeds import derive
 from triptych.trace import Prompt, Trace, Verdict
@@ -61,9 +61,9 @@ class StageRollout:
 
     def end_reward(self, trace: Trace, verdict: Verdict) -> Reward:
         """The one reward of a whole chain: V, and for the text the form of every answer too."""
-        formed = all(is_formed(turn.said, reflecting=place > 0) for place, turn in enumerate(trace.turns))
+        formed = all(is_well_formed(turn.said, reflecting=place > 0) for place, turn in enumerate(trace.turns))
         drawing = replace(trace.turns[0], said=None)  # a turn that drew, whatever the last one did
-        reward = shape(drawing, verdict, None, self.rule, self.stage.text.grain, self.stage.picture.grain)
+        reward = stage_reward(drawing, verdict, None, self.rule, self.stage.text.grain, self.stage.picture.grain)
         if self.rule.variant == "release":
             text = formed * reward.text
         else:
@@ -91,7 +91,7 @@ def expand(policy: Policy, judge: Judge, parents: Sequence[Node], rollout: Stage
 
     def reward(trace: Trace, verdict: Verdict, parent: Node) -> Reward:
         grains = stage.text.grain, stage.picture.grain
-        return shape(trace.turns[-1], verdict, parent.verdict, rollout.rule, *grains)
+        return stage_reward(trace.turns[-1], verdict, parent.verdict, rollout.rule, *grains)
 
     return _groups(parents, traces, verdicts, reward)
 
