@@ -11,6 +11,7 @@ from triptych.data.scene import Scene
 from triptych.data.specs import StickerPrompts, random_spec, spec_key
 from triptych.errors import ConfigError
 from triptych.eval.suites import dev_set
+from triptych.trace import Item, Spec
 
 PLACES = 600
 
@@ -60,7 +61,10 @@ def test_published_draws_do_not_move():
     flawed = spoil(scene, spec, 11, 2)
     assert plan_text(flawed) == "top left yellow skateboard, top purple truck, right brown backpack"
     assert instruction_text(fix(flawed, spec, 11)) == "move the truck at top to bottom left"
-    assert instruction_text(random_edit(scene, 11)) == "make the skateboard at top left smaller"
+    added = [instruction_text(fix(Scene(()), Spec("single_object", (Item("cat"),)), seed)) for seed in range(2)]
+    assert added == ["add a green cat at top left", "add a brown cat at top left"]
+    edits = [instruction_text(random_edit(scene, seed)) for seed in range(2)]
+    assert edits == ["add a red tie at left", "replace the sticker at top left with a clock"]
     (cat,) = apply(Scene(()), Edit("add", "top", "cat", "red"), 11, FREE_LAYOUT).stickers
     assert (round(cat.x, 3), round(cat.y, 3)) == (46.334, 14.689)
     assert StickerPrompts(1)(5).text == "A photo of yellow sheep on the above and green potted plant on the below"
