@@ -17,7 +17,8 @@ from triptych.rl.recipes import DEBUG, tiny
 from triptych.sft.optim import ema_decay
 
 PROMPTS = ["a photo of three clocks", "a red cat", "a blue bus", "two dogs"]
-LOOSE = Limits(**dict.fromkeys(("text_ratio", "text_mean", "sde_mean", "sde_step", "sde_logprob"), math.inf))
+BOUNDS = ("text_ratio", "text_mean", "sde_mean", "sde_step", "sde_logprob", "guidance", "rounding")
+LOOSE = Limits(**dict.fromkeys(BOUNDS, math.inf))
 TEXT, PICTURE = torch.tensor([1.0, -0.5, 0.25, 0.75]), torch.tensor([-1.0, -0.5, 2.0, 1.5])
 TOKENS, STEPS = 40, 20  # more than those of the rows: others were left out
 
@@ -192,14 +193,16 @@ def test_a_step_that_is_skipped_moves_nothing(cause):
     """No weight, no average and no moment, be it that a loss is no number or that the sampler's record is another."""
     recipe = config(ema_decay=0.9, limits=Limits() if cause == "mismatch" else LOOSE)
     learner = Learner(tiny(), recipe)
+    for step in range(2):
+        with torch.no_grad():
+            good = rows(learner.bagel, recipe)
+        assert learner.update([good], step, Timer())[1]
     with torch.no_grad():
-        good = rows(learner.bagel, recipe)
-        bad = rows(learner.bagel, recipe, off=0.2)
+        bad = rows(learner.bagel, recipe, off=0.2 if cause == "mismatch" else 0.0)
     if cause == "advantage":
-        bad = replace(good, batch=replace(good.batch, picture_gain=PICTURE * math.nan))
-    assert learner.update([good], 0, Timer())[1]
+        bad = replace(bad, batch=replace(bad.batch, picture_gain=PICTURE * math.nan))
     before = snapshot(learner)
-    assert not learner.update([bad], 1, Timer())[1]
+    assert not learner.update([bad], 2, Timer())[1]
     assert all(torch.equal(one, two) for one, two in zip(snapshot(learner), before, strict=True))
     assert all(parameter.grad is None for parameter in learner.learning.values())
 
