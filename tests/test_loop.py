@@ -8,7 +8,7 @@ from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import ConfigError
-from triptych.loop import Listener, beat_seed, play
+from triptych.loop import STREAMS, Listener, beat_seed, play
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Prompt, Trace, Verdict
 
@@ -66,7 +66,17 @@ def test_the_same_seed_gives_the_same_trace_and_another_seed_another():
 
     assert all(np.array_equal(one, two) for one, two in zip(images(3), images(3), strict=True))
     assert not np.array_equal(images(3)[0], images(4)[0])
-    assert len({beat_seed(0, turn, beat) for turn in range(5) for beat in ("plan", "draw", "reflect", "edit")}) == 20
+    assert len({beat_seed(0, turn, stream) for turn in range(5) for stream in STREAMS}) == 25
+
+
+def test_seeds_are_those_that_recorded_runs_were_drawn_with():
+    assert [beat_seed(7, 1, stream) for stream in ("plan", "draw", "reflect", "edit", "sde")] == [
+        3317731564112288844,
+        2048857388707803343,
+        3418810207754707518,
+        7964965305340474863,
+        8234764397040270190,
+    ]
 
 
 def test_the_chain_is_markov():
