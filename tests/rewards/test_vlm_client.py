@@ -95,17 +95,17 @@ def test_pictures_of_other_shape_have_other_fingerprints():
 
 def test_threads_that_keep_the_same_reply_do_not_meet(tmp_path: Path):
     asked, cache = JudgeRequest("p", "q", "m", "f", 1), ReplyCache(tmp_path)
-    torn: list[JudgeReply | None] = []
+    replies: list[JudgeReply | None] = []
 
     def work() -> None:
         for index in range(15):
             cache.put(asked, JudgeReply("x" * index))
-            torn.append(cache.get(asked))
+            replies.append(cache.get(asked))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert None not in torn
+    assert len(replies) == 60 and None not in replies
     assert [path.suffix for path in tmp_path.rglob("*.*")] == [".json"]

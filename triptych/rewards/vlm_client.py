@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from triptych import files
 from triptych.errors import ConfigError, JudgeError
+from triptych.files import naming_errors, write_text
 
 MAX_REPLY_BYTES = 1 << 20  # of one answer or one cache file; a verdict has a few hundred
 LOGPROB_TOKENS = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break
@@ -151,10 +151,10 @@ class ReplyCache:
     def put(self, request: JudgeRequest, reply: JudgeReply) -> None:
         """Keep a reply; of two writers at once, either one's file stays. Raises OutputError if it cannot be written."""
         path = self.path(request)
-        with files.naming_errors(Path(self.folder), "choose another folder for the cache"):
+        with naming_errors(Path(self.folder), "choose another folder for the cache"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # ASCII JSON: a reply may hold half a surrogate pair, which UTF-8 has no bytes for.
-            files.write_text(path, json.dumps({"asked": asdict(request), "reply": asdict(reply)}))
+            write_text(path, json.dumps({"asked": asdict(request), "reply": asdict(reply)}))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
