@@ -40,7 +40,7 @@ class ToyRecipe(RecipeConfig):
         def loss(goal: float) -> tuple[torch.Tensor, dict[str, float]]:
             return (tensors["w"] - goal).square(), {}
 
-        optimizers = {"adamw": adamw(tensors.values(), self.fit, (0.9, 0.99))}
+        optimizers = adamw(tensors.values(), self.fit, (0.9, 0.99))
         return Stage(name, self.fit, tensors, copies(tensors), optimizers, lambda step: [(self.target, 1.0)], loss)
 
 

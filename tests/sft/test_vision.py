@@ -1,5 +1,7 @@
 """What the vision tower and the connector learn, and that nothing else moves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,11 +16,11 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH
 from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
+from triptych.sft.curriculum import CONNECTOR
 from triptych.sft.optim import fit, load_weights
 from triptych.sft.vae import to_unit
 from triptych.sft.vision import (
     CONNECTOR_RMS,
-    ConnectorConfig,
     center_targets,
     connector_loss,
     connector_stage,
@@ -94,7 +96,7 @@ def test_a_patch_that_points_at_its_words_has_a_low_loss():
 
 def test_the_connector_learns_alone_and_ends_at_its_size(tmp_path):
     torch.manual_seed(0)
-    bagel, config = weights.load("sketch", dtype=torch.float32), ConnectorConfig(steps=30, batch=16)
+    bagel, config = weights.load("sketch", dtype=torch.float32), replace(CONNECTOR, steps=30, batch=16)
     bagel.connector.fc1.reset_parameters()
     bagel.connector.fc2.reset_parameters()
     before = {name: tensor.clone() for name, tensor in bagel.state_dict().items()}

@@ -16,7 +16,7 @@ Each stage is a value (`optim.Stage`) that `fit` resumes from its own folder. Th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -58,10 +58,12 @@ class SelfGeneratedConfig(JointConfig):
     guidance: Annotated[float, Ge(1)] = 3.0  # text guidance of these: more than elsewhere makes more mistakes
 
 
+VAE = VAEConfig(steps=1000, lr=1e-3, warmup_steps=50, cooldown=0.5, ema_decay=0.99)
+VISION = VisionStageConfig(steps=1100, lr=1e-3, warmup_steps=100, cooldown=0.6, ema_decay=0.99)
+CONNECTOR = ConnectorConfig(steps=500, lr=2e-3, warmup_steps=20, cooldown=0.6, ema_decay=0.98, max_grad_norm=0.0)
 # The previous-token loss runs from the beginning: what is said of a picture then finds what was asked of it.
-JOINT = JointConfig(
-    steps=2000, pictures=44, edits=20, words=60, previous_token_weight=0.5, mix=DataMix(hard_prompts=0.2)
-)
+JOINT = JointConfig(pictures=44, edits=20, words=60, previous_token_weight=0.5, mix=DataMix(hard_prompts=0.2))
+DECODER = DecoderConfig(steps=2400, lr=6e-4, warmup_steps=30, cooldown=0.6, ema_decay=0.99)
 # Mostly words about pictures, and some of what is seen or edited is the model's own work, planned or not. Without it,
 # right pictures are misread and edited; with too few wrong ones among those that are seen, wrong ones pass. Some
 # prompts are hard, or else hardly any of its planned pictures is wrong.
@@ -97,7 +99,7 @@ GEN = JointConfig(
     mix=DataMix(hard_prompts=0.8, white_weight=3),
 )
 # Mostly white pictures and those of one color: what the decoder has hardly seen.
-FINAL_DECODER = DecoderConfig(steps=1200, few_colors=0.6)
+FINAL_DECODER = replace(DECODER, steps=1200, few_colors=0.6)
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,11 @@ class SFTConfig(RecipeConfig):
 
     threads: PositiveInt = 2  # CPU threads that each work on a part of every joint batch
     start: str = ""  # a checkpoint to go on from, by name or folder, instead of the first three stages
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    vision: VisionStageConfig = field(default_factory=VisionStageConfig)
-    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    vae: VAEConfig = VAE
+    vision: VisionStageConfig = VISION
+    connector: ConnectorConfig = CONNECTOR
     joint: JointConfig = JOINT
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    decoder: DecoderConfig = DECODER
     self_generated: SelfGeneratedConfig = SELF_GENERATED
     gen: JointConfig = GEN
     final_decoder: DecoderConfig = FINAL_DECODER
@@ -209,23 +211,20 @@ def averaged(bagel: Bagel, ema: Mapping[str, Tensor]) -> Bagel:
     return copy.to(bagel.device).eval()
 
 
-def debug_recipe() -> SFTConfig:
-    """Two updates of every stage, on the smallest batches in which everything happens."""
-    rows = {"steps": 2, "pictures": 3, "edits": 2, "words": 3}
-    return SFTConfig(
-        save_every=2,
-        vae=VAEConfig(steps=2, batch=2),
-        vision=VisionStageConfig(steps=2, batch=2),
-        connector=ConnectorConfig(steps=2, batch=2),
-        joint=JointConfig(**rows),
-        decoder=DecoderConfig(steps=2, batch=2),
-        self_generated=SelfGeneratedConfig(**rows, self_generated_share=0.5, previous_token_weight=0.5, images=2),
-        gen=JointConfig(**(rows | {"words": 0}), experts="gen"),
-        final_decoder=DecoderConfig(steps=2, batch=2, few_colors=0.5),
-    )
-
-
-SFT_DEBUG = debug_recipe()
+# The smallest batches in which everything happens.
+SFT_DEBUG = SFTConfig(
+    save_every=2,
+    vae=replace(VAE, steps=2, batch=2),
+    vision=replace(VISION, steps=2, batch=2),
+    connector=replace(CONNECTOR, steps=2, batch=2),
+    joint=JointConfig(steps=2, pictures=3, edits=2, words=3),
+    decoder=replace(DECODER, steps=2, batch=2),
+    self_generated=SelfGeneratedConfig(
+        steps=2, pictures=3, edits=2, words=3, self_generated_share=0.5, previous_token_weight=0.5, images=2
+    ),
+    gen=JointConfig(steps=2, pictures=3, edits=2, words=0, experts="gen"),
+    final_decoder=replace(DECODER, steps=2, batch=2, few_colors=0.5),
+)
 SFT_RECIPES: dict[str, tuple[RecipeConfig, str]] = {
     "sketch": (SFTConfig(), "The recipe of the packaged weights `sketch-lessons`."),
     "debug": (SFT_DEBUG, "Two updates of every stage, to see that it runs."),

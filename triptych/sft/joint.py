@@ -70,7 +70,7 @@ class JointData:
 class JointConfig(JointData, FitConfig):
     """How the joined model learns."""
 
-    steps: NonNegativeInt = 2600
+    steps: NonNegativeInt = 2000
     lr: NonNegativeFloat = 2e-3  # of embeddings, heads, norms, biases
     muon_lr: NonNegativeFloat = 0.02  # of the matrices of the layers
     warmup_steps: NonNegativeInt = 100

@@ -201,10 +201,10 @@ def load_weights(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) ->
         tensor.copy_(values[name])
 
 
-def adamw(tensors: Iterable[Tensor], config: FitConfig, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW of a stage; the scheduler of a resumed run reads `initial_lr`."""
+def adamw(tensors: Iterable[Tensor], config: FitConfig, betas: tuple[float, float]) -> Optimizers:
+    """AdamW alone; the scheduler of a resumed run reads `initial_lr`."""
     group = {"params": list(tensors), "initial_lr": config.lr}
-    return torch.optim.AdamW([group], lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    return {"adamw": torch.optim.AdamW([group], lr=config.lr, betas=betas, weight_decay=config.weight_decay)}
 
 
 def muon_and_adamw(tensors: Mapping[str, Tensor], config: FitConfig, muon_lr: float) -> Optimizers:
@@ -226,8 +226,7 @@ def muon_and_adamw(tensors: Mapping[str, Tensor], config: FitConfig, muon_lr: fl
             group = {"params": [tensors[name] for name in names], "initial_lr": muon_lr}
             optimizers[expert] = torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay)
     rest = [tensor for name, tensor in tensors.items() if name not in set(matrices)]
-    optimizers["adamw"] = adamw(rest, config, betas=(0.9, 0.98))
-    return optimizers
+    return optimizers | adamw(rest, config, betas=(0.9, 0.98))
 
 
 def _load(samples: Callable[[int], Sequence[Part]], steps: range, num_workers: int) -> Iterable[Sequence[Part]]:
@@ -237,7 +236,6 @@ def _load(samples: Callable[[int], Sequence[Part]], steps: range, num_workers: i
         _Samples(samples),
         batch_size=None,
         sampler=steps,
-        collate_fn=_as_is,
         num_workers=num_workers,
         prefetch_factor=PREFETCH,
         multiprocessing_context="fork",  # closures over the recipe need no pickling
@@ -252,10 +250,6 @@ class _Samples(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Sequence[Part]:
         return self.samples(step)
-
-
-def _as_is(parts: Sequence[Part]) -> Sequence[Part]:
-    return parts
 
 
 def _restore(stage: Stage, folder: Path) -> int:

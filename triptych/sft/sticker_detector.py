@@ -197,12 +197,12 @@ def detector_stage(
 
     parameters = dict(model.named_parameters())
     tensors = parameters | dict(model.named_buffers())
-    optimizers = {"adamw": adamw(parameters.values(), config, betas=(0.9, 0.999))}
+    optimizers = adamw(parameters.values(), config, betas=(0.9, 0.999))
     return Stage("sticker_detector", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 def load_filter(path: str, config: AutoencoderConfig, device: torch.device) -> Filter:
-    """Pixels to latent and back, as in every picture of the model. Raises ModelError if there are no such weights."""
+    """Pixels to latent and back, as in every picture of the model. Raises ModelError for weights that do not fit."""
     if not Path(path).is_file():
         raise ModelError(f"no file {path}; expected the ae.safetensors of a checkpoint folder: set --autoencoder")
     autoencoder = Autoencoder(config)
@@ -210,15 +210,11 @@ def load_filter(path: str, config: AutoencoderConfig, device: torch.device) -> F
         autoencoder.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} is no autoencoder of this size: {error}; set --autoencoder") from error
-    return through(autoencoder.to(device).eval())
-
-
-def through(autoencoder: Autoencoder) -> Filter:
-    """The filter of an autoencoder."""
+    autoencoder.to(device).eval()
 
     @torch.no_grad()
     def pixel_filter(pixels: Pixels) -> Pixels:
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             decoded = autoencoder.decode(autoencoder.encode(pixels / 127.5 - 1))
         return ((decoded.float() + 1) * 127.5).round().clamp(0, 255)
 

@@ -10,7 +10,7 @@ time, from latents as noisy as a flow leaves them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from triptych.bounds import NonNegativeFloat, PositiveInt, Share
 from triptych.data.layout import CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, SIZES, Layout, scatter
 from triptych.data.render import render
 from triptych.data.scene import Scene, Sticker
@@ -43,12 +43,7 @@ Latents = Float[Tensor, "batch channel h w"]
 class VAEConfig(FitConfig):
     """How the autoencoder learns."""
 
-    steps: NonNegativeInt = 1000
     batch: PositiveInt = 8
-    lr: NonNegativeFloat = 1e-3
-    warmup_steps: NonNegativeInt = 50
-    cooldown: Share = 0.5
-    ema_decay: Share = 0.99
     kl: NonNegativeFloat = 1e-3  # weight of the KL per latent number
 
 
@@ -56,12 +51,7 @@ class VAEConfig(FitConfig):
 class DecoderConfig(FitConfig):
     """How the decoder learns once the encoder is fixed."""
 
-    steps: NonNegativeInt = 2400
     batch: PositiveInt = 8
-    lr: NonNegativeFloat = 6e-4
-    warmup_steps: NonNegativeInt = 30
-    cooldown: Share = 0.6
-    ema_decay: Share = 0.99
     noise: NonNegativeFloat = 0.3  # largest noise on a latent, as a share of the latents' standard deviation
     few_colors: Share = 0.0  # of the scenes are half white or of one color, as other scenes hardly ever are
 
@@ -132,13 +122,13 @@ def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, dev
             return vae_loss(model, pixels, noise, config.kl)
 
     tensors = dict(model.named_parameters())
-    optimizers = {"adamw": adamw(tensors.values(), config, BETAS)}
+    optimizers = adamw(tensors.values(), config, BETAS)
     return Stage("vae", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 @torch.no_grad()
 def measure_latents(
-    config: AutoencoderConfig, weights: dict[str, Tensor], scenes: Sequence[Scene]
+    config: AutoencoderConfig, weights: Mapping[str, Tensor], scenes: Sequence[Scene]
 ) -> AutoencoderConfig:
     """The config with the scale and shift that bring latents of these scenes to mean 0 and deviation 1."""
     model = Autoencoder(replace(config, scale_factor=1.0, shift_factor=0.0))
@@ -186,7 +176,7 @@ def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: in
             squared, absolute = (decoded - pixels).square().mean(), (decoded - pixels).abs().mean()
         return squared + absolute, {"psnr": _psnr(squared)}
 
-    optimizers = {"adamw": adamw(tensors.values(), config, BETAS)}
+    optimizers = adamw(tensors.values(), config, BETAS)
     return Stage(name, config, tensors, copies(tensors), optimizers, samples, loss)
 
 

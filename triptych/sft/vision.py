@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from triptych.bounds import NonNegativeFloat, PositiveInt
 from triptych.data.layout import DEFAULT_LAYOUT
 from triptych.data.render import render
 from triptych.data.scene import CANVAS, SIZES, Scene, Sticker
@@ -53,13 +53,8 @@ CLASS_NAMES, COLOR_NAMES, SIZE_NAMES = list(CLASSES), list(COLORS), list(SIZES)
 class VisionStageConfig(FitConfig):
     """How the vision tower learns to see."""
 
-    steps: NonNegativeInt = 1100
     batch: PositiveInt = 96
-    lr: NonNegativeFloat = 1e-3  # of embeddings, heads, norms, biases
     muon_lr: NonNegativeFloat = 0.02  # of the matrices of the layers
-    warmup_steps: NonNegativeInt = 100
-    cooldown: Share = 0.6
-    ema_decay: Share = 0.99
     frozen: bool = True  # from here on: few texts turn on a class, so joint training would wash out what is named
 
 
@@ -67,13 +62,7 @@ class VisionStageConfig(FitConfig):
 class ConnectorConfig(FitConfig):
     """How the connector learns."""
 
-    steps: NonNegativeInt = 500
     batch: PositiveInt = 96
-    lr: NonNegativeFloat = 2e-3
-    warmup_steps: NonNegativeInt = 20
-    cooldown: Share = 0.6
-    ema_decay: Share = 0.98
-    max_grad_norm: NonNegativeFloat = 0.0
 
 
 class PatchClassifier(nn.Module):
@@ -246,7 +235,7 @@ def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> Stage:
             features = bagel.connector(seen)
         return connector_loss(features, bagel, cover_targets(batch.scenes, side).to(device))
 
-    optimizers = {"adamw": adamw(tensors.values(), config, betas=(0.9, 0.98))}
+    optimizers = adamw(tensors.values(), config, betas=(0.9, 0.98))
     return Stage("connector", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
