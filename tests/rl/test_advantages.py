@@ -70,6 +70,18 @@ def test_parts_that_do_not_learn_bring_nothing():
         assert not found[0].dead
 
 
+def test_advantages_are_divided_by_the_std_where_the_part_says_so():
+    """The unbiased one, of each part alone."""
+    rows = group(node(0, 0.0), node(2, 0.2), node(4, 0.4))
+    for part, plain, unit in (("text", [-2, 0, 2], 2.0), ("picture", [-0.2, 0, 0.2], 0.2)):
+        stage = replace(STAGE, **{part: replace(getattr(STAGE, part), normalize_advantages=True)})
+        other = "picture" if part == "text" else "text"
+        found, without = group_advantages(rows, stage), group_advantages(rows, STAGE)
+        assert getattr(without, part).tolist() == pytest.approx(plain)
+        assert getattr(found, part).tolist() == pytest.approx([one / unit for one in plain], abs=1e-4)
+        assert torch.equal(getattr(found, other), getattr(without, other))
+
+
 def test_pictures_can_be_compared_among_those_that_were_told_the_same():
     told = replace(STAGE, picture=replace(STAGE.picture, baseline="same-text"))
     rows = group(node(0, 1.0, "add"), node(0, 0.0, "add"), node(0, 9.0, "remove"), node(0, 5.0, None))

@@ -287,6 +287,14 @@ def test_training_refuses_to_start_and_says_which():
     assert "reason" not in str(refusal.value) and "--limits.guidance" in str(refusal.value)
 
 
+def test_a_run_checks_several_prompts_of_its_stream():
+    """Also where a step takes but one: rows of two prompts must not be mixed up."""
+    policy, stream = Listening(), StickerPrompts(0)
+    config = replace(QUICK, reason=replace(QUICK.reason, parents=1, group_size=2), tree=TreeConfig(depth=0))
+    next(train(policy, stream, BrightnessJudge(), config))
+    assert policy.prompts == {stream(0).text, stream(1).text}
+
+
 class Drifting(Policy):
     """Honest until the first rollout was learnt from."""
 
