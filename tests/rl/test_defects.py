@@ -54,8 +54,8 @@ def test_a8_right_is_told_with_room_for_rounding():
         parent = root(Prompt("a cat")).trace
         nodes.append(Node(parent + Turn(None, Drawing(picture.image + number)), Verdict(score)))
     group = Group(root(Prompt("a cat")), tuple(nodes))
-    assert all(pick([group], 1, TreeConfig(right=1.0), seed) == [nodes[0]] for seed in range(5))
-    assert all(nodes[0] not in pick([group], 3, TreeConfig(right=0.0), seed) for seed in range(5))
+    assert all(pick([group], 1, TreeConfig(right_share=1.0), seed) == [nodes[0]] for seed in range(5))
+    assert all(nodes[0] not in pick([group], 3, TreeConfig(right_share=0.0), seed) for seed in range(5))
 
 
 @pytest.mark.parametrize("gap", [3.0, 5.0, 8.0])
