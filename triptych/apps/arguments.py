@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from triptych.model.bagel import Bagel
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
-MAX_CHARACTERS = 10_000
+MAX_CHARACTERS = 10_000  # for text without spaces
 
 
 def check_text(text: str, what: str = "prompt") -> str:
     """The text without surrounding space; PromptError if it is empty, too long, or not text at all."""
-    stripped = " ".join(text.split())
+    stripped = " ".join(text.split())  # tabs and line breaks count as spaces
     if not stripped:
         raise PromptError(f"the {what} is empty; expected a sentence, such as {_example(what)!r}")
     words = stripped.count(" ") + 1
@@ -109,11 +109,11 @@ def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
 def sampling_of(config: BagelConfig, choice: SamplingChoice) -> Sampling:
     """The model's own sampling settings, with those that were chosen in their place."""
     sampling = config.sampling
-    if choice.steps is not None:
+    if choice.steps is not None:  # N steps lie between N + 1 points of the schedule
         sampling = replace(sampling, draw_points=choice.steps + 1, edit_points=choice.steps + 1)
     if choice.guidance is not None:
         sampling = replace(sampling, text_guidance=choice.guidance)
-    if choice.temperature is not None:
+    if choice.temperature is not None:  # plans have a temperature of their own only by default
         sampling = replace(sampling, temperature=choice.temperature, plan_temperature=None)
     return sampling
 

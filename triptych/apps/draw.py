@@ -223,6 +223,7 @@ def best_view(candidates: Sequence[TraceView]) -> TraceView:
     """The candidate with the best last image, of equals the one with the fewest edits; its settings list all scores."""
     if len(candidates) == 1:
         return candidates[0]
+    # Without verdicts, where Ctrl-C came while judging, the fewest edits decide.
     best = min(candidates, key=lambda view: (-view.verdict.score if view.verdict else 0.0, view.edits))
     scores = {str(view.trace.seed): view.verdict.score for view in candidates if view.verdict}
     return replace(best, settings={**best.settings, "best_of": scores})

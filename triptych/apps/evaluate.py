@@ -57,6 +57,7 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
     rows: list[Row] = []
     try:
         with Progress(*COUNT_COLUMNS, console=console) as progress:
+            # a shard plays every n-th job
             bar = progress.add_task(benchmark.name, total=len(range(shard[0] - 1, play.jobs, shard[1])), right="")
             for row in checked_rows(options, play, out):
                 rows.append(row)
@@ -157,6 +158,7 @@ def judge_of(options: EvalOptions, benchmark: Benchmark, world: str, name: str) 
 
     Raises ConfigError for a judge that only knows the other world.
     """
+    # GenEval was made for a detector; the other benchmarks ask for what it cannot see.
     default: JudgeKind = "world" if world == "stickers" else "detector" if options.benchmark == "geneval" else "vlm"
     checklists = benchmark.checks if isinstance(benchmark, tiif.Tiif) else None
     if world == "stickers" and checklists is not None:

@@ -60,7 +60,7 @@ def publish(run_folder: RunFolder, report: Report) -> Path:
     Returns the page. Each file is written whole or not at all. Raises OutputError where the folder cannot be written.
     """
     manifest, rows, quiz = run_folder.manifest, run_folder.rows(), Quiz.read(run_folder)
-    if not report.open:
+    if not report.open:  # lm-eval knows no unfinished run
         samples = lm_eval_export.samples(manifest, rows, quiz)
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         write_text(run_folder.folder / lm_eval_export.SAMPLES, lines)

@@ -246,7 +246,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _shares(axis: Any, set_limits: Any) -> None:
-    set_limits(-0.03, 1.03)
+    set_limits(-0.03, 1.03)  # room for half a marker at 0 and at 1
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".50", ".75", "1"])
     axis.grid(color=LINE, linewidth=1)
 

@@ -55,6 +55,7 @@ def read_files(benchmark: str, files: Sequence[Path]) -> list[list[RecordedVerdi
     """The rows of each file. Raises JudgeError for a damaged line, ConfigError if a file is named twice."""
     if not files:
         raise ConfigError("no file was given; expected one or more files of JSON lines")
+    # by the real path, so that a link does not hide it
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise ConfigError("a file was named twice; expected each once, or its pictures would count double")
     readers = {"geneval": recorded.read_geneval, "tiif": recorded.read_tiif, "genevalpp": recorded.read_genevalpp}
@@ -157,6 +158,7 @@ def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequ
     name = "GenEval" if benchmark == "geneval" else "GenEval++"
     table = _table(f"{name}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
     cells = tiif.column_counts(rows)
+    # in the paper's order, and then tags that the paper does not have
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
         cell, interval = cells[tag], record["intervals"][tag]
         counts = (str(cell.right), str(cell.asked))

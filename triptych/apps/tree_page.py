@@ -261,7 +261,7 @@ def _text(turn: Turn) -> TextView:
 def _advantages(group: Group, stage: StageConfig) -> list[tuple[float | None, float | None]]:
     """Text and picture advantages of each sibling, None where that part is not trained."""
     count = len(group.siblings)
-    if count < 2:
+    if count < 2:  # a group of one has no baseline
         return [(None, None)] * count
     advantages = group_advantages(group, stage)
     text = advantages.text.tolist() if stage.trains_text else [None] * count

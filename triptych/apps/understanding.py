@@ -101,6 +101,7 @@ def rendered_set(options: EvalOptions, folder: Path, console: Console) -> Pictur
     """A synthetic set, rendered into `folder`; `--limit` is also the number of images per column."""
     suite = suites.GENEVAL_PLUS
     longest = max(Counter(suite.column(prompt) for prompt in suite.prompts).values())
+    # one picture per prompt and seed: so many seeds give the longest column `limit` pictures
     seeds = range(ceil((LIMIT if options.limit is None else options.limit) / longest))
     with Progress(*COUNT_COLUMNS, console=console) as progress:
         bar = progress.add_task("pictures", total=len(suite.prompts) * len(seeds), right="")
