@@ -94,7 +94,7 @@ RENAMED_OPTIONS = {
             **{f"sampling.eta-{beat}": "sampling.eta" for beat in ("draw", "edit")},
             **{f"sampling.max-{text}": "sampling.max-tokens" for text in ("plan", "reflection")},
             **{"sampling.interval": "sampling.guidance-interval", "sampling.plan-temperature": "sampling.temperature"},
-            **{"sampling.max-answer": "", "sampling.renorm-floor": "", "sampling.stochastic": ""},
+            **{"text.experts": "", "sampling.max-answer": "", "sampling.renorm-floor": "", "sampling.stochastic": ""},
         }
     ),
     **{"--refine.text.balance": "--tree.balance", "--refine.text.no-balance": "--tree.no-balance"},

@@ -40,7 +40,6 @@ class TextConfig(PartConfig):
     """How plans or reflections learn (GRPO)."""
 
     lr: NonNegativeFloat = 3e-4  # on a prototype a tenth of it moved nothing, three times of it broke the model
-    experts: Literal["und", "both"] = "und"  # weights that the text loss may move
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class PictureConfig(PartConfig):
 
     lr: NonNegativeFloat = 7e-5
     loss_weight: NonNegativeFloat = 1.0  # text's is 1; matters where both losses reach the same weights
-    experts: Experts = "gen"
+    experts: Experts = "gen"  # weights that the picture loss may move; the text loss can reach und alone
     sde_window: NonNegativeInt = 4  # SDE steps are chosen among the first so many: later ones change too little; 0: all
     num_sde_steps: PositiveInt = 1  # SDE steps of one picture; the others are ODE (MixGRPO)
     # What an advantage is measured from: the mean of the group, or of the siblings drawn from the same text alone.
@@ -338,12 +337,12 @@ def _check_lora(config: TrainConfig) -> None:
     if not lora.rank or lora.experts == "both":
         return
     for name, stage in (("reason", config.reason), ("refine", config.refine)):
-        parts = (("text", stage.text, stage.trains_text), ("picture", stage.picture, stage.picture.train))
-        for kind, part, trained in parts:
-            if trained and part.experts not in (lora.experts, "both"):
+        parts = (("text", "und", stage.trains_text), ("picture", stage.picture.experts, stage.picture.train))
+        for part, experts, trained in parts:
+            if trained and experts not in (lora.experts, "both"):
                 raise ConfigError(
-                    f"{name}.{kind} moves the {part.experts} experts, and only the {lora.experts} ones have adapters; "
-                    f"set --lora.experts both, or --{name}.{kind}.no-train"
+                    f"{name}.{part} moves the {experts} experts, and only the {lora.experts} ones have adapters; "
+                    f"set --lora.experts both, or --{name}.{part}.no-train"
                 )
     if config.sft_mix.lr and lora.experts == "gen":
         raise ConfigError("the SFT mix teaches words too, and --lora.experts gen has none to move; set it to both")

@@ -215,7 +215,7 @@ class Learner:
         for start in range(0, len(batch.utterances), size):
             rows, gains = batch.utterances[start : start + size], batch.text_gain[start : start + size]
             key = (number, "text", start)
-            with self._reaching(stage.text.experts):
+            with self._reaching("und"):
                 with tally.clock.part("score"):
                     part = self._text_loss(rows, gains, teaching, tally, known, key)
                 part.backward()
@@ -344,8 +344,5 @@ def _observe(tally: UpdateMetrics, name: str, gap: Tensor, part: PartConfig) -> 
 
 
 def _rates(stage: StageConfig) -> list[float]:
-    """The rate of each home: that of the part that moves it, else that of the other one."""
-    rates = []
-    for home, own, other in (("und", stage.text, stage.picture), ("gen", stage.picture, stage.text)):
-        rates.append((own if own.train and own.experts in (home, "both") else other).lr)
-    return rates
+    """The learning rate of each home: und is moved by the text, or by pictures alone; gen by pictures."""
+    return [(stage.text if stage.text.train else stage.picture).lr, stage.picture.lr]

@@ -149,7 +149,7 @@ DEBUG = TrainConfig(
 
 def _release(lr: float) -> tuple[ReasonConfig, RefineConfig]:
     """The two stages of the release at a learning rate, which is one for all its weights."""
-    text = TextConfig(lr=lr, experts="both")
+    text = TextConfig(lr=lr)
     picture = PictureConfig(lr=lr, loss_weight=2.0, experts="both", sde_window=0)
     sampling = {
         "temperature": 0.9,
