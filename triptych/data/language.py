@@ -61,7 +61,7 @@ def prompt_text(spec: Spec, wording: Wording | None = None) -> str:
         phrase = item_text(item, spec.tag)
         if item.position is None:
             clauses.append(phrase)
-        elif item.position[1] == head:
+        elif item.position[1] == head:  # the placed thing comes first: "a dog right of a cat" has the items cat, dog
             clauses[-1] = f"{phrase} {item.position[0]} {clauses[-1]}"
         else:
             relation, other = item.position
@@ -74,6 +74,7 @@ def prompt_text(spec: Spec, wording: Wording | None = None) -> str:
 def item_text(item: Item, tag: str) -> str:
     """One item as its benchmark words it: "a red cat", "one cats on the right", "red cat on the left"."""
     counted = item.count != 1 or tag in COUNTED_TAGS
+    # GenEval++ has the plural even for one where a color or region follows the count: "one cats on the right".
     name = plural(item.name) if item.count != 1 or (counted and (item.color or item.region)) else item.name
     words = [word for word in (item.size, item.color, name) if word]
     if counted:
@@ -249,6 +250,7 @@ def _plain(text: str) -> str:
             f"expected at most {MAX_PROMPT_WORDS} words and {MAX_PROMPT_CHARACTERS:,} letters: ask for less"
         )
     text = unicodedata.normalize("NFKC", text).lower()  # full-width letters and ligatures become plain ones
+    # Marks inside a clause separate words ("left-hand"); those of the split below end a clause.
     text = re.sub(r"[-_/()*\"\u201c\u201d\u2018\u2019]", " ", text).replace("&", " and ")
     clauses = (" ".join(clause.split()) for clause in re.split(r"[,.;:!?\n]", text))
     sentence = " , ".join(clause for clause in clauses if clause)

@@ -40,7 +40,8 @@ def located_prompts(path: Path) -> list[tuple[str, Prompt]]:
     """The prompts of `read_prompts`, each with its place, "FILE, line N", for messages of later checks."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 ends no line of JSON
+        # -sig: some editors begin a file with a byte order mark. Not splitlines(): U+2028 ends no line of JSON.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read {path}: {error}; expected a UTF-8 text file, one prompt a line") from error
     located = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

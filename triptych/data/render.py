@@ -30,6 +30,7 @@ def render(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> UInt8
     """Paint a batch of scenes; a row does not depend on the other rows."""
     background = torch.tensor(BACKGROUND, dtype=torch.float32, device=device)
     canvas = background.repeat(len(scenes) * PADDED * PADDED, 1)  # flat: [batch * y * x, 3]
+    # By layers, since later stickers cover earlier ones; stickers of one layer and size are painted at once.
     for layer in range(max((len(scene.stickers) for scene in scenes), default=0)):
         for size, side in SIZES.items():
             _stamp(canvas, scenes, layer, size, side)

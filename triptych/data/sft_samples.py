@@ -102,7 +102,7 @@ def sft_sample(kind: SampleKind, seed: int, mix: DataMix = DataMix()) -> SFTSamp
 
 def sample_spec(seed: int, mix: DataMix) -> Spec:
     """The spec of a sample: that of the endless set, or with the share `hard_prompts` a hard one."""
-    rng = random.Random(f"hard {seed}")
+    rng = random.Random(f"hard {seed}")  # of its own: the share of hard prompts moves no other draw of the sample
     if rng.random() >= mix.hard_prompts:
         return random_spec(seed)
     weights = {"white": mix.white_weight}
@@ -186,6 +186,7 @@ def _reflect(seed: int, mix: DataMix) -> SFTSample:
     scene = Scene.sample(spec, seed, mix.layout)
     text_only = False
     if rng.random() >= mix.correct_pictures:
+        # Both are drawn in any case, so that a share of 0 moves no later draw.
         is_shuffled = rng.random() < mix.shuffled_scenes
         text_only = rng.random() < mix.text_only_reflections
         if is_shuffled:

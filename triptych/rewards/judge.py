@@ -44,7 +44,7 @@ def verdicts_of(judge: Judge, traces: Sequence[Trace]) -> list[Verdict | JudgeEr
         return list(judge.verdicts(traces))
     try:
         return list(judge(traces))
-    except JudgeError:
+    except JudgeError:  # one trace may have failed for all
         return [_alone(judge, trace) for trace in traces]
 
 

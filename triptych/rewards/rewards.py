@@ -82,11 +82,11 @@ def stage_reward(
 
 def _outcome(verdict: Verdict, before: Verdict | None, has_picture: bool, grain: Grain, rule: RewardRule) -> float:
     """V for Reason, C for Refine."""
-    value = score_of(verdict, grain)
+    value = score_of(verdict, grain)  # of the old picture where the beat stopped
     if before is None:
         return value
     if is_right(before):
-        if not has_picture:
+        if not has_picture:  # it stopped, as it should
             return 1.0
         return 0.0 if rule.variant == "paper" else value - 1.0
     return value - score_of(before, grain) - (0.0 if has_picture else rule.stop_cost)

@@ -411,7 +411,7 @@ def _lead(line: str) -> tuple[int, int | None]:
         if mark is None:
             break
         start = mark.end()
-        if number is None and mark[1] and len(mark[1]) < 4:
+        if number is None and mark[1] and len(mark[1]) < 4:  # a longer number counts no questions
             number = int(mark[1])
     return start, number
 
