@@ -18,6 +18,7 @@ from triptych.sft.sticker_detector import (
     DetectorRecipe,
     DetectorTargets,
     blur,
+    corrupt,
     detector_batch,
     detector_images,
     detector_loss,
@@ -25,7 +26,6 @@ from triptych.sft.sticker_detector import (
     free_scene,
     load_filter,
     new_detector,
-    wear,
 )
 
 TINY = DetectorConfig(steps=4, batch=4)
@@ -78,13 +78,13 @@ def test_blur_keeps_the_mean_and_without_spread_changes_nothing():
     assert blurred[1].std() < pixels[1].std()
 
 
-def test_wear_leaves_the_stickers_where_they_are():
+def test_corruption_leaves_the_stickers_where_they_are():
     pixels = render([Scene((Sticker("stop sign", "black", 40, 56, "larger"),))]).permute(0, 3, 1, 2).float()
 
     def middle(pixels):
         return (blur(pixels, torch.tensor([2.0])).mean(1) < 110).nonzero()[:, 1:].float().mean(0)
 
-    assert (middle(wear(pixels, torch.Generator().manual_seed(0))) - middle(pixels)).abs().max() < 2
+    assert (middle(corrupt(pixels, torch.Generator().manual_seed(0))) - middle(pixels)).abs().max() < 2
 
 
 def test_the_loss_vanishes_for_a_detector_that_is_right():

@@ -236,6 +236,7 @@ def _load(samples: Callable[[int], Sequence[Part]], steps: range, num_workers: i
         _Samples(samples),
         batch_size=None,
         sampler=steps,
+        collate_fn=lambda parts: parts,  # the usual one turns tuples into lists
         num_workers=num_workers,
         prefetch_factor=PREFETCH,
         multiprocessing_context="fork",  # closures over the recipe need no pickling

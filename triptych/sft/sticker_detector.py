@@ -165,9 +165,9 @@ def detector_images(
     if pixel_filter is not None:
         filtered = torch.rand(count, generator=generator, device=device) < 0.5
         pixels[filtered] = pixel_filter(pixels[filtered])
-    worn = wear(pixels, generator)
-    kept = torch.rand(count, generator=generator, device=device) < clean
-    pixels = torch.where(kept[:, None, None, None], pixels, worn)
+    corrupted = corrupt(pixels, generator)
+    is_clean = torch.rand(count, generator=generator, device=device) < clean
+    pixels = torch.where(is_clean[:, None, None, None], pixels, corrupted)
     return pixels.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -232,7 +232,7 @@ def _nudged(sticker: Sticker, rng: random.Random) -> Sticker:
     return replace(sticker, x=sticker.x + rng.uniform(-1.5, 1.5), y=sticker.y + rng.uniform(-1.5, 1.5))
 
 
-def wear(pixels: Pixels, generator: torch.Generator) -> Pixels:
+def corrupt(pixels: Pixels, generator: torch.Generator) -> Pixels:
     """Pixels as a generator of pictures might leave them: warped, blurred, tinted, noisy; each row differently."""
     count, device = len(pixels), pixels.device
 
