@@ -235,19 +235,20 @@ def test_gradients_reach_both_experts(bagel):
 def test_siblings_share_the_way_to_the_first_stochastic_step(bagel):
     """Drawn together, rows of equal inputs share all steps until then, and each is what it would be alone."""
     sampling = replace(GUIDED, sde_indices=(1, 2))
-    prompts, seeds = [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [4, 4, 4]
+    prompts, seeds = [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [4, 4, 4]  # copies that are interleaved
     with denoising_batches(bagel) as batches:
         together = bagel.draw(prompts, [None] * 3, sampling, seeds, [6, 7, 8])
     assert batches == [4, 4, 6, 3]  # two distinct rows in two branches, then three; the last step is not guided
-    assert np.array_equal(together[0].sde_steps.before[0], together[1].sde_steps.before[0])
-    assert not np.array_equal(together[0].sde_steps.after[0], together[1].sde_steps.after[0])
+    assert np.array_equal(together[0].sde_steps.before[0], together[2].sde_steps.before[0])
+    assert np.array_equal(together[0].sde_steps.before[1], together[0].sde_steps.after[0])  # to the last digit
+    assert not np.array_equal(together[0].sde_steps.after[0], together[2].sde_steps.after[0])
     for row, drawing in enumerate(together):
         (alone,) = bagel.draw([prompts[row]], [None], sampling, [4], [6 + row])
         assert np.allclose(alone.sde_steps.after, drawing.sde_steps.after, atol=1e-4)
         assert np.abs(alone.image.astype(int) - drawing.image).max() <= 1
     image = pictures()[0]
-    edited = bagel.edit([image, image, image], ["add", "add", "stop"], sampling, [4, 4, 4], [6, 7, 8])
-    for row, order in enumerate(["add", "add", "stop"]):
+    edited = bagel.edit([image, image, image], ["add", "stop", "add"], sampling, [4, 4, 4], [6, 7, 8])
+    for row, order in enumerate(["add", "stop", "add"]):
         (alone,) = bagel.edit([image], [order], sampling, [4], [6 + row])
         assert np.abs(alone.image.astype(int) - edited[row].image).max() <= 1
 
