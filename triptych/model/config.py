@@ -1,7 +1,7 @@
 """Sizes of the model and settings of its sampling, as typed values with a reason beside each choice.
 
-`BAGEL_7B` is the published BAGEL-7B-MoT; `SKETCH` is a small BAGEL of our own for the world of stickers. Both are
-values of one class, and every feature works for both.
+`BAGEL_7B` is the published BAGEL-7B-MoT (arXiv 2505.14683); `SKETCH` is a small BAGEL for the world of stickers. Both
+are values of one class, and every feature works for both.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from annotated_types import Ge, Le
 
 from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 
+# BAGEL's names: "global" takes one norm over an image's latents, the others one per token, over its channels.
 Renorm = Literal["global", "channel", "text_channel"]
-EtaMode = Literal["constant", "monotonic"]
+EtaMode = Literal["constant", "monotonic"]  # DanceGRPO's SDE, and Flow-GRPO's, whose noise grows with t (flow.eta_at)
 Steps = Annotated[int, Ge(1), Le(10_000)]  # flow steps; 50 is usual, and nothing is gained beyond some hundreds
 Points = Annotated[int, Ge(2), Le(10_001)]  # N points are N-1 steps
 Guidance = Annotated[float, Ge(1), Le(1000)]  # 1 is off; no model draws at a tenth of 1000
@@ -26,14 +27,15 @@ Temperature = Annotated[float, Ge(0), Le(1000)]  # 0 is greedy; at 1000 all toke
 class LanguageConfig:
     """The decoder (Qwen2 with two experts), by the names of llm_config.json."""
 
-    vocab_size: PositiveInt = 152064
+    # Sizes of Qwen2.5-7B, from whose weights BAGEL starts; the layers of both experts together are 14B.
+    vocab_size: PositiveInt = 152064  # rows of the embedding, some of them spare
     hidden_size: PositiveInt = 3584
     intermediate_size: PositiveInt = 18944
     num_hidden_layers: PositiveInt = 28
     num_attention_heads: PositiveInt = 28
-    num_key_value_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 4  # grouped-query attention: 7 query heads share one
     rms_norm_eps: PositiveFloat = 1e-6
-    rope_theta: PositiveFloat = 1e6
+    rope_theta: PositiveFloat = 1e6  # base of the rotary wavelengths
 
     @property
     def head_dim(self) -> int:
@@ -44,6 +46,7 @@ class LanguageConfig:
 class VisionConfig:
     """The understanding encoder (SigLIP), by the names of vit_config.json."""
 
+    # Sizes of SigLIP so400m/14.
     hidden_size: PositiveInt = 1152
     intermediate_size: PositiveInt = 4304
     num_hidden_layers: PositiveInt = 27  # as the file says; select_layer decides how many are used
@@ -51,8 +54,8 @@ class VisionConfig:
     patch_size: PositiveInt = 14
     num_channels: PositiveInt = 3
     layer_norm_eps: PositiveFloat = 1e-6
-    select_layer: int = -2
-    patches_per_side: PositiveInt = 70  # side of the position table
+    select_layer: int = -2  # BAGEL leaves the last layer out and keeps the norm behind it
+    patches_per_side: PositiveInt = 70  # side of the position table: 70 x 14 = 980 pixels, BAGEL's longest side
 
     @property
     def layers_used(self) -> int:
@@ -67,30 +70,31 @@ class AutoencoderConfig:
     ch: PositiveInt = 128
     ch_mult: tuple[PositiveInt, ...] = (1, 2, 4, 4)
     num_res_blocks: PositiveInt = 2
-    z_channels: PositiveInt = 16
+    z_channels: PositiveInt = 16  # the encoder has twice as many outputs: mean and log-variance
     in_channels: PositiveInt = 3
     out_ch: PositiveInt = 3
+    # 1 / standard deviation and mean of latents: scaled ones have about the noise's mean and variance.
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
 
     @property
     def downsample(self) -> int:
-        return 2 ** (len(self.ch_mult) - 1)
+        return 2 ** (len(self.ch_mult) - 1)  # pixels per side of a latent; no level follows the last one
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How a given picture is brought to a size that an encoder takes (pixels)."""
+    """How a given image is brought to a size that an encoder takes, in pixels (see `images.resized_size`)."""
 
     max_side: PositiveInt
     min_side: PositiveInt
     stride: PositiveInt
-    max_pixels: PositiveInt = 14 * 14 * 9 * 1024
+    max_pixels: PositiveInt = 14 * 14 * 9 * 1024  # BAGEL's limit for both encoders; images of one row share it
 
 
 @dataclass(frozen=True)
 class Templates:
-    """The words around a beat. "{prompt}" and "{question}" are filled in; an empty system prompt is no block at all."""
+    """The text around a beat. "{prompt}" and "{question}" are filled in; an empty system prompt is no block at all."""
 
     plan_system: str
     reflect_system: str
@@ -99,12 +103,12 @@ class Templates:
     answer: str
 
 
-# The release's exact words: a model that was trained with them depends on every space (parity kit, prompts.json).
+# The release's exact words: a model that was trained with them depends on every space (R3 release).
 R3_TEMPLATES = Templates(
     plan_system=(
         "You should first think about the planning process in the mind and then generate the image. \n"
         "The planning process is enclosed within <think> </think> tags, "
-        "i.e. <think> planning process here </think> image here."
+        "i.e. <think> planning process here </think> image here."  # BAGEL's own prompt has no full stop
     ),
     reflect_system=(
         "You should first think about the reasoning process in the mind and then provide the user with the answer. \n"
@@ -117,7 +121,7 @@ R3_TEMPLATES = Templates(
         "Please provide concrete editing instructions in a single sentence. "
         "If no editing operation is needed, answer: no further edit needed."
     ),
-    answer_system="",
+    answer_system="",  # BAGEL answers questions without one, except to think first
     answer="{question}",
 )
 
@@ -129,7 +133,10 @@ SKETCH_TEMPLATES = Templates(
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one call of a verb. Points are schedule points: N points are N-1 steps (parity kit b.8)."""
+    """Settings of one call of a verb. Points are schedule points: N points are N-1 steps, as in BAGEL.
+
+    The defaults are the R3 release's: temperature and points of its evaluation, and its guidance and text limits.
+    """
 
     temperature: Temperature = 0.3  # of texts
     plan_temperature: Temperature | None = None  # of plans, where they are to be freer than reflections
@@ -140,15 +147,15 @@ class Sampling:
     max_answer: PositiveInt = 64
     draw_points: Points = 50
     edit_points: Points = 50
-    time_shift: PositiveFloat = 3.0  # above 1, more of the steps are near noise
+    time_shift: PositiveFloat = 3.0  # BAGEL's at inference; above 1, more of the steps are near noise
     text_guidance: Guidance = 4.0
-    image_guidance: Guidance = 1.5
+    image_guidance: Guidance = 1.5  # of edits alone: a first drawing has no image to drop
     guidance_interval: tuple[Share, Share] = (0.4, 1.0)  # guidance acts where low < t <= high
     draw_renorm: Renorm = "global"
-    edit_renorm: Renorm = "text_channel"
+    edit_renorm: Renorm = "text_channel"  # of BAGEL's editing demo, and of R3's edits
     renorm_min: Share = 0.0  # smallest factor by which a guided velocity is shortened
     sde_indices: tuple[NonNegativeInt, ...] = ()  # of the SDE steps; the others are ODE (MixGRPO)
-    eta_draw: NonNegativeFloat = 0.7
+    eta_draw: NonNegativeFloat = 0.7  # of SDE steps; this and the next are those of R3's training script
     eta_edit: NonNegativeFloat = 1.0
     eta_mode: EtaMode = "monotonic"
 
@@ -179,22 +186,24 @@ def current_names(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 BAGEL_SAMPLING = Sampling()  # the release's evaluation settings
-BAGEL_ROLLOUT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)  # the release's training rollouts
+# The release's training rollouts. Its script asks for a top-k of 50, too, which has no effect beside a top-p below 1.
+BAGEL_ROLLOUT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)
 
-# Shift and temperatures were chosen on dev prompts, guidance on fresh hard ones: at a shift of 3, white and small
-# stickers come out as another class (LOG.md). Plans have the temperature at which they were learned; below it, many
-# seeds of one prompt put things in the same places. Text limits are the shortest that hold the texts of SFT.
+# Shift and temperatures were chosen on dev prompts, guidance on fresh hard ones: at a guidance of 3, white and
+# small stickers come out as another class (`LOG.md` E74). Plans have the temperature at which they were learned; below
+# it, many seeds of one prompt put things in the same places (`LOG.md` E79). Text limits are the shortest that hold the
+# texts of SFT.
 SKETCH_SAMPLING = Sampling(
     temperature=0.3,
     plan_temperature=1.0,
     max_plan=96,
     max_reflection=128,
     max_answer=128,  # as a reflection, and a word
-    draw_points=17,
+    draw_points=17,  # 16 steps: with twice as many, white and small stickers are no better (`LOG.md` E74)
     edit_points=17,
-    time_shift=6.0,
-    text_guidance=1.5,
-    image_guidance=1.0,
+    time_shift=6.0,  # 3 did as well on S1 (`LOG.md` E3)
+    text_guidance=1.5,  # accuracy on white stickers is .873, and .790 at 3 (`LOG.md` E74)
+    image_guidance=1.0,  # off: two branches of guidance in place of three
     guidance_interval=(0.0, 1.0),
     draw_renorm="channel",
     edit_renorm="text_channel",
@@ -203,17 +212,18 @@ SKETCH_SAMPLING = Sampling(
 
 @dataclass(frozen=True)
 class BagelConfig:
-    """Everything that fixes the model's shape and habits; saved beside its weights."""
+    """Sizes, templates and sampling settings of a model; saved beside its weights."""
 
     name: str = "bagel-7b-mot"
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    latent_patch_size: PositiveInt = 2
-    max_latent_size: PositiveInt = 64  # side of the latent position table, in patches
-    image_size: tuple[PositiveInt, PositiveInt] = (512, 512)  # height, width of a new picture
+    latent_patch_size: PositiveInt = 2  # with the autoencoder's 8, a token is 16 x 16 pixels
+    max_latent_size: PositiveInt = 64  # side of the latent position table, in patches: 64 x 16 = 1024 pixels
+    image_size: tuple[PositiveInt, PositiveInt] = (512, 512)  # height, width of a new image
+    # R3 trains at 512 pixels; BAGEL itself takes (1024, 512, 16) and (980, 224, 14).
     vae_resize: Resize = Resize(512, 256, 16)
-    vit_resize: Resize = Resize(504, 252, 14)
+    vit_resize: Resize = Resize(504, 252, 14)  # 36 x 14: the multiple of a patch next below 512
     # "stickers": prompts are parsed into specs first, and must be of that world
     world: Literal["open", "stickers"] = "open"
     templates: Templates = R3_TEMPLATES
@@ -242,7 +252,7 @@ BAGEL_7B = BagelConfig()
 SKETCH = BagelConfig(
     name="sketch",
     language=LanguageConfig(
-        vocab_size=256,
+        vocab_size=256,  # words of the world of stickers
         hidden_size=256,
         intermediate_size=704,
         num_hidden_layers=6,
@@ -253,13 +263,14 @@ SKETCH = BagelConfig(
     vision=VisionConfig(
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=5,
+        num_hidden_layers=5,  # 4 are used, as select_layer leaves one out
         num_attention_heads=3,
-        patch_size=16,
+        patch_size=16,  # a patch covers the pixels of a latent token: an image of 96 pixels is 36 of either
         patches_per_side=16,
     ),
+    # Scale and shift are measured when the autoencoder has been trained (sft/vae.py), and saved with its weights.
     autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, scale_factor=1.0, shift_factor=0.0),
-    max_latent_size=16,
+    max_latent_size=16,  # 256 pixels: larger images have no position
     image_size=(96, 96),
     vae_resize=Resize(96, 96, 16),
     vit_resize=Resize(96, 96, 16),
