@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from triptych.data.specs import StickerPrompts
+from triptych.errors import ConfigError
 from triptych.rewards.judge import BrightnessJudge
-from triptych.rl.config import TreeConfig
+from triptych.rl.config import Limits, TreeConfig
 from triptych.rl.learner import Learner
 from triptych.rl.recipes import DEBUG, TINY, tiny
 from triptych.rl.train import Step, train
-from triptych.rl.train_state import TrainState, restore, save
+from triptych.rl.train_state import TrainState, claim, restore, save
 from triptych.rl.tree import Node
 from triptych.trace import Completion, Drawing, Trace, Turn, Verdict
 
@@ -95,6 +96,15 @@ def test_the_frozen_reference_of_a_resumed_run_is_that_of_its_start(tmp_path):
 def told(node: Node) -> tuple[object, ...]:
     prompt = node.trace.prompt
     return prompt.text, prompt.spec, prompt.source, node.trace.seed
+
+
+def test_limits_may_change_in_a_resumed_run_and_what_is_learnt_may_not(tmp_path):
+    """A run that a limit has stopped must be able to go on."""
+    bagel = tiny()
+    claim(tmp_path, DEBUG, bagel, resume=False)
+    claim(tmp_path, replace(DEBUG, limits=Limits(text_ratio=0.1, bad_steps=9)), bagel, resume=True)
+    with pytest.raises(ConfigError, match="max_grad_norm"):
+        claim(tmp_path, replace(DEBUG, max_grad_norm=0.5), bagel, resume=True)
 
 
 class Noting(type(tiny())):
