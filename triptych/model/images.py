@@ -1,7 +1,8 @@
 """Images on their way in and out of the model: read, flatten, resize, normalize, write.
 
 An image is uint8 `[height width 3]` outside the model, and float `[3 height width]` from -1 to 1 inside. Resizing is
-PIL's bicubic with the checkpoint's own rules (parity kit b.7); a released model depends on each rounding.
+PIL's bicubic with the checkpoint's own rules (BAGEL release, data/transforms.py); a released model depends on each
+rounding.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ MAX_PIXELS = 50_000_000  # 150 MB of RGB; read from the file's header, before an
 
 
 def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tuple[int, int]:
-    """Width and height that `rule` gives a picture of (width, height) `size`, one of `pictures` that share its budget.
+    """Width and height that `rule` gives an image of (width, height) `size`, one of `pictures` that share its budget.
 
     The short side grows to `min_side` even past `max_side`; the last two steps then shrink, by the ratio of the areas
-    (not its root) and by the ratio of the long sides, so that extreme aspects end below `min_side` (kit b.7).
+    (not its root) and by the ratio of the long sides, so that extreme aspects end below `min_side`, as in BAGEL.
     """
     width, height = size
     if width < 1 or height < 1:
         raise PictureError(f"a picture of {width}x{height} pixels is empty; expected at least 1x1")
+    # Never enlarged towards `max_side`, but enlarged to `min_side`: the inner min comes first.
     scale = max(min(rule.max_side / max(size), 1.0), rule.min_side / min(size))
     width, height = _scaled(width, height, scale, rule.stride)
     budget = rule.max_pixels / pictures
     if width * height > budget:  # by the ratio of areas: a defect of the release that its models were trained with
         width, height = _scaled(width, height, budget / (width * height), rule.stride)
-    if max(width, height) > rule.max_side:
+    if max(width, height) > rule.max_side:  # `min_side` took it there
         width, height = _scaled(width, height, rule.max_side / max(width, height), rule.stride)
     return width, height
 
@@ -45,7 +47,7 @@ def resized_size(size: tuple[int, int], rule: Resize, pictures: int = 1) -> tupl
 def resize(
     image: UInt8[np.ndarray, "height width 3"], rule: Resize, pictures: int = 1
 ) -> UInt8[np.ndarray, "resized_height resized_width 3"]:
-    """The picture at the size of `resized_size`, by PIL's (antialiased) bicubic."""
+    """The image at the size of `resized_size`, by PIL's (antialiased) bicubic."""
     height, width, _ = image.shape
     size = resized_size((width, height), rule, pictures)
     if size == (width, height):
@@ -56,21 +58,24 @@ def resize(
 def normalize(image: UInt8[np.ndarray, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
     """0..255 to -1..1, channels first, float32."""
     pixels = torch.from_numpy(np.array(image)).movedim(-1, -3).contiguous()  # a copy: PIL's arrays are read-only
-    return (pixels.float() / 255 - 0.5) / 0.5
+    return (pixels.float() / 255 - 0.5) / 0.5  # ToTensor and Normalize(.5, .5) of torchvision
 
 
 def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """-1..1 to 0..255, channels last; clamped, and truncated as the release does (kit b.6)."""
+    """-1..1 to 0..255, channels last; clamped, and truncated as the release does."""
+    # In float32: bfloat16 has 8 bits of precision, so that its steps near 255 would be whole levels.
     levels = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return levels.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def flatten_rgba(image: Image.Image) -> Image.Image:
-    """Any PIL picture as RGB: transparency, of a palette too, is laid on white."""
+    """Any PIL image as RGB: transparency, of a palette too, is laid on white."""
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+    # Pillow clips 16 bits to 8 and does not scale them; mode "I" has 32 bits, of which a PNG uses 16.
+    if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    # "a" is the premultiplied alpha of the modes La and RGBa; "transparency" that of a palette or of one color.
     if "transparency" not in image.info and "A" not in image.getbands() and "a" not in image.getbands():
         return image.convert("RGB")
     rgba = image.convert("RGBA")  # a palette's or a gray image's transparency becomes an alpha channel
@@ -80,7 +85,7 @@ def flatten_rgba(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
+    """An image file as RGB, upright (EXIF), transparency on white. Raises PictureError if damaged or too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our limit of pixels is the lower one, and damage raises PictureError
@@ -107,12 +112,13 @@ def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "height width 3"]) -> Path:
     """Write a PNG, whole or not at all. Raises OutputError."""
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # encoded before the file is opened, so that an error of the encoder leaves none behind
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG")
     return write_bytes(Path(path), buffer.getvalue())
 
 
 def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, int]:
     """Both sides scaled, to whole pixels and then to the stride (Python's rounding, ties to even, each time)."""
+    # Rounded twice on purpose: the release does, and one rounding gives another size for some images.
     width, height = (max(stride, round(round(side * scale) / stride) * stride) for side in (width, height))
     return width, height
