@@ -36,6 +36,7 @@ class KVCache:
         config: LanguageConfig, batch: int, device: torch.device, dtype: torch.dtype, capacity: int = 64
     ) -> KVCache:
         """A cache that holds nothing, for `batch` rows."""
+        # Zeros, and not memory as it is: a masked slot has weight 0, and 0 times a stray NaN is NaN.
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         layers = range(config.num_hidden_layers)
         return KVCache(
@@ -53,7 +54,7 @@ class KVCache:
     @property
     def lengths(self) -> Int[Tensor, "batch"]:
         """How many tokens each row has read."""
-        return self.valid[:, : self.length].sum(dim=1)
+        return self.valid[:, : self.length].sum(dim=1)  # not `position`: an image has many tokens and one position
 
     def reserve(self, slots: int) -> None:
         """Make room for `slots` more, at least doubling when it must grow."""
@@ -89,7 +90,7 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """A copy that can be extended on its own."""
-        return self.select(range(self.batch))
+        return self.select(range(self.batch))  # `index_select` copies, where a slice would share memory
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """The given rows alone, in the given order (a row may repeat)."""
@@ -99,7 +100,7 @@ class KVCache:
             values=[value.index_select(0, index) for value in self.values],
             valid=self.valid.index_select(0, index),
             position=self.position.index_select(0, index),
-            length=self.length,
+            length=self.length,  # of all rows: slots that none of the given ones uses stay, and are not valid
         )
 
     @staticmethod
@@ -122,7 +123,7 @@ class KVCache:
 
 
 def _widen(tensor: Tensor, extra: int, dim: int) -> Tensor:
-    shape = list(tensor.shape)
+    shape = list(tensor.shape)  # zeros: of `valid` they mean False
     shape[dim] = extra
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
 
