@@ -3,6 +3,8 @@
 They repeat exactly what the sampler used: the blocks of that beat (`Network.*_blocks`), temperature and filters,
 guidance with all its branches and the renorm of that beat, and the stored float32 states. So before an update the ratio
 to the recorded probability is 1. The sampler reads through a cache; here each row is read whole, in one pass.
+Both halves differ from the R3 release, which scores texts at temperature 1 without the filter that drew them, and first
+images without text guidance, so that its ratios are not 1 before an update.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class TextSample:
 
     prompt: str
     image: np.ndarray | None
-    completion: Completion
+    completion: Completion  # with `kept`, where a filter drew it
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ def text_logprobs(network: Network, samples: Sequence[TextSample], sampling: Sam
                 "expected texts of one temperature: score them apart"
             )
         sampling = sampling.planning
+    # Behind BOS, whose hidden state predicts the first token; each hidden state predicts the token behind its own.
     # The last token is predicted and not read, so that a row ends with the hidden state that predicts it.
     rows = [
         [*_context(network, sample), Tokens([network.special.bos, *sample.completion.tokens[:-1].tolist()])]
@@ -89,11 +92,14 @@ def text_logprobs(network: Network, samples: Sequence[TextSample], sampling: Sam
     lengths = torch.tensor([len(sample.completion.tokens) for sample in samples], device=hidden.device)
     time = torch.arange(int(lengths.max()), device=hidden.device)
     mask = time < lengths[:, None]
+    # A row ends with BOS and all tokens but the last, as many as it has tokens: its last `lengths` slots predict them.
     ends = pack.layout.valid[:, : pack.und].sum(1)
+    # Clamped, so that places behind the end of a short row index a slot that exists; the mask zeroes them.
     slots = (ends - lengths)[:, None] + time.clamp(max=lengths[:, None] - 1)
     tokens = torch.zeros(mask.shape, dtype=torch.long)
     for row, sample in enumerate(samples):
         tokens[row, : len(sample.completion.tokens)] = torch.from_numpy(sample.completion.tokens)
+    # Gathered before the head: logits of a context that has no loss would take vocabulary-wide rows of memory.
     logits = network.logits(hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1])))
     kept = _kept(samples, logits.shape[-1], sampling)
     kept = None if kept is None else kept.to(hidden.device)
@@ -107,8 +113,10 @@ def sde_logprobs(network: Network, samples: Sequence[ImageSample], sampling: Sam
     keys: list[tuple[int, int, int]] = []  # of every noise block, in the order of the rows
     for number, sample in enumerate(samples):
         branches, grid = _branches(network, sample, sampling)
+        # A step is scored at the float32 state from which it was taken; its `after` is read in `_step_logprobs`.
         before, times = torch.from_numpy(sample.sde_steps.before).to(network.device), sample.sde_steps.time.tolist()
         for branch, blocks in enumerate(branches):
+            # Outside the guidance interval the sampler ran no drop branch.
             steps = [
                 step for step, time in enumerate(times) if branch == 0 or flow.guided(time, sampling.guidance_interval)
             ]
@@ -119,6 +127,7 @@ def sde_logprobs(network: Network, samples: Sequence[ImageSample], sampling: Sam
             keys += [(number, branch, step) for step in steps]
     pack = network.pack(rows)
     _, hidden = network(pack)
+    # `loss=True` marks the noise blocks: without it the clean latents of an edit would be read as velocities, too.
     flat = network.llm2vae(hidden.flatten(0, 1)[pack.mse_slots]).float()
     parts = flat.split([samples[number].sde_steps.before.shape[1] for number, _, _ in keys])
     velocities = dict(zip(keys, parts, strict=True))
@@ -145,7 +154,7 @@ def _kept(samples: Sequence[TextSample], vocabulary: int, sampling: Sampling) ->
             )
         for step, ids in enumerate(completion.kept):
             kept[row, step, torch.from_numpy(ids).long()] = True
-        kept[row, len(completion.tokens) :] = True
+        kept[row, len(completion.tokens) :] = True  # a row without any token has a softmax of NaN, also in gradients
     return kept
 
 
@@ -156,17 +165,18 @@ def _branches(
     guided = sampling.text_guidance > 1
     if sample.image is None:
         shared, text = network.draw_blocks(sample.text, sample.plan)
-        # The text branch counts for first drawings too: the release leaves it out in training (kit c.A2).
+        # The text branch counts for first drawings too; the R3 release leaves it out in training.
         return [[*shared, *text], shared if guided else None], network.config.token_grid
     latent, image, text = network.edit_blocks(sample.image, sample.text)
     image_drop = text if guided and sampling.image_guidance > 1 else None
+    # The order of the branches is that of `Branches`: everything, without the text, without the image.
     return [[*image, *text], image if guided else None, image_drop], latent.grid
 
 
 def _step_logprobs(number: int, sample: ImageSample, velocities: Velocities, sampling: Sampling) -> SDELogprobs:
     """Guide each step's velocities as the sampler did, and score the state that was drawn from its Gaussian."""
     edited = sample.image is not None
-    # By the beat, not by the number of branches: the release trains edits under another renorm than it draws with.
+    # By the beat, not by the number of branches: the R3 release trains edits under another renorm than it draws with.
     renorm = sampling.edit_renorm if edited else sampling.draw_renorm
     eta = sampling.eta_edit if edited else sampling.eta_draw
     device, steps = velocities[number, 0, 0].device, sample.sde_steps
@@ -182,10 +192,12 @@ def _step_logprobs(number: int, sample: ImageSample, velocities: Velocities, sam
             cond, *drops = (velocities.get((number, branch, step)) for branch in range(3))
             assert cond is not None
             text_drop, image_drop = (None if drop is None else drop[None] for drop in drops)
+            # One step at a time: "global" takes its norm over one image, and steps differ in which branches they have.
             guided.append(flow.guide(cond[None], text_drop, image_drop, *scales, renorm, sampling.renorm_min))
         return flow.sde_mean_std(before, torch.cat(guided), time, dt, eta, sampling.eta_mode)
 
     mean, std = mean_std()
+    # By a finite difference: it holds for every renorm, and costs no forward, since velocities do not depend on scales.
     with torch.no_grad():
         slopes = [(mean_std(**{name: 1 + NUDGE})[0] - mean) / NUDGE for name in ("text", "image")]
     return SDELogprobs(flow.step_logprob(after, mean, std), mean, std, *slopes)
