@@ -27,7 +27,9 @@ from triptych.trace import Completion
 
 
 class TimeEmbedder(nn.Module):
-    """Time in [0, 1], unscaled: 128 frequencies, cosines first, then a two-layer MLP (parity kit b.5)."""
+    """Time in [0, 1], unscaled: 128 frequencies, cosines first, then a two-layer MLP, as in BAGEL."""
+
+    # Unscaled: DiT, whose embedding it is, takes times up to 1000. Added to the tokens, in place of DiT's AdaLN.
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -36,6 +38,7 @@ class TimeEmbedder(nn.Module):
     def forward(self, time: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token hidden"]:
         """Equal times are embedded once."""
         times, index = torch.unique(time, return_inverse=True)  # a pack has thousands of tokens and a handful of times
+        # Sinusoids in float32, and then cast: bfloat16 would round the times themselves.
         return self.mlp(timestep_embedding(times).to(next(self.mlp.parameters()).dtype))[index]
 
 
@@ -55,6 +58,7 @@ class Network(nn.Module):
         super().__init__()
         self.config, self._tokenizer, self._special = config, tokenizer, special
         hidden = config.language.hidden_size
+        # vit_* for understanding; latent_*, time_embedder, vae2llm and llm2vae for generation.
         self.language_model = LanguageModel(config.language)
         self.vit_model = VisionTower(config.vision)
         self.connector = Connector(config.vision.hidden_size, hidden)
@@ -104,7 +108,7 @@ class Network(nn.Module):
 
         Each layer's output for the understanding tokens, `[batch und hidden]`, is appended to `layer_outputs`.
         """
-        und = self.language_model.model.embed_tokens(pack.ids)
+        und = self.language_model.model.embed_tokens(pack.ids)  # image brackets too, also those around latents
         if pack.views:
             vision = self.vision_tokens(pack.views).to(und.dtype)
             # In place of the embeddings of the zeros that stand for patches in `ids`.
@@ -114,6 +118,7 @@ class Network(nn.Module):
 
     def vision_tokens(self, views: Sequence[View]) -> Float[Tensor, "patch hidden"]:
         """Understanding tokens of the patches of all views, one view after the other; sizes may differ."""
+        # Views of all rows are one padded batch of the tower: each attends to itself alone.
         counts = [view.patches.shape[0] for view in views]
         longest, side = max(counts), self.config.vision.patches_per_side
         patches = torch.zeros(len(views), longest, views[0].patches.shape[1], device=self.device)
@@ -125,6 +130,7 @@ class Network(nn.Module):
         ids, mask = ids.to(self.device), mask.to(self.device)
         unpadded = min(counts) == longest  # then no mask, which lets the tower take its faster kernel
         features = self.vit_model(patches.to(self.dtype), ids, None if unpadded else mask)
+        # A second position, behind the tower's own: rotary positions are equal within an image.
         tokens = self.connector(features) + self.vit_pos_embed(ids)
         return tokens.flatten(0, 1) if unpadded else tokens[mask]
 
@@ -141,6 +147,7 @@ class Network(nn.Module):
 
     def empty_cache(self, batch: int) -> KVCache:
         """A cache that holds nothing; its keys and values are kept in the dtype in which they are computed."""
+        # Under autocast projections give bfloat16, whatever the weights are.
         autocast = torch.is_autocast_enabled(self.device.type)
         dtype = torch.get_autocast_dtype(self.device.type) if autocast else self.dtype
         return KVCache.empty(self.config.language, batch, self.device, dtype)
@@ -151,7 +158,7 @@ class Network(nn.Module):
         if pack.layout.valid.shape[1] == 0:  # the empty context of a drop branch
             return torch.zeros(len(rows), 0, self.config.language.hidden_size, device=self.device, dtype=self.dtype)
         hidden, _ = self(pack, cache)
-        cache.advance(pack.layout.valid, pack.position)
+        cache.advance(pack.layout.valid, pack.position)  # only here: a denoising step leaves the cache as it was
         return hidden
 
     def prefill(self, rows: Sequence[Sequence[Block]]) -> KVCache:
@@ -162,13 +169,14 @@ class Network(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         """Next-token logits in float32."""
+        # The sampler and the losses take log-softmax over up to 152,064 of them.
         return self.language_model.lm_head(hidden).float()
 
     def velocity(
         self, cache: KVCache, latents: Float[Tensor, "batch patch latent"], time: float, grid: tuple[int, int]
     ) -> Float[Tensor, "batch patch latent"]:
         """The velocity, in float32, at `latents`, all at one `time`; leaves `cache` as it was."""
-        rows = [[Latent(tokens, grid, time)] for tokens in latents]
+        rows = [[Latent(tokens, grid, time)] for tokens in latents]  # a block with a time is a noise block
         return self.pack_velocity(self.pack(rows, cache.position), cache)
 
     def pack_velocity(self, pack: Pack, cache: KVCache) -> Float[Tensor, "batch patch latent"]:
@@ -178,6 +186,7 @@ class Network(nn.Module):
 
     def encode_images(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch latent"]:
         """Images in [-1, 1] to latent tokens (posterior mean)."""
+        # The autoencoder keeps its own dtype (float32 from `weights.load`), and so takes its inputs in it.
         weight = self.autoencoder.encoder.conv_in.weight
         latent = self.autoencoder.encode(pixels.to(device=weight.device, dtype=weight.dtype))
         return patchify(latent.float(), self.config.latent_patch_size)
@@ -195,7 +204,7 @@ class Network(nn.Module):
         """Text of sampled ids without the end token, think tags kept."""
         return templates.decode(self.tokenizer, [token for token in ids if token != self.special.eos])
 
-    # --- what each beat reads (parity kit b.9, b.10) ------------------------------------------------------------------
+    # --- what each beat reads (R3 release) ----------------------------------------------------------------------------
 
     def text_block(self, text: str, loss: bool = False) -> Text:
         return Text(templates.encode(self.tokenizer, text), loss)
@@ -205,22 +214,24 @@ class Network(nn.Module):
         return [self.text_block(text)] if text else []
 
     def view_block(self, image: UInt8[np.ndarray, "height width 3"]) -> View:
-        """An image for understanding: resized by the VAE's rule, then by the ViT's (b.9)."""
+        """An image for understanding: resized by the VAE's rule, then by the ViT's."""
         # Both towers see the same pixels: the release resizes for the VAE first, and that once more for the ViT.
         resized = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
         side = self.config.vision.patch_size
-        patches = patchify(normalize(resized)[None], side)[0]
+        patches = patchify(normalize(resized)[None], side)[0]  # row, column, color within a patch, as latents
         return View(patches.to(self.device), (resized.shape[0] // side, resized.shape[1] // side))
 
-    @torch.no_grad()
+    @torch.no_grad()  # latents are data: no loss trains the autoencoder through them
     def latent_block(self, image: UInt8[np.ndarray, "height width 3"]) -> Latent:
         """An image as clean latent tokens."""
         resized = resize(image, self.config.vae_resize)
         side = self.config.latent_downsample
+        # One image at a time: in a batch padded to one size, group norm and attention would see the padding.
         tokens = self.encode_images(normalize(resized)[None])[0]
         return Latent(tokens, (resized.shape[0] // side, resized.shape[1] // side))
 
     def plan_blocks(self, prompt: str) -> list[Block]:
+        # No chat template and no roles, as in BAGEL: each text is BOS, ids, EOS. A plan is the next text block.
         return [*self.system_blocks(self.config.templates.plan_system), self.text_block(prompt)]
 
     def draw_blocks(self, prompt: str, plan: Completion | None) -> tuple[list[Block], list[Block]]:
@@ -229,18 +240,21 @@ class Network(nn.Module):
         The plan is read token for token as it was sampled; its text is never tokenized again.
         """
         if plan is None:
-            return [], [self.text_block(prompt)]
+            return [], [self.text_block(prompt)]  # without a plan no system prompt asks for one
+        # `Text` adds BOS and EOS again; a plan that the limit cut gets an EOS too, as in the R3 release.
         ids = [token for token in plan.tokens.tolist() if token != self.special.eos]
         return self.system_blocks(self.config.templates.plan_system), [self.text_block(prompt), Text(ids)]
 
     def reflect_blocks(self, prompt: str, image: np.ndarray) -> list[Block]:
+        # The view without latents, as in BAGEL's question answering.
         wording = self.config.templates
         text = self.text_block(wording.reflect.format(prompt=prompt))
         return [*self.system_blocks(wording.reflect_system), self.view_block(image), text]
 
     def edit_blocks(self, image: np.ndarray, instruction: str) -> tuple[Latent, list[Block], list[Block]]:
         """The image as latent tokens; these and its view; the instruction."""
-        latent = self.latent_block(image)  # before the view, as the release was trained (kit b.1)
+        latent = self.latent_block(image)  # before the view, as BAGEL was trained
+        # No system prompt, prompt or reflection: an edit is a function of the image and its instruction (R3).
         return latent, [latent, self.view_block(image)], [self.text_block(instruction)]
 
     def answer_blocks(self, image: np.ndarray, question: str) -> list[Block]:
