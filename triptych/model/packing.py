@@ -1,4 +1,7 @@
-"""From blocks to a batch: a row is a list of blocks, and `pack_blocks` lays rows out for one forward (kit b.1, b.2).
+"""From blocks to a batch: a row is a list of blocks, and `pack_blocks` lays rows out for one forward.
+
+The layout is BAGEL's: a text is BOS, ids, EOS at consecutive positions; an image is its tokens between two brackets,
+all at one position; where an image is read by both encoders, its latents come before its view.
 
 The same packing serves training (whole rows, no cache) and inference (what a row reads next, behind a `KVCache`), so
 that both have the same tokens, positions and mask.
@@ -29,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids as they are, nothing added: the tokens of an unfinished text."""
+    """Ids as they are, nothing added: the tokens of an unfinished text, which the sampler appends one by one."""
 
     ids: Sequence[int]
 
@@ -48,8 +51,8 @@ class Latent:
 
     tokens: Float[Tensor, "patch latent"]
     grid: tuple[int, int]
-    time: float | None = None
-    loss: bool = False
+    time: float | None = None  # a block with a time is a noise block, also at 0: no other attends to it
+    loss: bool = False  # of the velocity
 
 
 Block = Text | Tokens | View | Latent
@@ -67,7 +70,7 @@ class Pack:
     latent_ids: Int[Tensor, "batch gen"]  # rows of the position table
     layout: PackLayout
     position: Int[Tensor, "batch"]  # at which the next block of each row starts
-    ce_slots: Int[Tensor, "ce"]  # und slots whose next token is to be predicted
+    ce_slots: Int[Tensor, "ce"]  # und slots whose next token is to be predicted (cross entropy)
     ce_targets: Int[Tensor, "ce"]
     mse_slots: Int[Tensor, "mse"]  # latent slots of blocks with loss
 
@@ -107,6 +110,7 @@ class _Row:
         else:
             self._add_latent(block, special, table_side)
 
+    # Images are bidirectional blocks with numbers of their own; text has block -1 and is causal by `order`.
     def _add_text(self, ids: np.ndarray, loss: bool, ignore: Sequence[int] = ()) -> None:
         slots = self._add_und(ids, block=-1, noise=False, advance=True)
         self.position += len(ids)
@@ -118,7 +122,7 @@ class _Row:
         ids[0], ids[-1] = special.start_of_image, special.end_of_image
         self.view_slots.append(self._add_und(ids, self.blocks, noise=False, advance=False)[1:-1])
         self.blocks += 1
-        self.position += 1  # all tokens of an image share one position (kit b.2)
+        self.position += 1  # all tokens of an image share one; position tables tell them apart
 
     def _add_latent(self, block: Latent, special: SpecialTokens, table_side: int) -> None:
         noise, count = block.time is not None, block.grid[0] * block.grid[1]
@@ -127,13 +131,16 @@ class _Row:
         self.gen.append(self._columns(count, self.blocks, noise, advance=False))
         self._add_und(np.array([special.end_of_image]), self.blocks, noise, advance=False)
         self.latents.append(block.tokens)
-        self.times.append(np.full(count, block.time or 0.0, np.float32))  # clean latents have time 0
+        # Clean latents have time 0, whose embedding is added like any other.
+        self.times.append(np.full(count, block.time or 0.0, np.float32))
         self.latent_ids.append(grid_ids(block.grid, table_side))
         if block.loss:
             self.mse.append(np.arange(self.gen_length, self.gen_length + count))
         self.gen_length += count
         self.blocks += 1
-        self.position += not noise  # nothing follows on a noisy image: the next block has the same position
+        # Nothing follows on a noisy image: the next block, such as its clean copy in training, has the same position.
+        # So several noise blocks behind one context each stand where the only one stands in sampling.
+        self.position += not noise
 
     def _add_und(self, ids: np.ndarray, block: int, noise: bool, advance: bool) -> np.ndarray:
         self.und.append(self._columns(len(ids), block, noise, advance))
@@ -144,13 +151,14 @@ class _Row:
 
     def _columns(self, count: int, block: int, noise: bool, advance: bool) -> np.ndarray:
         order = np.arange(self.order, self.order + count)
-        self.order += count
+        self.order += count  # brackets and latents count in one order, though they lie in two parts of the batch
         position = np.arange(self.position, self.position + count) if advance else np.full(count, self.position)
         return np.stack([position, order, np.full(count, block), np.full(count, int(noise))])
 
 
 def grid_ids(grid: tuple[int, int], table_side: int) -> np.ndarray:
     """Rows of a position table of that side for a grid, row-major: row * side + column."""
+    # The top left corner of a fixed grid, without interpolation: a small image has the ids of a large one's corner.
     return (np.arange(grid[0])[:, None] * table_side + np.arange(grid[1])).reshape(-1)
 
 
@@ -164,12 +172,13 @@ def pack_blocks(
 ) -> Pack:
     """Lay rows of blocks out; `start` is the position of each row's first block (0 without a cache)."""
     starts = [0] * len(rows) if start is None else start.tolist()
+    # In NumPy, and moved to the device at the end: one copy for each field, not one for each block.
     layouts = [_Row(position) for position in starts]
     for layout, blocks in zip(layouts, rows, strict=True):
         for block in blocks:
             layout.add(block, special, table_side)
     batch, und, gen = len(rows), max(row.und_length for row in layouts), max(row.gen_length for row in layouts)
-    columns = np.zeros((4, batch, und + gen), np.int64)
+    columns = np.zeros((4, batch, und + gen), np.int64)  # position, order, block, noise
     columns[2] = -1  # padding belongs to no image block
     valid = np.zeros((batch, und + gen), bool)
     ids, latent_ids = np.zeros((batch, und), np.int64), np.zeros((batch, gen), np.int64)
@@ -180,6 +189,7 @@ def pack_blocks(
             ids[index, : row.und_length] = np.concatenate(row.ids)
             valid[index, : row.und_length] = True
         if row.gen_length:
+            # Behind the longest row's understanding tokens, so that one slice of the batch is each expert's.
             columns[:, index, und : und + row.gen_length] = np.concatenate(row.gen, axis=1)
             latent_ids[index, : row.gen_length] = np.concatenate(row.latent_ids)
             time[index, : row.gen_length] = np.concatenate(row.times)
@@ -198,6 +208,7 @@ def pack_blocks(
         layout=PackLayout(put(columns[0]), put(columns[1]), put(columns[2]), put(columns[3] > 0), put(valid)),
         position=torch.tensor([row.position for row in layouts], dtype=torch.long, device=device),
         ce_slots=put(_flat([(index * und, [slots for slots, _ in row.ce]) for index, row in enumerate(layouts)])),
+        # Targets are ids, and not slots: no offset.
         ce_targets=put(_flat([(0, [targets for _, targets in row.ce]) for row in layouts])),
         mse_slots=put(_flat([(index * gen, row.mse) for index, row in enumerate(layouts)])),
     )
