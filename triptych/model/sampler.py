@@ -4,7 +4,7 @@ The log-probability that is stored with a token is that of the distribution it w
 filter included. Re-scoring uses the same temperature and the very set of tokens that the filter kept, so a ratio is 1
 before an update.
 Filters: top-p (over at most the 1000 largest logits, with the token that crosses the threshold) where top_p < 1,
-otherwise top-k where top_k > 0; never both. Temperature 0 is greedy.
+otherwise top-k where top_k > 0; never both, as in the R3 release. Temperature 0 is greedy.
 Branches of guidance are further rows of the same forward. Every row has generators of its own, on the CPU, so that a
 seed means the same whatever the device and whoever else is in the batch.
 """
@@ -31,7 +31,7 @@ OnText = Callable[[int, str], None]  # row, text so far
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 TOP_P_LIMIT = 1000  # most tokens that top-p may keep, as in the release: no sort of 152,064 logits
-FLOAT64_DEVICES = ("cpu", "cuda")  # devices that surely know float64; Apple's does not
+FLOAT64_DEVICES = ("cpu", "cuda")  # known to have float64; Apple's does not
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def log_distribution(
 ) -> Float[Tensor, "*rows vocab"]:
     """Log-probabilities over the tokens that a filter kept (None: all), with gradient; -inf for the others."""
     logits = logits.float()
-    if temperature == 0:
+    if temperature == 0:  # the limit: all probability on the first of the largest logits
         return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     scaled = logits / temperature
     return (scaled if kept is None else scaled.masked_fill(~kept, -torch.inf)).log_softmax(-1)
@@ -61,11 +61,12 @@ def kept_tokens(
     """Which tokens the filter keeps, or None without a filter or at temperature 0."""
     if temperature == 0 or (top_p >= 1 and top_k <= 0):
         return None
-    scaled = logits.float() / temperature
+    scaled = logits.float() / temperature  # before top-p, whose set depends on it; top-k's does not
     vocabulary = scaled.shape[-1]
     none = torch.zeros_like(scaled, dtype=torch.bool)
     if top_p >= 1:
         return none.scatter(-1, scaled.topk(min(top_k, vocabulary)).indices, True)
+    # Softmax over all tokens first: the largest 1000 need not sum to 1.
     probability, ids = scaled.softmax(-1).topk(min(TOP_P_LIMIT, vocabulary))
     keep = probability.cumsum(-1) - probability < top_p  # the more likely tokens do not reach top_p yet
     keep[..., 0] = True  # also where top_p is 0
@@ -91,12 +92,14 @@ def draw_tokens(
     kept = kept_tokens(logits, sampling.temperature, sampling.top_k, sampling.top_p)
     logprobs = log_distribution(logits, sampling.temperature, kept)
     if sampling.temperature == 0:
-        tokens = logprobs.argmax(-1)
+        tokens = logprobs.argmax(-1)  # no generator moves: greedy text does not depend on a seed
         return tokens, torch.zeros_like(tokens, dtype=torch.float32), None
+    # A number for each row: `multinomial` draws for a whole batch, so that a token would depend on the rows beside it.
     uniform = [torch.rand((), generator=each, device=each.device, dtype=torch.float64) for each in generators]
     # Inverse of the distribution function; float64, since the tail of a large vocabulary is lost in float32 sums.
     device = logprobs.device if logprobs.device.type in FLOAT64_DEVICES else torch.device("cpu")
     cumulative = logprobs.to(device).double().exp().cumsum(-1)
+    # Times the last sum, which is 1 but for rounding; `right`, so that a token of probability 0 is never drawn.
     thresholds = torch.stack(uniform).to(device)[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, thresholds, right=True).to(logprobs.device)
     return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0], kept
@@ -117,6 +120,7 @@ def token_logprobs(
     if temperature == 0:
         raise ConfigError("temperature=0: greedy text has no gradient to learn from; set Sampling.temperature above 0")
     logprobs = log_distribution(logits, temperature, kept)
+    # entr(p) is -p log p, and 0 at p = 0, where -inf of a filtered token times 0 would be NaN.
     return logprobs.gather(-1, tokens[..., None])[..., 0], torch.special.entr(logprobs.detach().exp()).sum(-1)
 
 
@@ -139,7 +143,7 @@ def sample_text(
     logprobs: list[list[float]] = [[] for _ in active]
     kept: list[list[np.ndarray]] = [[] for _ in active]
     special = network.special
-    hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])  # an answer is a text block (kit b.1)
+    hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])  # a sampled text is a block, too
     while active:
         drawn, scores, mask = draw_tokens(network.logits(hidden[:, -1]), sampling, [generators[row] for row in active])
         if mask is not None:
@@ -147,15 +151,16 @@ def sample_text(
                 kept[row].append(ids)
         unfinished = []
         for slot, (row, token, score) in enumerate(zip(active, drawn.tolist(), scores.tolist(), strict=True)):
-            tokens[row].append(token)
+            tokens[row].append(token)  # the end token too: stopping is trained, which the R3 release does not
             logprobs[row].append(score)
             if on_text is not None:
+                # The whole text so far: a token may be a part of a character, so that texts of tokens do not add up.
                 on_text(row, network.decode_text(tokens[row]))
             if token != special.eos and len(tokens[row]) < max_tokens:
                 unfinished.append(slot)
         if not unfinished:
             break
-        if len(unfinished) < len(active):
+        if len(unfinished) < len(active):  # BAGEL decodes a batch until row 0 ends
             cache, drawn, active = cache.select(unfinished), drawn[unfinished], [active[slot] for slot in unfinished]
         hidden = network.extend(cache, [[Tokens([token])] for token in drawn.tolist()])
     return [
@@ -187,10 +192,10 @@ class Branches:
 def draw_branches(
     network: Network, prompts: Sequence[str], plans: Sequence[Completion | None], sampling: Sampling
 ) -> Branches:
-    """Prompts and plans, read for drawing; without the text means without both (parity kit b.10)."""
+    """Prompts and plans, read for drawing; without the text means without both, as in R3."""
     blocks = [network.draw_blocks(prompt, plan) for prompt, plan in zip(prompts, plans, strict=True)]
     cond = network.prefill([shared for shared, _ in blocks])
-    text_drop = cond.copy() if sampling.text_guidance > 1 else None
+    text_drop = cond.copy() if sampling.text_guidance > 1 else None  # before `cond` reads on: the system prompt alone
     network.extend(cond, [text for _, text in blocks])
     return Branches(cond, text_drop)
 
@@ -198,9 +203,9 @@ def draw_branches(
 def edit_branches(
     network: Network, images: Sequence[Sequence[Block]], instructions: Sequence[Sequence[Block]], sampling: Sampling
 ) -> Branches:
-    """Images and instructions (`Network.edit_blocks`), read for editing; each drop branch reads one of the two (b.9).
+    """Images and instructions (`Network.edit_blocks`), read for editing; each drop branch reads one of the two.
 
-    The image is guided only where the text is.
+    The image is guided only where the text is, as in BAGEL.
     """
     cond = network.prefill(images)
     text_drop = cond.copy() if sampling.text_guidance > 1 else None  # the images are encoded once for both branches
@@ -221,11 +226,13 @@ class DenoisingState:
     @staticmethod
     def of(network: Network, branches: Branches, grid: tuple[int, int]) -> DenoisingState:
         active, tokens = branches.active(), grid[0] * grid[1]
+        # Layout and mask are the same in every step: packed once, with latents and time put in by `Pack.at`.
         block = Latent(torch.zeros(tokens, network.config.latent_dim), grid, time=1.0)
         rows: list[list[Block]] = [[block]] * branches.cond.batch
         pack = network.pack(rows, branches.cond.position)
         if len(active) == 1:
             return DenoisingState(branches, pack, None, pack)
+        # One forward for all branches: a step of BAGEL-7B takes 93 ms, not 186; 257, not 266, for 4 (`LOG.md` E56).
         stacked = KVCache.cat(active, extra=tokens + 2)  # 2: the brackets of the noise block
         return DenoisingState(branches, pack, stacked, network.pack(rows * len(active), stacked.position))
 
@@ -279,7 +286,7 @@ def sample_flow(
     on_step: OnStep | None = None,
     copies: Sequence[int] | None = None,
 ) -> tuple[Float[Tensor, "copy patch latent"], list[SDESteps | None]]:
-    """From `noise` to latent tokens, along the schedule of `points` (parity kit b.8, b.11).
+    """From `noise` to latent tokens, along the schedule of `points`.
 
     Steps in `sampling.sde_indices` are SDE steps, whose states, means and log-probabilities are kept; the others are
     ODE steps. With `copies` the result has a row for each of them, made from the row of that number: they are one until
@@ -291,8 +298,10 @@ def sample_flow(
     state = DenoisingState.of(network, branches, grid)
     generators = [torch.Generator().manual_seed(seed) for seed in sde_seeds or ()]
     record: list[_SDEStep] = []
-    x = noise.float()  # states stay in float32: rounded ones could not be scored again (kit c.A9)
+    # States stay in float32: the R3 release stores rounded ones, which score otherwise than the ones it drew.
+    x = noise.float()
     for index in range(points - 1):
+        # dt by float32 subtraction, as the release: the difference of the two as Python floats rounds otherwise.
         time, dt = float(times[index]), float(times[index] - times[index + 1])
         v = state.velocity(network, x, time, renorm, sampling)
         if index in sampling.sde_indices:
@@ -302,6 +311,7 @@ def sample_flow(
             mean, std = flow.sde_mean_std(x, v, time, dt, eta, sampling.eta_mode)
             step_noise = torch.stack([torch.randn(x.shape[1:], generator=each) for each in generators]).to(x.device)
             after = mean + std * step_noise
+            # Both ends of each step, since SDE steps may have ODE steps between them.
             record.append(_SDEStep(index, x, after, mean, time, dt, flow.step_logprob(after, mean, std)))
             x = after
         else:
