@@ -1,4 +1,4 @@
-"""Text formats: the tokenizer, and for every beat what wraps its text beside the parser of it (parity kit b.10).
+"""Text formats: the tokenizer, and for every beat what wraps its text beside the parser of it (R3 release).
 
 A plan is `<think>plan</think>`; a reflection is `<think>reflection</think>instruction`, or STOP in place of the
 instruction; an answer may begin with a thought in the same tags. What was sampled is kept as token ids and is never
@@ -17,10 +17,11 @@ from triptych.errors import ModelError
 
 OPEN, CLOSE = "<think>", "</think>"
 STOP = "no further edit needed"
-_STOP_MARK = "no further edit"  # what is looked for, whatever the case
+_STOP_MARK = "no further edit"  # what is looked for, whatever the case: the release's rule
 _UNPARSED = "No further edit needed"  # a reflection that never closes its thought is a stop, as in the release
 
-_PLAN = re.compile(r"<think>(?:(?!</?think>).)*</think>", re.DOTALL)
+# Strict, unlike the parsers below: a format reward of 1 or 0. No tag may stand inside the thought or behind it.
+_PLAN = re.compile(r"<think>(?:(?!</?think>).)*</think>", re.DOTALL)  # a thought may have several lines
 _REFLECTION = re.compile(r"<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)+", re.DOTALL)
 
 
@@ -62,6 +63,7 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of plain text, no special token added."""
+    # BOS and EOS are put around a block by packing.py, whatever the post-processor of a tokenizer.json adds.
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -97,11 +99,12 @@ def reflection_is_formed(text: object) -> bool:
 
 def parse_edit(text: str) -> str:
     """The instruction of a reflection: what follows the last closing tag, stripped; without a tag, a stop."""
+    # Lenient where the format reward is strict: an edit is drawn behind a malformed thought, too.
     return text.rsplit(CLOSE, 1)[1].strip() if CLOSE in text else _UNPARSED
 
 
 def is_stop(instruction: str) -> bool:
-    """Whether an instruction says that the picture is right as it is. An empty one does not."""
+    """Whether an instruction says that the image is right as it is. An empty one does not."""
     return _STOP_MARK in instruction.lower()
 
 
