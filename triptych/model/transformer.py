@@ -1,4 +1,4 @@
-"""Mixture-of-Transformers: two experts, one attention (BAGEL; parity kit b.3, b.4).
+"""Mixture-of-Transformers: two experts, one attention (BAGEL, arXiv 2505.14683).
 
 Text, views and all image brackets go through the understanding expert; latent tokens, clean or noisy, through the
 generation expert, whose weights are named `*_moe_gen`. A batch is laid out with the understanding tokens of every row
@@ -8,7 +8,7 @@ may attend to whom. For a prompt of two tokens and a noisy image (brackets [ ], 
             p p [ ] n n        queries downwards, keys across
         p   1 0 0 0 0 0        text is causal
         p   1 1 0 0 0 0
-        [   1 1 1 1 1 1        a picture block sees itself in both directions, and everything before it
+        [   1 1 1 1 1 1        an image block sees itself in both directions, and everything before it
         ]   1 1 1 1 1 1
         n   1 1 1 1 1 1        nothing outside a noise block may attend to it
         n   1 1 1 1 1 1
@@ -49,7 +49,7 @@ def belongs_to(name: str, experts: Experts) -> bool:
 class PackLayout:
     """Where each token of a batch stands, understanding tokens before latent ones.
 
-    `position` is the rotary position; `order` the place in the row's sequence; `block` numbers the picture blocks of a
+    `position` is the rotary position; `order` the place in the row's sequence; `block` numbers the image blocks of a
     row and is -1 for text; `noise` marks blocks that others may not see; `valid` is False for padding.
     """
 
@@ -62,12 +62,15 @@ class PackLayout:
     def mask(self, cached: Bool[Tensor, "batch slot"] | None = None) -> Bool[Tensor, "batch 1 query key"]:
         """Who may attend to whom; `cached` keys, True where they are valid, come first and are past."""
         # A key is allowed that comes first or is of the same image block, unless it is in another noise block.
+        # Rows of a batch are apart; the release packs samples into one sequence, and compares samples as well.
         before = self.order[:, None, :] <= self.order[:, :, None]
+        # Text is -1 everywhere: without >= 0 it would be one bidirectional block.
         same = (self.block[:, None, :] == self.block[:, :, None]) & (self.block[:, None, :] >= 0)
         allowed = (before | same) & (same | ~self.noise[:, None, :]) & self.valid[:, None, :]
         # Padding attends to itself: the softmax of a row without any key is NaN.
         allowed = allowed | torch.eye(allowed.shape[1], dtype=torch.bool, device=allowed.device)
         if cached is not None:
+            # No block of the cache is a noise block, since these are never kept, and all of it comes first.
             past = cached[:, None, :].expand(-1, allowed.shape[1], -1)
             allowed = torch.cat([past, allowed], dim=2)
         return allowed[:, None]
@@ -82,7 +85,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
-        wide = x.float()  # whatever the compute dtype, as the reference (kit b.4)
+        wide = x.float()  # whatever the compute dtype, as in Qwen2
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
@@ -100,7 +103,7 @@ class SwiGLU(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Both experts' projections, normed per head, around one joint attention."""
+    """Both experts' projections, queries and keys normed per head (BAGEL adds this to Qwen2), around one attention."""
 
     o_proj: nn.Linear
     o_proj_moe_gen: nn.Linear
@@ -127,11 +130,12 @@ class JointAttention(nn.Module):
         """Queries, keys, values of one expert's tokens."""
         shape = (*x.shape[:2], -1, self.head_dim)
         value = getattr(self, f"v_proj{expert}")(x).view(shape).transpose(1, 2)
-        # Normed and rotated in float32 on both paths, as the reference does on the generation path (kit b.4).
+        # Normed and rotated in float32 for both experts; BAGEL does so for the generation expert. The norm comes first:
+        # its weights are per channel, and rotation mixes channels.
         query = getattr(self, f"q_norm{expert}")(getattr(self, f"q_proj{expert}")(x).view(shape).float())
         key = getattr(self, f"k_norm{expert}")(getattr(self, f"k_proj{expert}")(x).view(shape).float())
         return (
-            rotate(query, rotary).transpose(1, 2).to(value.dtype),
+            rotate(query, rotary).transpose(1, 2).to(value.dtype),  # attention and cache are in the compute dtype
             rotate(key, rotary).transpose(1, 2).to(value.dtype),
             value,
         )
@@ -235,7 +239,7 @@ class MoTDecoder(nn.Module):
             inputs = und, gen, rotary, mask, cache, index
             und, gen = checkpoint(layer, *inputs, use_reentrant=False) if checkpointed else layer(*inputs)
             if layer_outputs is not None:
-                layer_outputs.append(und)
+                layer_outputs.append(und)  # before the final norm
         return self.norm(und), self.norm_moe_gen(gen) if gen.shape[1] else gen
 
 
@@ -245,6 +249,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig):
         super().__init__()
         self.model = MoTDecoder(config)
+        # Not tied to the embedding. It reads understanding states alone: latents have a head of their own, `llm2vae`.
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
@@ -267,6 +272,7 @@ def attend(
     if not on_cpu:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5  # 1 / sqrt(head_dim)
+    # -inf is safe, since every query has a key: padding attends to itself.
     weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
     return weights.to(value.dtype) @ value
 
@@ -274,7 +280,7 @@ def attend(
 def rotary_table(position: Int[Tensor, "batch time"], head_dim: int, theta: float) -> Rotary:
     """Cosines and sines of `head_dim / 2` frequencies, in float32."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float32) / head_dim)
-    angle = position[:, :, None, None].float() * frequency
+    angle = position[:, :, None, None].float() * frequency  # in bfloat16 positions above 256 would be rounded
     return angle.cos(), angle.sin()
 
 
