@@ -2,7 +2,7 @@
 
 Pixels run from -1 to 1. A latent is `scale * (sample - shift)`, 8 times smaller than the image on each side for both
 model sizes. One batch holds images of one size: padding would reach the group norms and the middle attention, and so
-change the latents (parity kit b.6, c.B3). Names of the layers are those of the published ae.safetensors.
+change the latents (BAGEL pads its training batches so). Names of the layers are those of ae.safetensors as published.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from triptych.model.config import AutoencoderConfig
 
 
 def patchify(latent: Float[Tensor, "batch channel height width"], side: int) -> Float[Tensor, "batch patch latent"]:
-    """Cut a latent into tokens, row by row; within a token: row, column, channel, the channel fastest (kit b.5)."""
+    """Cut a latent into tokens, row by row; within a token: row, column, channel, the channel fastest, as in BAGEL."""
     batch, channel, height, width = latent.shape
+    # Axes: batch, channel, token row, row in token, token column, column in token.
     grid = latent.reshape(batch, channel, height // side, side, width // side, side)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // side) * (width // side), side * side * channel)
 
@@ -60,6 +61,7 @@ class MiddleAttention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = _norm(channels)
+        # 1 x 1 convolutions are linear layers on channels; the published weights have their shape.
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -91,14 +93,14 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)  # no padding of its own, which would be symmetric
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h//2 w//2"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # left, right, top, bottom
 
 
 class Upsample(nn.Module):
-    """Double each side: nearest neighbour, then a convolution."""
+    """Double each side: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -165,11 +167,12 @@ class VAEDecoder(nn.Module):
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = MiddleBlock(widths[-1])
+        # One block more per level than the encoder. `before` is the width of the next coarser level, from which it comes.
         self.up = nn.ModuleList(
             ResolutionLevel(before, width, config.num_res_blocks + 1, Upsample if i > 0 else None)
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0])  # `widths[0]` is the finest level's
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
@@ -183,7 +186,7 @@ class Autoencoder(nn.Module):
     """Image to latent and back; works under bf16 autocast and in channels_last.
 
     On a CPU bf16 autocast halves a training step, and channels_last doubles it again: the backward of its group norm is
-    not vectorized. On CUDA channels_last is the faster layout.
+    not vectorized (`LOG.md` E4). On CUDA channels_last is the faster layout.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -207,15 +210,17 @@ class Autoencoder(nn.Module):
         self, pixels: Float[Tensor, "batch 3 height width"], noise: Float[Tensor, "batch z h w"] | None = None
     ) -> Float[Tensor, "batch z h w"]:
         """Scaled latent: of the posterior mean, or of the sample that `noise` (standard normal) picks."""
-        # The mean at inference, as in R3; BAGEL samples there too, so that one picture has many latents.
+        # The mean at inference, as in R3; BAGEL samples there too, so that one image has many latents.
         mean, logvar = self.moments(pixels)
         sample = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
+        # Shifted before it is scaled; `decode` undoes them in the other order.
         return self.config.scale_factor * (sample - self.config.shift_factor)
 
     def decode(self, latent: Float[Tensor, "batch z h w"]) -> Float[Tensor, "batch 3 height width"]:
-        """Pixels of a scaled latent; not clamped."""
+        """Pixels of a scaled latent; not clamped: `images.to_pixels` does it, and a loss needs the gradient."""
         return self.decoder(latent / self.config.scale_factor + self.config.shift_factor)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)  # not torch's default of 1e-5
+    # FLUX: 32 groups, so that `ch` is a multiple of 32, SKETCH's too; not torch's default eps of 1e-5.
+    return nn.GroupNorm(32, channels, eps=1e-6)
