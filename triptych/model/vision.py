@@ -1,8 +1,8 @@
-"""Image to understanding tokens: the SigLIP tower, its connector, and the fixed position tables (parity kit b.5).
+"""Image to understanding tokens: the SigLIP tower, its connector, and the fixed position tables.
 
 An image enters as a row of patches with their position ids `row * side + column` in the corner of a fixed grid: no
-interpolation, any aspect (NaViT style). Each image attends to itself only, fully; images of different sizes share a
-batch by padding and a mask. Names of the layers are those of the published checkpoint.
+interpolation, any aspect (NaViT, arXiv 2307.06304). Each image attends to itself only, fully; images of different
+sizes share a batch by padding and a mask. Names of the layers are those of the published checkpoint.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from triptych.model.config import VisionConfig
 def sincos_table(side: int, dim: int) -> Float[Tensor, "{side}*{side} {dim}"]:
     """Positions of a side x side grid: the first half of the channels is of the column, the second half of the row.
 
-    Each half is [sin | cos] at frequencies 1/10000^(i/(dim/4)); computed in float64, returned in float32 (kit b.5).
+    Each half is [sin | cos] at frequencies 1/10000^(i/(dim/4)); computed in float64, returned in float32, as in BAGEL.
     """
     if dim % 4:
         raise ValueError(f"dim={dim}: sine and cosine of row and column need a multiple of 4")
     frequency = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
     line = torch.cat([angle.sin(), angle.cos()], dim=1)
-    column = line.expand(side, side, -1)  # column first, as in the release; swapped, velocities are off by .3 to 2
+    # Column first, as in the release; with both swapped, velocities are off by .3 to 2.
+    column = line.expand(side, side, -1)
     row = line[:, None].expand(side, side, -1)
     return torch.cat([column, row], dim=-1).reshape(side * side, dim).float()
 
@@ -48,17 +49,19 @@ class PatchEmbeddings(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
+        # A linear layer where SigLIP has a convolution: patches come cut, from images of any aspect.
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.position_embedding = nn.Embedding(config.patches_per_side**2, config.hidden_size)
 
     def forward(
         self, patches: Float[Tensor, "batch patch pixel"], position_ids: Int[Tensor, "batch patch"]
     ) -> Float[Tensor, "batch patch hidden"]:
+        # The tower's own, learned position; the caller adds a fixed one behind the connector.
         return self.patch_embedding(patches) + self.position_embedding(position_ids)
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention within each image."""
+    """Multi-head attention within each image; all projections have biases, as in SigLIP."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -70,6 +73,7 @@ class VisionAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch patch hidden"], mask: Bool[Tensor, "batch patch"] | None
     ) -> Float[Tensor, "batch patch hidden"]:
+        # `[batch head patch dim]`, without rotary positions: the learned table alone tells places apart.
         heads = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (states.transpose(1, 2) for states in heads)
         keys = None if mask is None else mask[:, None, None]  # padding is hidden as a key; its queries mean nothing
@@ -77,7 +81,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMlp(nn.Module):
-    """Two linear layers around a tanh-GELU."""
+    """Two linear layers around a tanh-GELU (gelu_pytorch_tanh of vit_config.json)."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -110,6 +114,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
+        # A file holds the used layers alone: with more, loading would miss their names.
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers_used))
 
 
@@ -144,7 +149,7 @@ class VisionTower(nn.Module):
         x = self.vision_model.embeddings(patches, position_ids)
         for layer in self.vision_model.encoder.layers:
             x = layer(x, mask)
-        # Applied although the last layer is left out (select_layer -2), as in the release.
+        # Applied although the last layer is left out (select_layer -2), as in BAGEL.
         return self.vision_model.post_layernorm(x)
 
 
@@ -157,7 +162,8 @@ class Connector(nn.Module):
         self.fc2 = nn.Linear(out_dim, out_dim)
 
     def forward(self, x: Float[Tensor, "*shape in_dim"]) -> Float[Tensor, "*shape out_dim"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # exact GELU moves logits by 1.5e-4: a mistake to see
+        # Exact GELU in place of the tanh form moves logits by 1.5e-4, three times the tolerance of the golden tests.
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 def _attend(
