@@ -6,7 +6,7 @@
     tokenizer.json                      the tokenizer
 
 `ema` may be in shards with an index. Parameters of the model take the compute dtype; the autoencoder stays in float32,
-since it is a hundredth of the weights and bf16 costs it visible detail.
+since it is a hundredth of the weights and bfloat16 costs it visible detail.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_7B, OLD_NAMES, BagelConfig, current_names
 from triptych.model.vision import sincos_table
 
+# In this order: the average of the weights (EMA), as BAGEL is published, before any others of the folder.
 MODEL_FILES = ("ema.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
 AUTOENCODER_FILE = "ae.safetensors"
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
@@ -62,10 +63,12 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer, special = templates.load_tokenizer(folder)
+    # Sizes before numbers: what does not fit is an error before gigabytes are read.
     bagel = outline(folder, config, tokenizer, special)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     expected, state = shapes(bagel), {}
     for key, tensor in _read(_model_files(folder), expected["ema.safetensors"], _tables(config), folder):
+        # One by one, cast on the way: main memory never holds a 7B in two dtypes.
         state[key] = tensor.to(device=device, dtype=dtype)
     for key, tensor in _read([folder / AUTOENCODER_FILE], expected[AUTOENCODER_FILE], {}, folder):
         state[_PREFIX + key] = tensor.to(device=device, dtype=torch.float32)
@@ -127,12 +130,14 @@ def resolve_checkpoint(name: str | Path) -> Path:
     """The folder of a packaged name, of a path, or of a hub name, which is downloaded once. Raises ModelError."""
     packaged = Path(__file__).parents[1] / "weights"
     text = str(name)
+    # Names of our own come before folders of the same name in the working directory.
     ours = {path.parent.name: path.parent for path in packaged.glob("*/triptych.json")}
     if isinstance(name, str) and name in ours:
         return ours[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    # Only org/name is asked of the hub: a mistyped path is an error without a request.
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         choices = ", ".join(["a folder", "a hub name like org/name", *sorted(map(repr, ours))])
         raise ModelError(f"no model {text!r}; expected one of: {choices}")
@@ -162,7 +167,7 @@ def fingerprint(policy: Any, whole_below: int = 500_000_000) -> str:
     for old, new in OLD_NAMES.items():
         text = re.sub(rf"\b{new}=", f"{old}=", text)
     digest = hashlib.sha256(text.encode())
-    weights = sorted(policy.state_dict().items())
+    weights = sorted(policy.state_dict().items())  # by name: the order of modules in the code is not the model
     whole = sum(weight.nbytes for _, weight in weights) < whole_below
     for key, weight in weights:
         digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -176,6 +181,7 @@ def _bit_sums(weight: Tensor) -> tuple[int, int]:
 
     Integers, since the sum of floats depends on the order of addition, and so on the device and the threads.
     """
+    # In chunks, since each is widened to 64 bits. The second sum sees two numbers that change places.
     bits = weight.view(_INTEGERS[weight.element_size()])
     plain = weighted = 0
     for part in bits.split(_CHUNK):
@@ -199,7 +205,7 @@ def shapes(bagel: Bagel) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def config_to_json(config: BagelConfig) -> dict[str, Any]:
     """A configuration as JSON values."""
-    return json.loads(json.dumps(asdict(config)))
+    return json.loads(json.dumps(asdict(config)))  # there and back: tuples become lists, as in a file
 
 
 def config_from_json(record: Mapping[str, Any]) -> BagelConfig:
@@ -221,13 +227,15 @@ def read_config(folder: Path) -> tuple[BagelConfig, templates.SpecialTokens | No
     ours = _json(folder / "triptych.json") if (folder / "triptych.json").is_file() else {}
     special = ours.pop("special_tokens", None)
     defaults = config_to_json(BAGEL_7B)
-    record = defaults | ours
+    record = defaults | ours  # a released BAGEL has no triptych.json
     sections = {"language": "llm_config.json", "vision": "vit_config.json"}
     if (folder / "ae_config.json").is_file():
         sections["autoencoder"] = "ae_config.json"
     for section, name in sections.items():
+        # A published config has many more keys (dropout, token ids, ...); ours win where both have one.
         sizes = {key: value for key, value in _json(folder / name).items() if key in defaults[section]}
         record[section] = defaults[section] | sizes | _named(ours.get(section, {}), f"{section} in triptych.json")
+    # bagel_args.json and ae_config.json hold what the release keeps in code; the tests' golden model has them.
     if (folder / "bagel_args.json").is_file():
         arguments = _json(folder / "bagel_args.json")
         try:
@@ -261,6 +269,7 @@ def _write_config(bagel: Bagel, folder: Path) -> None:
     record = config_to_json(bagel.config)
     language, vision = record.pop("language"), record.pop("vision")
     record["vision"] = {key: vision.pop(key) for key in _VISION_ONLY_OURS}
+    # What other readers of such files, transformers among them, need to know; we ignore it.
     language |= {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False}
     vision |= {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
     if bagel.has_tokenizer:
@@ -275,7 +284,7 @@ def _write_config(bagel: Bagel, folder: Path) -> None:
 def _build(kind: Any, record: Any, path: str) -> Any:
     if not isinstance(record, Mapping):
         raise ModelError(f"setting {path or 'configuration'} is {record!r}; expected named values")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind)  # without the bounds of `Annotated`; `violations` reads those
     names = {field.name for field in fields(kind)}
     unknown = sorted(set(record) - names)
     if unknown:
@@ -294,6 +303,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return tuple(_typed(choices[0], part, path) for part in value)
     if origin is Literal and value in choices:
         return value
+    # A float may be written 1 in JSON; true is an int to Python, and a number nowhere here.
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
@@ -326,6 +336,7 @@ def _model_files(folder: Path) -> list[Path]:
     if not isinstance(index, dict) or not index:
         raise ModelError(f"{path} has no weight_map; fetch it again")
     for name in index.values():
+        # A name with a slash could point outside the folder.
         if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
             raise ModelError(f"{path} names {name!r} as weights; expected a safetensors file: fetch it again")
     return [folder / name for name in sorted(set(index.values()))]
@@ -366,6 +377,7 @@ def _compare(
     spare: Mapping[str, Tensor],
     name: str,
 ) -> None:
+    # All differences, and not the first: one name that is off tells nothing, a pattern of them which config is wrong.
     off = [
         f"{key}: expected {list(shape)}, got none" for key, shape in expected.items() if key not in {*stored, *spare}
     ]
@@ -381,4 +393,5 @@ def _compare(
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # Contiguous: safetensors refuses views with strides.
     return tensor.detach().to(device="cpu", dtype=dtype if tensor.is_floating_point() else None).contiguous()
