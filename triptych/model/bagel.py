@@ -1,4 +1,4 @@
-"""Bagel: one model that plans, draws, reflects, edits and answers (arXiv 2505.14683; the loop is arXiv 2602.15772).
+"""Bagel: one model that plans, draws, reflects, edits and answers (arXiv 2505.14683; the loop is R3, arXiv 2602.15772).
 
 Every verb takes lists and returns lists; row i depends on row i alone and on its own seed. The blocks of a row
 (`Network.*_blocks`) are read into a `KVCache`, and then continued as text or as an image. Rows of equal inputs and seed
@@ -36,6 +36,7 @@ class Bagel(Network):
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], on_text: OnText | None = None
     ) -> list[Completion]:
         """Reason: say what the image will hold, at the temperature of plans."""
+        # Equal prompts with equal seeds are one row: several images of one text in RL (`images_per_text`).
         sampling = sampling.planning
         rows, places = distinct(list(zip(prompts, seeds, strict=True)))
         cache = self.prefill([self.plan_blocks(prompts[row]) for row in rows])
@@ -55,6 +56,7 @@ class Bagel(Network):
     ) -> list[Drawing]:
         """Draw each prompt; a plan is read token for token as it was sampled. `seeds` are of the initial noise."""
         # Siblings of a tree share prompt, plan and noise, and differ in their SDE steps alone: most work is shared.
+        # Tokens, and not text: two token sequences of one text are two contexts.
         keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
         rows, places = distinct(list(zip(prompts, keys, seeds, strict=True)))
         grid = self.config.token_grid  # of a new image; an edit keeps the size of its input
@@ -69,7 +71,7 @@ class Bagel(Network):
             sampling,
             sde_seeds,
             on_step,
-            places,
+            places,  # distinct rows are computed, and each output row is a copy of one until its SDE step
         )
         return [Drawing(*pair) for pair in zip(self.decode_images(tokens, grid), sde_steps, strict=True)]
 
@@ -85,6 +87,7 @@ class Bagel(Network):
         """Reflect: look at each image beside its prompt; say what to change, or that nothing is to be changed."""
         # By identity: siblings of a tree hold the very same array.
         rows, places = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
+        # The newest image and the prompt alone: the chain is Markov (R3).
         cache = self.prefill([self.reflect_blocks(prompts[row], images[row]) for row in rows])
         on_row = _renumbered(on_text, rows)
         reflections = sample_text(self, cache, sampling, sampling.max_reflection, [seeds[row] for row in rows], on_row)
@@ -102,9 +105,11 @@ class Bagel(Network):
     ) -> list[Drawing]:
         """Refine: carry each instruction out on its image. The prompt, the plan and the reflection are not seen."""
         rows, places = distinct(list(zip(map(id, images), instructions, seeds, strict=True)))
+        # Each image is encoded once, and read by all branches that have it.
         blocks = [self.edit_blocks(images[row], instructions[row]) for row in rows]
         drawings: dict[int, Drawing] = {}
         for grid in dict.fromkeys(latent.grid for latent, _, _ in blocks):  # one batch for each size of image
+            # Three numberings: output row -> place among the distinct rows -> index in this batch of one size.
             batch = [place for place, (latent, _, _) in enumerate(blocks) if latent.grid == grid]
             outputs = [row for row, place in enumerate(places) if place in batch]
             tokens, sde_steps = sample_flow(
