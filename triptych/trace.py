@@ -2,7 +2,7 @@
 
 Every room reads or extends traces. Records are built whole and never changed; `trace + turn` is a new trace.
 A trace folder holds `trace.json`, `turn-0.png`, `turn-1.png`, ..., `final.png`, and `input.png` when the prompt brought
-a picture. Pixels are uint8 RGB, height by width by 3.
+an image. Pixels are uint8 RGB, height by width by 3.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Item:
 
     @staticmethod
     def from_metadata(record: Mapping[str, Any]) -> Item:
-        position = record.get("position")
+        position = record.get("position")  # GenEval: [relation, index], a list in JSON
         return Item(
             name=record["class"],
             count=int(record.get("count", 1)),
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Spec:
-    """What must be true of a picture: a GenEval or GenEval++ metadata record without its sentence."""
+    """What must be true of an image: a GenEval or GenEval++ metadata record without its sentence."""
 
     tag: str
     include: tuple[Item, ...]
@@ -82,9 +82,10 @@ class Spec:
         )
 
 
+# eq=False here and below: arrays in a record have no single truth value to compare by, and no hash.
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The text to draw, its spec where there is one, and a picture to start from where there is one."""
+    """The text to draw, its spec where there is one, and an image to start from where there is one."""
 
     text: str
     spec: Spec | None = None
@@ -99,7 +100,7 @@ class Completion:
 
     text: str
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # nats
     # For each token the sorted ids (int32) that top-p or top-k left to draw from; None without a filter. Training data:
     # a ratio of two probabilities is defined only over one set of tokens.
     kept: tuple[np.ndarray, ...] | None = None
@@ -114,8 +115,8 @@ class SDESteps:
     """
 
     before: np.ndarray
-    after: np.ndarray
-    time: np.ndarray
+    after: np.ndarray  # with `before`, a pair for each step: the steps need not follow each other
+    time: np.ndarray  # 1 is noise
     dt: np.ndarray
     logprob: np.ndarray
     index: np.ndarray
@@ -142,7 +143,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word on a picture: `score` in [0, 1], and the checks that held or not, in words."""
+    """A judge's score of an image in [0, 1], and the checks that it passed or failed, in words."""
 
     score: float
     passed: tuple[str, ...] = ()
@@ -175,26 +176,26 @@ class Trace:
 
     @property
     def images(self) -> list[np.ndarray]:
-        """Every picture in order, the given one first where there is one."""
+        """Every image in order, the given one first where there is one."""
         drawn = [turn.drew.image for turn in self.turns if turn.drew is not None]
         return drawn if self.prompt.image is None else [self.prompt.image, *drawn]
 
     @property
     def image(self) -> np.ndarray | None:
-        """The newest picture: the only one that later beats see."""
+        """The newest image: the only one that later beats see (the chain is Markov)."""
         images = self.images
         return images[-1] if images else None
 
     @property
     def before(self) -> np.ndarray | None:
-        """The picture before the newest one."""
+        """The image before the newest one."""
         images = self.images
         return images[-2] if len(images) > 1 else None
 
     @property
     def finished(self) -> bool:
         """True once the model has said that no further edit is needed."""
-        return bool(self.turns) and self.turns[-1].drew is None
+        return bool(self.turns) and self.turns[-1].drew is None  # only a stop draws nothing
 
     def save(
         self, folder: Path, extra: Mapping[str, Any] | None = None, pages: Mapping[str, str] | None = None
@@ -204,6 +205,7 @@ class Trace:
         `extra` joins trace.json (verdicts, settings); `pages` are texts to write beside it, by file name. Raises
         OutputError if the folder exists or cannot be written.
         """
+        # In a new folder only: a second trace would leave images of the first one beside its own.
         with new_folder(folder) as part:
             for name, image in self.named_images().items():
                 Image.fromarray(image).save(part / name)
@@ -222,13 +224,14 @@ class Trace:
             "spec": None if self.prompt.spec is None else self.prompt.spec.to_metadata(),
             "source": self.prompt.source,
             "seed": self.seed,
-            "finished": self.finished,
+            "finished": self.finished,  # for readers of the file; `from_record` sees it in the turns
             "input": None if self.prompt.image is None else "input.png",
             "turns": [_turn_record(index, turn) for index, turn in enumerate(self.turns)],
         }
 
     def named_images(self) -> dict[str, np.ndarray]:
-        """The pictures by the names that `to_record` refers to: "input.png", "turn-0.png", ..."""
+        """The images by the names that `to_record` refers to: "input.png", "turn-0.png", ..."""
+        # By the number of the turn, so that a name stays with its turn where another one drew nothing.
         drawn = [(f"turn-{index}.png", turn.drew) for index, turn in enumerate(self.turns)]
         given = {} if self.prompt.image is None else {"input.png": self.prompt.image}
         return given | {name: drew.image for name, drew in drawn if drew is not None}
@@ -258,7 +261,7 @@ def _turn_record(index: int, turn: Turn) -> dict[str, Any]:
     return {
         "said": None if said is None else said.text,
         "tokens": [] if said is None else said.tokens.tolist(),
-        "logprobs": [] if said is None else [float(value) for value in said.logprobs],
+        "logprobs": [] if said is None else [float(value) for value in said.logprobs],  # JSON knows no float32
         "instruction": turn.instruction,
         "drew": None if turn.drew is None else f"turn-{index}.png",
         "seconds": dict(turn.seconds),
@@ -269,11 +272,11 @@ def _turn_from_record(record: Mapping[str, Any], read_image: Callable[[str], np.
     said = None
     if record["said"] is not None:
         tokens, logprobs = np.asarray(record["tokens"], np.int64), np.asarray(record["logprobs"], np.float32)
-        said = Completion(record["said"], tokens, logprobs)
+        said = Completion(record["said"], tokens, logprobs)  # without `kept`: such a text can be read, not trained on
     drew = None if record["drew"] is None else Drawing(read_image(record["drew"]))
     return Turn(said=said, drew=drew, instruction=record["instruction"], seconds=record["seconds"])
 
 
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("RGB"))  # decoded here, before the file is closed
