@@ -1,7 +1,7 @@
-"""The loop: Reason once, then Reflect and Refine until the picture is right or the turns are used up.
+"""The loop: Reason once, then Reflect and Refine until the image is right or the turns are used up.
 
 Two beats, `reason` and `refine`, make both a user's draw and the training tree. The chain is Markov (paper, section 3):
-a reflection sees the newest picture and the prompt, an edit sees the newest picture and the instruction, and nothing
+a reflection sees the newest image and the prompt, an edit sees the newest image and the instruction, and nothing
 else is carried along. A row that has stopped leaves the batch.
 """
 
@@ -26,9 +26,12 @@ STREAMS = ("plan", "draw", "reflect", "edit", "sde")
 
 @runtime_checkable
 class Policy(Protocol):
-    """What the loop asks of a model; `Bagel` is one, a script in a test is another."""
+    """What the loop asks of a model, such as `Bagel`.
 
-    config: BagelConfig
+    Each verb takes and returns one element a row, and gives row i from its inputs and its seed alone.
+    """
+
+    config: BagelConfig  # of which the loop reads `sampling`
 
     def plan(self, prompts, sampling, seeds, on_text=None) -> list[Completion]: ...
     def draw(self, prompts, plans, sampling, seeds, sde_seeds=None, on_step=None) -> list[Drawing]: ...
@@ -61,6 +64,7 @@ def beat_seed(seed: int, turn: int, stream: str) -> int:
 class Seeds:
     """Seeds of one beat, row by row: of the text, of the initial noise, and of the SDE steps."""
 
+    # Apart, since siblings of a tree share the noise and differ in text and SDE steps (Flow-GRPO, MixGRPO).
     text: Sequence[int]
     noise: Sequence[int]
     sde: Sequence[int]
@@ -94,11 +98,12 @@ def reason(
         listener.on_beat("plan", rows)
         plans = list(policy.plan(prompts, sampling, seeds.text, listener.on_text))
         seconds["plan"], start = _lap(start, len(traces))
+    # All plans before the first image, and not row by row: each verb is one batch.
     listener.on_beat("draw", rows)
     drawings = policy.draw(prompts, plans, sampling, seeds.noise, seeds.sde, listener.on_step)
     seconds["draw"], _ = _lap(start, len(traces))
     return [
-        trace + Turn(said=completion, drew=drawing, seconds=dict(seconds))
+        trace + Turn(said=completion, drew=drawing, seconds=dict(seconds))  # a copy: traces share nothing mutable
         for trace, completion, drawing in zip(traces, plans, drawings, strict=True)
     ]
 
@@ -119,13 +124,14 @@ def refine(
     reflections = policy.reflect(prompts, images, sampling, seeds.text, listener.on_text)
     reflect_seconds, start = _lap(start, len(traces))
     instructions = [parse_edit(reflection.text) for reflection in reflections]
-    # An empty instruction is carried out as well: only a stop ends a trace.
+    # An empty instruction is carried out as well: only a stop ends a trace, as in the R3 release.
     edited = [row for row, instruction in enumerate(instructions) if not is_stop(instruction)]
     drawings: list[Drawing | None] = [None] * len(traces)
     edit_seconds = 0.0
+    # Only rows that go on: the release computes edits of finished ones, too, and throws them away.
     if edited:
         listener.on_beat("edit", edited)
-        edit_seeds = seeds.select(edited)
+        edit_seeds = seeds.select(edited)  # by row, so that who else stopped changes no draw
         edits = policy.edit(
             [images[row] for row in edited],
             [instructions[row] for row in edited],
@@ -160,9 +166,10 @@ def play(
 ) -> Iterator[list[Trace]]:
     """Yield all traces after the first beat and after each of up to `turns` Reflect-Refine beats.
 
-    A prompt that brings a picture starts with that picture in place of Reason. Finished traces stay as they are and
+    A prompt that brings an image starts with that image in place of Reason. Finished traces stay as they are and
     take no part in later beats; the last yield holds every trace complete. Raises ConfigError for negative turns.
     """
+    # 0 is Reason alone, the paper's baseline; the paper and the release allow 4 turns.
     if turns < 0:
         raise ConfigError(f"turns={turns}: expected 0 or more Reflect-Refine turns; set --turns")
     sampling = policy.config.sampling if sampling is None else sampling
@@ -172,7 +179,7 @@ def play(
         drawn = reason(policy, [traces[row] for row in blank], sampling, plan, _Renumbered(listener, blank))
         for row, trace in zip(blank, drawn, strict=True):
             traces[row] = trace
-        yield list(traces)
+        yield list(traces)  # a copy, since the list goes on changing
     for _ in range(turns):
         unfinished = [row for row, trace in enumerate(traces) if not trace.finished]
         if not unfinished:
@@ -196,12 +203,12 @@ class _Renumbered(Listener):
         self.listener.on_text(self.rows[row], text)
 
     def on_step(self, done: int, total: int) -> None:
-        self.listener.on_step(done, total)
+        self.listener.on_step(done, total)  # of no row: a step is one of the whole batch
 
 
 def _lap(start: float, rows: int) -> tuple[float, float]:
     """Seconds since `start` as each row's share of the batch, and the time now."""
-    now = time.perf_counter()  # rows share every forward, so that a row's time alone cannot be told
+    now = time.perf_counter()  # rows share every forward, so that no row has a time of its own
     return (now - start) / max(rows, 1), now
 
 
@@ -212,5 +219,5 @@ def _newest(trace: Trace) -> np.ndarray:
 
 
 def with_image(prompt: Prompt, image: np.ndarray) -> Prompt:
-    """The same prompt, starting from a picture: what `triptych edit` plays."""
+    """The same prompt, starting from an image: what `triptych edit` plays."""
     return replace(prompt, image=image)
