@@ -25,6 +25,7 @@ def naming_errors(path: Path, remedy: str = "choose a place that can be written 
     try:
         yield
     except OSError as error:
+        # Blocks nest: an OutputError from inside, made of an OSError, gets the path and the remedy of the outer one.
         cause = error.__cause__ if isinstance(error, OutputError) else error
         if not isinstance(cause, OSError):  # an OutputError that already says what to do
             raise
@@ -34,7 +35,7 @@ def naming_errors(path: Path, remedy: str = "choose a place that can be written 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write a file, or replace it, in one step. Raises OutputError; an older version is then untouched."""
     path = Path(path)
-    part = _part(path)
+    part = _part(path)  # in the same folder: a rename is one step within a file system alone
     with naming_errors(path):
         try:
             with part.open("wb") as file:
@@ -43,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
                 os.fsync(file.fileno())  # a rename may reach the disk before the contents do
             os.replace(part, path)
         finally:
-            part.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)  # of a failed write; after a good one it has its new name
     return path
 
 
@@ -54,6 +55,7 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> Path:
     """`write_text` of a JSON value and a line end."""
+    # A value that is no JSON fails here, before a file is opened.
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -63,11 +65,12 @@ def append_json(path: Path, record: Mapping[str, Any]) -> None:
     A line that a kill or a full disk left torn is closed first, so that it spoils no other.
     """
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"  # half a surrogate, too
+    # Unbuffered, so that a line is one system call, and in append mode, where each lands whole behind the others.
     with naming_errors(path), Path(path).open("ab+", buffering=0) as file:
-        if file.tell():
+        if file.tell():  # append mode starts at the end: 0 is an empty file
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
-        if file.write(line) != len(line):
+        if file.write(line) != len(line):  # unbuffered writes may be short without an error
             raise OSError(0, "the disk is full")
 
 
@@ -78,9 +81,10 @@ def taken(path: Path) -> OutputError:
 
 def check_writable(folder: Path) -> None:
     """Raise OutputError now, before any work, if `folder` exists or could not be made."""
-    if os.path.lexists(folder):
+    if os.path.lexists(folder):  # `exists` is False for a broken link
         raise taken(folder)
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    # By trying, since permissions do not tell of read-only and full file systems.
     with naming_errors(folder), tempfile.TemporaryDirectory(dir=parent, prefix=".triptych-"):
         pass
 
@@ -109,7 +113,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
-            _flush(part)
+            _flush(part)  # else a crash after the rename could leave a folder of empty files
             if os.path.lexists(folder):  # rename would replace an empty folder of somebody else
                 raise taken(folder)
             os.rename(part, folder)
@@ -135,7 +139,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 os.rename(folder, old)  # a kill between the two renames: `sweep` gives the old one its name back
             os.rename(part, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)  # the new one is in place: what stays is for `sweep`
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -151,6 +155,7 @@ def remove_folder(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed writes left in `folder`. Only for a folder that no other process writes to."""
+    # First the killed replacements, whose older version is the only whole one.
     for old in Path(folder).glob(".*.old.part"):
         name = old.name.removeprefix(".").rsplit(".", 3)[0]  # .NAME.PID-THREAD.old.part
         if not old.with_name(name).exists():
@@ -181,7 +186,7 @@ class JsonLog:
         with naming_errors(self.path):
             if not self._checked:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.keep(lambda record: True)
+                self.keep(lambda record: True)  # drops a torn line, once for each log of a process
                 self._checked = True
             append_json(self.path, record)
 
@@ -190,14 +195,14 @@ class JsonLog:
         if not self.path.exists():
             return
         text = "".join(line + "\n" for line, record in self._lines() if holds(record))
-        if text.encode() != self.path.read_bytes():
+        if text.encode() != self.path.read_bytes():  # most logs are whole, and stay untouched
             write_text(self.path, text)
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if not self.path.exists():
             return
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError):  # a torn line
                 record = json.loads(line)
                 if isinstance(record, dict):
                     yield line, record
@@ -205,6 +210,7 @@ class JsonLog:
 
 def _part(path: Path, kind: str = "") -> Path:
     """The name beside `path` under which this thread writes it, or puts its older version aside."""
+    # Process and thread in it: two writers of one name never share a half file, and the last rename wins.
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{kind}.part")
 
 
