@@ -42,7 +42,7 @@ def violations(record: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
 
     None and booleans are never out of bounds; NaN and infinity always are, also where a field has none.
     """
-    hints = _hints(type(record))
+    hints = _hints(type(record))  # resolved, since `from __future__ import annotations` leaves strings in the fields
     for each in fields(record):
         yield from _violations(
             getattr(record, each.name), hints[each.name], f"{path}.{each.name}" if path else each.name
@@ -51,13 +51,14 @@ def violations(record: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
 
 def _violations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, str]]:
     constraints = list(_constraints(hint))
-    if is_dataclass(value):
+    if is_dataclass(value):  # by the value, not by the hint: a field may be `Record | None`
         yield from violations(value, path)
     elif isinstance(value, tuple | list):
         shortest = max((each.min_length for each in constraints if isinstance(each, MinLen)), default=0)
         if len(value) < shortest:
             yield path, value, f"{shortest} or more values"
         for index, element in enumerate(value):
+            # All elements are of one option, so that the path has no index.
             yield from _violations(element, _element(hint, index), path)
     elif isinstance(value, int | float) and not isinstance(value, bool):  # bool is an int to Python
         bounds = {name: bound for name in ("ge", "gt", "le", "lt") for bound in _bounds(constraints, name)}
@@ -65,7 +66,7 @@ def _violations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, st
             yield path, value, _sentence(hint, bounds)
 
 
-@cache
+@cache  # a configuration holds the same few classes many times
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
@@ -86,12 +87,13 @@ def _element(hint: Any, index: int) -> Any:
         return _element(hint.__origin__, index)
     if get_origin(hint) in (Union, UnionType):
         return next((each for each in (_element(part, index) for part in get_args(hint)) if each is not Any), Any)
-    parts = [part for part in get_args(hint) if part is not Ellipsis]
+    parts = [part for part in get_args(hint) if part is not Ellipsis]  # tuple[X, ...] has one hint for all
     return parts[min(index, len(parts) - 1)] if parts and get_origin(hint) in (tuple, list) else Any
 
 
 def _bounds(constraints: list[Any], name: str) -> Iterator[float]:
     for each in constraints:
+        # An Interval has all four names, most of them None.
         if isinstance(each, Ge | Gt | Le | Lt | Interval) and getattr(each, name, None) is not None:
             yield getattr(each, name)
 
