@@ -167,7 +167,7 @@ class VAEDecoder(nn.Module):
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = MiddleBlock(widths[-1])
-        # One block more per level than the encoder. `before` is the width of the next coarser level, from which it comes.
+        # `before` is the width of the next coarser level, from which a level gets its input.
         self.up = nn.ModuleList(
             ResolutionLevel(before, width, config.num_res_blocks + 1, Upsample if i > 0 else None)
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
