@@ -42,10 +42,7 @@ MODEL_FILES = ("ema.safetensors", "ema.safetensors.index.json", "model.safetenso
 AUTOENCODER_FILE = "ae.safetensors"
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
 _LISTED = 8  # names listed in an error
-_VISION_ONLY_OURS = (
-    "select_layer",
-    "patches_per_side",
-)  # settings of the vision tower that vit_config.json does not know
+_VISION_ONLY_OURS = ("select_layer", "patches_per_side")  # settings that vit_config.json does not know
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PERIOD, _CHUNK = 1021, 2**22  # of the positions' weights (a prime), and elements that are summed at once: 32 MB
 _CONFIG_FILES = ("llm_config.json", "vit_config.json", "ae_config.json", "bagel_args.json", "triptych.json")
@@ -377,7 +374,7 @@ def _compare(
     spare: Mapping[str, Tensor],
     name: str,
 ) -> None:
-    # All differences, and not the first: one name that is off tells nothing, a pattern of them which config is wrong.
+    # All differences, and not the first: a pattern of names says which config is wrong.
     off = [
         f"{key}: expected {list(shape)}, got none" for key, shape in expected.items() if key not in {*stored, *spare}
     ]
