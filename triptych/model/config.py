@@ -103,7 +103,7 @@ class Templates:
     answer: str
 
 
-# The release's exact words: a model that was trained with them depends on every space (R3 release).
+# The R3 release's exact words: a model that was trained with them depends on every space.
 R3_TEMPLATES = Templates(
     plan_system=(
         "You should first think about the planning process in the mind and then generate the image. \n"
