@@ -191,7 +191,8 @@ def _rollouts(
         for number in range(max(len(first), len(later))):
             reason, refine = first[number % len(first)], later[number % len(later)]
             groups = expand_trajectories(policy, judge, parents, reason, refine, depth, derive(seed, 0, number))
-            yield groups, [("reason", reason, slice(0, 1))] + [("refine", refine, slice(1, None))] * (depth > 0)
+            stages: Stages = [("reason", reason, slice(0, 1)), ("refine", refine, slice(1, None))]
+            yield groups, stages[: 1 + min(depth, 1)]
         return
     groups: list[Group] = []
     for number, rollout in enumerate(first):
