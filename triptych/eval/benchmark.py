@@ -53,7 +53,7 @@ class Benchmark:
     columns: Mapping[str, str]
 
     def column(self, prompt: Prompt) -> str:
-        tag = "all" if prompt.spec is None else prompt.spec.tag
+        tag = "all" if prompt.spec is None else prompt.spec.tag  # plain sentences have no tag: one column
         return self.columns.get(tag, tag)
 
     @property
@@ -80,7 +80,7 @@ def run_benchmark(
     benchmark: Benchmark,
     policy: Policy,
     judge: Judge,
-    turns: int = 4,
+    turns: int = 4,  # the paper: one Reason, then up to four Reflect-Refine
     seeds: Sequence[int] = (0,),
     sampling: Sampling | None = None,
     plan: bool = True,
@@ -127,6 +127,7 @@ def run_benchmark(
 
 
 def _jobs(benchmark: Benchmark, seeds: Sequence[int]) -> list[EvalJob]:
+    # The order of RunFolder.jobs: shards are counted off from it, in every process alike.
     return [(index, seed) for seed in seeds for index in range(len(benchmark.prompts))]
 
 
@@ -136,6 +137,7 @@ def trace_seed(index: int, seed: int) -> int:
     Were it the run's `seed` itself, all prompts of a run would begin from one initial noise, and an interval over
     prompts would not hold the variance that they share.
     """
+    # LOG.md E25: one-shot .581 with shared noise, .594 with own. 31 bits, as in the runs that are published.
     return derive(seed, index, bits=31)
 
 
@@ -146,7 +148,7 @@ def run_manifest(
     return {
         **_task(benchmark),
         **model_settings(policy),
-        "judge": judge.name,
+        "judge": judge.name,  # holds what verdicts depend on: a hash of its weights, or model and wording
         "turns": turns,
         "seeds": list(seeds),
         "plan": plan,
@@ -158,7 +160,7 @@ def run_manifest(
 def _task(benchmark: Benchmark) -> dict[str, object]:
     return {
         "benchmark": benchmark.name,
-        "columns": list(benchmark.titles),
+        "columns": list(benchmark.titles),  # Overall is the mean over these
         "prompts": len(benchmark.prompts),
         "prompts_sha256": prompts_sha256(benchmark.prompts),
     }
@@ -167,6 +169,7 @@ def _task(benchmark: Benchmark) -> dict[str, object]:
 def picture_verdicts(judge: Judge, traces: Sequence[Trace]) -> list[tuple[Verdict | None, ...]]:
     """A verdict for each picture of each trace, None where it is missing: all pictures in one call."""
     prefixes = [_prefixes(trace) for trace in traces]
+    # A judge over a network asks about all of them side by side.
     verdicts = iter(verdicts_of(judge, [prefix for own in prefixes for prefix in own]))
     return [
         tuple(None if isinstance(verdict := next(verdicts), JudgeError) else verdict for _ in own) for own in prefixes
@@ -191,6 +194,7 @@ def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tu
         verdicts=verdicts,
         stopped=trace.finished,
         said=tuple(None if turn.said is None else turn.said.text for turn in trace.turns),
+        # Of drawing: no turn holds the time of a judge.
         seconds=float(sum(sum(turn.seconds.values()) for turn in trace.turns)),
         pictures=tuple(pixels_sha256(picture) for picture in trace.images),
     )
@@ -262,8 +266,8 @@ def recorded_trace(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
 
 # For manifests: who drew, and whose verdicts count. `world-` marks the judges of stickers, as in WorldJudge.name.
 SYNTHETIC, TRUTH = "synthetic", "world-truth"
-# Mistakes of a picture, and how often: half of the pictures are right, and half of the others miss by one check, as
-# ITA wants its near misses (`vqa.NEAR`).
+# Mistakes of a picture, and how often (weights, 12 in all): half of the pictures are right, and half of the others miss
+# by one check, as ITA wants its near misses (`vqa.NEAR`).
 MISTAKES = {0: 6, 1: 3, 2: 2, 3: 1}
 
 
@@ -276,9 +280,9 @@ def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume:
         **_task(benchmark),
         "model": SYNTHETIC,
         "judge": TRUTH,
-        "turns": 0,
+        "turns": 0,  # one picture each, never edited
         "seeds": list(seeds),
-        "mistakes": {str(count): weight for count, weight in MISTAKES.items()},
+        "mistakes": MISTAKES,  # another share of flawed pictures is another set
         **code_settings(),
     }
     run_folder = RunFolder.open(out, manifest, resume)
@@ -290,6 +294,7 @@ def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume:
                 raise ConfigError(f"{prompt.text!r} has no spec; expected prompts of the sticker world")
             scene = synthetic_scene(prompt.spec, index, seed)
             trace = Trace(prompt) + Turn(None, Drawing(render_array(scene)))
+            # The verdict on the scene itself: no detector can be wrong about it.
             yield _row(benchmark, index, seed, trace, (scene_verdict(scene, prompt.spec),)), trace.images
 
     yield from play_jobs(_jobs(benchmark, seeds), work, run_folder)
