@@ -44,6 +44,7 @@ class ProbeScore:
     @staticmethod
     def of(outcomes: Sequence[bool | None], prompts: Sequence[int], seed: int = 0) -> ProbeScore:
         """Of outcomes, each with its prompt; None is left out. Without an outcome all is NaN: nothing was measured."""
+        # A fixed order of clusters: the seed gives the same draws in whatever order outcomes come.
         pairs = sorted(zip(prompts, outcomes, strict=True), key=lambda pair: pair[0])
         known = [(prompt, [float(outcome)], [1.0]) for prompt, outcome in pairs if outcome is not None]
         share = estimate(bootstrap({"": ClusterSums.of(known, 1)}, seed)[""][:, 0])
@@ -99,6 +100,7 @@ def reflection_outcomes(
             mends(text, scene, spec, seed) if index % 2 else None
             for index, (text, scene, spec, seed) in enumerate(zip(instructions, scenes, specs, seeds, strict=True))
         ],
+        # Right and flawed ones in halves: this share is the balanced accuracy, .5 for who always stops.
         "balanced": [is_stop(text) != bool(index % 2) for index, text in enumerate(instructions)],
     }
 
@@ -134,7 +136,7 @@ def first_edit_outcomes(traces: Sequence[Trace], judge: StickerJudge) -> dict[st
     if edited:
         first, second = (judge([Trace(traces[i].prompt, traces[i].turns[:turns]) for i in edited]) for turns in (1, 2))
         for index, before, after in zip(edited, first, second, strict=True):
-            if before.score < 1:
+            if before.score < 1:  # a right picture has nothing to mend
                 pairs[index] = (before.score, after.score)
     return {
         "improved": [None if pair is None else pair[1] > pair[0] for pair in pairs],
@@ -148,11 +150,11 @@ def run_probes(
     seeds: Sequence[int],
     sampling: Sampling,
     turns: int = 4,
-    batch_size: int = 70,
+    batch_size: int = 70,  # the dev set in one batch
     on_score: Callable[[str, ProbeScore], None] | None = None,
     judge: StickerJudge | None = None,
 ) -> dict[str, ProbeScore]:
-    """Every skill on prompts with a spec, once per seed; `on_score` hears each score as it is known.
+    """Every skill on prompts with a spec, once per seed; `on_score` is called with each score.
 
     Pictures are read by `judge`, the world's own where None.
     """
