@@ -54,6 +54,7 @@ _OLD_MODE = "at_once"  # 0.1's name of one_shot, in evaluations.jsonl
 class ValidationConfig:
     """What a validation measures, and how often. It fixes nothing of a run: a resumed one may change it."""
 
+    # 35 prompts: half of the dev set. One of them is .03 of a share (LOG.md E23).
     every: NonNegativeInt = 0  # steps; 0 is never
     prompts: Annotated[int, Interval(ge=1, le=HELD_OUT)] = 35  # held-out prompts, evenly spread over the kinds
     turns: NonNegativeInt = 4  # most Reflect-Refine turns
@@ -98,7 +99,7 @@ class FixedSet:
         prompts = dev_set(HELD_OUT).thinned(count).prompts if count else ()
         traces: list[Trace] = []
         for part in _parts(len(prompts), batch):
-            (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)
+            (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)  # one beat: Reason
             traces += beat
         pairs = zip(traces, picture_verdicts(judge, traces), strict=True)
         return FixedSet.of(
@@ -145,6 +146,7 @@ def _play(
     """Held-out prompts with their rows and finished traces, in one order."""
     traces: list[Trace] = []
 
+    # Rows have no pixels; ITA and VQA are asked about the pictures of these traces.
     def collecting_play(*arguments: Any, **settings: Any) -> Iterator[list[Trace]]:
         beat: list[Trace] = []
         for beat in play(*arguments, **settings):
@@ -160,7 +162,7 @@ def _play(
 def _alignment(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, float | None]:
     """Whether the first reflection says of its picture what the judge says."""
     pairs = [
-        (score == 1, trace.turns[1].drew is None)
+        (score == 1, trace.turns[1].drew is None)  # a stop draws nothing
         for row, trace in zip(rows, traces, strict=True)
         if len(trace.turns) > 1 and (score := row.score(0)) is not None
     ]
@@ -191,6 +193,7 @@ def _decisions(policy: ProbePolicy, name: str, pictures: FixedSet, config: Valid
     for part in _parts(len(pictures.right), config.batch):
         texts, seeds = [prompt.text for prompt in pictures.prompts[part]], _seeds(config, part)
         reflections = policy.reflect(texts, list(pictures.pictures[part]), policy.config.sampling, seeds)
+        # As the loop decides: text without a closing tag is a stop.
         stops += [is_stop(parse_edit(reflection.text)) for reflection in reflections]
     pairs = list(zip(stops, pictures.right, strict=True))
     return {
