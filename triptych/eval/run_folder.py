@@ -82,6 +82,7 @@ class RunFolder:
             raise ConfigError(f"{fault}; expected at most {MOST_TURNS:,} turns and 1 to {MOST_SEEDS:,} seeds of a run")
         if not run_folder.folder.exists() and run_folder._create(manifest):
             return run_folder
+        # A shard may join a folder that is there, and only its own file must be new.
         output = run_folder.folder if shard == WHOLE else run_folder.results
         if output.exists() and not resume:
             raise OutputError(f"{output} exists; expected a new one: choose another --out, or go on with --resume")
@@ -116,6 +117,8 @@ class RunFolder:
         of another run.
         """
         rows: dict[EvalJob, Row] = {}
+        # Of any number of shards, since a run may go on in others than it began with. Sorted: of two whole rows the
+        # same one counts on every disk.
         for path in sorted(self.folder.glob("results*.jsonl")):
             for row in _read_rows(path):
                 if row.complete or not rows.get((row.prompt, row.seed), row).complete:
@@ -251,6 +254,7 @@ def play_jobs(
             for row, pictures in work(batch):
                 run_folder.append(row, pictures)
                 yield row
+    # Shards that end together may both write it: the same report, each time whole.
     report = run_folder.report()  # of all shards: whoever comes last writes it
     if not report.open:
         run_folder.finish(report)
@@ -276,6 +280,7 @@ def _current(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(record.get("sampling"), dict):
         changes["sampling"] = current_names(record["sampling"])
     if isinstance(record.get("benchmark"), str):
+        # `rehearsal (20 of 70)` as well, the name that --limit gives.
         changes["benchmark"] = re.sub(r"^rehearsal(?= \(|$)", "dev-set", record["benchmark"])
     return changes
 
@@ -287,6 +292,7 @@ def _fault(manifest: Mapping[str, Any]) -> str:
 
 
 def _all(values: object, kind: type) -> bool:
+    # JSON's true is an instance of int.
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
@@ -325,6 +331,7 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """Over text, spec and picture of every prompt, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
+        # The shape too: pictures of other sizes can have the same bytes.
         spec = None if prompt.spec is None else prompt.spec.to_metadata()
         digest.update(json.dumps([prompt.text, spec, None if prompt.image is None else prompt.image.shape]).encode())
         digest.update(b"" if prompt.image is None else prompt.image.tobytes())
