@@ -1,7 +1,7 @@
 """The one cluster bootstrap: means by column, their 95 % intervals, and means of columns.
 
-Observations that share their luck form a cluster, which is drawn as a whole: all seeds of a prompt, since they share
-its difficulty, and all questions about the pictures of one prompt. A draw takes as many clusters of a column as there
+Correlated observations form a cluster, which is drawn as a whole: all seeds of a prompt, since they share its
+difficulty, and all questions about the pictures of one prompt. A draw takes as many clusters of a column as there
 are, with replacement. The interval runs from the 2.5th to the 97.5th percentile of RESAMPLES such means (percentile
 bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
@@ -56,8 +56,10 @@ def bootstrap(columns: Mapping[str, ClusterSums], seed: int = 0) -> dict[str, Me
     """
     rng = np.random.default_rng(seed)
     clusters = {cluster for sums in columns.values() for cluster in sums.clusters}
+    # No cluster is in two columns, as in every benchmark that is drawn.
     if len(clusters) == sum(len(sums.clusters) for sums in columns.values()):
         return {column: _means(_weights(len(sums.clusters), rng), sums) for column, sums in columns.items()}
+    # Sorted, since a set of texts has another order in every process.
     place = {cluster: index for index, cluster in enumerate(sorted(clusters))}  # pyright: ignore[reportArgumentType]
     weights = np.concatenate([*_weights(len(place), rng)])
     return {
@@ -78,6 +80,7 @@ def estimate(means: Float[np.ndarray, "draw"], missing: int = 0) -> Estimate:
     """From the mean as it is, followed by those of the resamples."""
     if np.isnan(means[0]):
         return Estimate(None, None, None, missing)
+    # A draw may hold no cluster with a verdict; such a draw has no mean and is left out.
     low, high = np.nanpercentile(means[1:], [2.5, 97.5])
     return Estimate(float(means[0]), float(low), float(high), missing)
 
