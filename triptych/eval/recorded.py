@@ -136,10 +136,12 @@ def _detailed(details: Any, spec: Spec, reason: str) -> dict[str, list[Detection
         scores = [1.0 if len(box) < 5 else number(box[4], f"the score of {name!r}") for box in boxes]
         detections[name] = [Detection(read_box(box, name), score) for box, score in zip(boxes, scores, strict=True)]
         detections[name].sort(key=lambda each: -each.score)  # GenEval counts the most certain `count` of a class
+    # Too few objects fail by their number; their colors are then never asked for.
     for item in spec.include:
         objects = detections.get(item.name, [])
         if item.color is not None and len(objects) >= item.count:
             colors = _reason_colors(item.name, item.color, item.count, reason)
+            # Not strict: beyond the first `count` objects the rules look at none.
             colored = [Detection(each.box, each.score, color) for each, color in zip(objects, colors, strict=False)]
             detections[item.name] = colored + objects[len(colored) :]
     return detections
@@ -152,6 +154,7 @@ def _reason_colors(name: str, color: str, count: int, reason: str) -> list[str]:
     for line in reason.splitlines():
         if line.startswith(start):
             counts = re.findall(rf"(\d+) ({'|'.join(GENEVAL_COLORS)})\b", line.partition("; and ")[2])
+            # No more of a color than are looked at: a damaged amount would fill the memory.
             return [shade for amount, shade in counts for _ in range(min(int(amount), count))][:count]
     return [color] * count  # the reason does not complain of this item, so that all its objects were right
 
@@ -170,6 +173,7 @@ def _tiif(record: Mapping[str, Any]) -> dict[str, Any]:
     answers = read_answers(reply, len(questions))
     if answers is None:
         return {**column, "right": 0, "asked": 0, "missing": _unanswered(record, reply, len(questions))}
+    # TIIF counts questions: a picture weighs as much as it has of them.
     right = sum(answer == (truth == "yes") for answer, truth in zip(answers, expected, strict=True))
     return {**column, "right": right, "asked": len(questions)}
 
@@ -191,6 +195,7 @@ def _length(record: Mapping[str, Any]) -> str:
 
 def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
     metadata = record.get("metadata")
+    # The tag may stand under `metadata`, as GenEval writes its results.
     whole = {**metadata, **record} if isinstance(metadata, Mapping) else record
     column = {"column": as_text(whole["tag"], "tag"), "prompt": str(whole.get("prompt", ""))}
     key = next((key for key in ("correct", "model_output", "reply") if key in record), None)
@@ -200,6 +205,7 @@ def _genevalpp(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(value, str):
         verdict, why = read_verdict(value), f"no clear verdict in the reply: {short(value)}"
     elif value is None or value in (-1, 0, 1):  # True and 1.0, too, are 1
+        # The official output writes -1 where the judge failed, which a careless mean would count.
         verdict, why = (None, _failed(record)) if value is None or value == -1 else (bool(value), "")
     else:
         raise ValueError(f"{key} is {short(value)}; expected 1, 0, -1 (no verdict) or the judge's reply")
@@ -237,6 +243,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             packed = file.read(2) == GZIP  # by its content: published files are named .jsonl either way
             file.seek(0)
             stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # pyright: ignore[reportAssignmentType]
+            # One byte more than is allowed tells a line that is too long.
             while content := stream.readline(MAX_LINE + 1):
                 line += 1
                 if content.strip():
@@ -254,7 +261,7 @@ def json_object(line: bytes, limit: int) -> dict[str, Any]:
     if len(line) > limit:
         raise ValueError(f"longer than {limit:,} bytes; expected one picture per line")
     try:
-        record = json.loads(line.decode("utf-8-sig"), parse_constant=_not_finite)
+        record = json.loads(line.decode("utf-8-sig"), parse_constant=_not_finite)  # editors may add a byte order mark
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
         start = short(line[:60].decode("utf-8", "replace"))
