@@ -90,7 +90,7 @@ def name_of(settings: Mapping[str, Any]) -> str:
     """The recipe that a run.json holds, whatever its seed and budget, by the title of its curve; or its kind."""
     own = _compared_settings(settings)
     for recipe, (config, _) in RECIPES.items():
-        if own == _compared_settings(json.loads(json.dumps(asdict(config)))):
+        if own == _compared_settings(json.loads(json.dumps(asdict(config)))):  # tuples are lists in run.json
             return TITLES.get(recipe, recipe)
     tree = settings["tree"]
     kind = "trajectory" if tree["kind"] == "trajectory" else "reason-only" if not tree["depth"] else "sketch"
@@ -186,7 +186,7 @@ def figure(runs: Sequence[TrainingRun]) -> Figure:
 
     groups, by_metric = grouped(runs), curves(runs)
     colors = {name: CURVE_COLORS[place % len(CURVE_COLORS)] for place, name in enumerate(groups)}
-    whole = Figure((13, 7.2), layout="constrained")
+    whole = Figure((13, 7.2), layout="constrained")  # inches
     for axes, (title, lines) in zip(whole.subplots(2, 3).flat, figure_panels(runs), strict=True):
         _draw_panel(axes, title, [(label, by_metric[metric]) for _, metric, label in lines], colors)
     seeds = {name: "1 seed" if len(group) == 1 else f"{len(group)} seeds" for name, group in groups.items()}
@@ -209,7 +209,7 @@ def _draw_panel(
     measured = [each for _, groups in lines for each in groups.values() if each is not None]
     # Shares of a few percent would be a flat line on an axis to 1.
     top = min(1.0, 1.2 * max((float(each.high.max()) for each in measured), default=1.0) + 0.02)
-    axes.set_ylim(-0.02 * top, 1.02 * top)
+    axes.set_ylim(-0.02 * top, 1.02 * top)  # a line at 0 or at the top stays whole
     if not measured:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED)
         return
@@ -269,7 +269,8 @@ def _compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- the paper's table ------------------------------------------------------------------------------------------------
 
-# Rows of the table: title, the label of the folder, whether it plans, most turns.
+# Rows of the table: title, the label of the folder, whether it plans, most turns. From no turn to four, the paper's
+# limit; a model that learned Reason alone has no turns to show.
 SLOTS = tuple(
     (f"{title}, {'planned' if plan else 'one-shot'}, <= {turn} turns", label, plan, turn)
     for title, label, turns in (("SFT", "sft", 5), ("Reason only", "reason-only", 1), ("R3", "r3", 5))
@@ -299,6 +300,7 @@ def paper_table(evaluations: Sequence[tuple[str, Path]]) -> dict[str, list[Paper
     for label, folder in evaluations:
         run_folder = RunFolder.read(folder)
         members = benchmarks.setdefault(run_folder.manifest["benchmark"], [])
+        # With the first alone: what all share with one, they share with each other.
         for _, other in members[:1]:
             _expect_comparable(run_folder, other)
         members.append(("sft" if label == "lessons" else label, run_folder))  # 0.1's name of sft
