@@ -83,7 +83,7 @@ class Question:
         """For questions.jsonl, with which anyone can ask another model."""
         return {
             **{"picture": self.picture.path.name, "sha256": self.picture.sha256},
-            **{"prompt": self.picture.text, "group": self.picture.prompt},
+            **{"prompt": self.picture.text, "group": self.picture.prompt},  # `group` is the bootstrap's cluster
             **{"column": self.column, "question": self.text, "options": list(self.options), "answer": self.answer},
         }
 
@@ -95,6 +95,7 @@ class Question:
         options = tuple(record["options"])
         if not all(isinstance(each, str) for each in (*texts, *options)) or answer not in options:
             raise ValueError("expected texts, and an answer among the options")
+        # Without a verdict: the answer holds what the judge or the detector said.
         picture = JudgedPicture(Path(name), sha256, record["group"], prompt, column, None)
         return Question(picture, column, text, options, answer)
 
@@ -111,6 +112,7 @@ class Quiz:
 
     def sha256(self) -> str:
         """16 hex digits over every question, its picture's pixels and its answer, in order."""
+        # By pixels, without paths: a picture set may lie in any folder.
         content = [[each.picture.sha256, each.column, each.text, each.options, each.answer] for each in self.questions]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -124,7 +126,7 @@ class Quiz:
         Raises OutputError where the questions cannot be read, or are not those that were asked.
         """
         manifest, path = run_folder.manifest, run_folder.folder / QUESTIONS_FILE
-        if "drawn" not in manifest:
+        if "drawn" not in manifest:  # only a quiz names the run whose pictures it asks about
             return None
         about = {key: value for key, value in manifest.items() if key not in _RUN_SETTINGS}
         by, remedy = manifest.get("by", "question"), "expected the questions that were asked: ask anew"
@@ -164,7 +166,7 @@ def run_quiz(
     run_folder = None
     if out is not None:
         manifest = quiz_manifest(quiz, policy, sampling)
-        run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures=False)
+        run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures=False)  # linked instead
         lines = [json.dumps(question.to_record(), ensure_ascii=False) + "\n" for question in quiz.questions]
         write_text(run_folder.folder / QUESTIONS_FILE, "".join(lines))
 
@@ -179,6 +181,7 @@ def run_quiz(
                 _link(question.picture.path, run_folder.picture_path(row, 0))
             yield row, ()
 
+    # One seed: a quiz is asked once, and its manifest has `seeds` of [0].
     yield from play_jobs([(index, 0) for index in range(len(quiz.questions))], work, run_folder, batch_size)
 
 
@@ -260,6 +263,7 @@ def read_option(reply: str, options: Sequence[str]) -> str | None:
     words = re.findall(r"[a-z]+|[0-9]+", parse_answer(reply).lower())
     plain = " ".join(NUMBERS[int(word)] if word.isdigit() and int(word) < len(NUMBERS) else word for word in words)
     lead = _LEAD.match(f"{plain} ")
+    # A blank at the end, so that an option is compared as a whole word: "cat" is not "cats".
     answer = f"{plain} "[lead.end() if lead else 0 :]
     longest_first = sorted(options, key=len, reverse=True)  # "tv remote" is not "tv"
     for option in longest_first:
@@ -272,6 +276,7 @@ def read_option(reply: str, options: Sequence[str]) -> str | None:
 
 def read_decision(reply: str) -> str | None:
     """Whether a reflection takes the picture to fit: it stops, or asks for an edit. None if it is not well formed."""
+    # A wrong answer, whatever the loop would make of it: docs/ita.md, "By reflection".
     if not reflection_is_formed(reply):
         return None
     return YES if is_stop(parse_edit(reply)) else NO
@@ -302,7 +307,9 @@ def accuracy_by_column(quiz: Quiz, rows: Iterable[Row]) -> dict[str, ColumnAccur
     """
     rows = list(rows)
     accuracy = {column: estimates[0] for column, estimates in quiz_report(quiz, rows).accuracy.items()}
-    unreadable = Counter(row.column for row in rows if _is_unreadable(quiz, row))
+    unreadable = Counter(
+        row.column for row in rows if read_reply(quiz.by, quiz.questions[row.prompt], reply_of(row)) is None
+    )
     questions = Counter(row.column for row in rows)
     columns = {
         column: ColumnAccuracy(
@@ -329,10 +336,6 @@ def quiz_report(quiz: Quiz, rows: Iterable[Row]) -> Report:
     """The report of a quiz's rows; their `group` is the prompt that was drawn."""
     rows = sorted(rows, key=lambda row: row.prompt)
     return summarize(quiz.name, rows, quiz.columns, turns=0, open_jobs=len(quiz.questions) - len(rows))
-
-
-def _is_unreadable(quiz: Quiz, row: Row) -> bool:
-    return read_reply(quiz.by, quiz.questions[row.prompt], reply_of(row)) is None
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -366,6 +369,7 @@ def caption(quiz: Quiz, accuracies: Mapping[str, ColumnAccuracy]) -> list[str]:
     parts = [f"drawn by {quiz.about['drawn'].get('model')}, judged by {quiz.about.get('judge')}"]
     missing = [column for column, each in accuracies.items() if column != OVERALL and each.chance is None]
     if missing:
+        # "ITA by reflection", too.
         why = "no picture fits, or every one does" if quiz.name.startswith("ITA") else "nothing can be asked"
         parts.append(f"missing, and not in Overall: {', '.join(missing)} ({why})")
     left = len(quiz.questions) - accuracies[OVERALL].questions
