@@ -37,7 +37,7 @@ FORBIDS = {
     "turns": "the tables end after different numbers of edits",
 }
 SAME_PROMPTS = ("benchmark", "columns", "prompts", "prompts_sha256")  # without these there are no pairs at all
-UNRECORDED = "not recorded"
+UNRECORDED = "not recorded"  # stands for a setting that one of the manifests lacks
 ROUNDING = 1e-9  # a difference of shares below this is rounding
 
 
@@ -59,7 +59,8 @@ class Difference:
 class PromptPair:
     """One prompt in both runs: the shares of right pictures over its seeds, None where there is no verdict.
 
-    `cluster` is what shares its luck: the prompt itself, or in a quiz the prompt whose picture is asked about.
+    `cluster` is what the bootstrap draws as a whole: the prompt itself, or in a quiz the prompt whose picture is asked
+    about.
     """
 
     prompt: int
@@ -74,6 +75,7 @@ class PromptPair:
         """win, loss or tie of the second run; unpaired where either is unknown."""
         if self.first is None or self.second is None:
             return "unpaired"
+        # Exact: equal fractions are equal floats, as division rounds correctly; only sums of them need ROUNDING.
         return "tie" if self.first == self.second else "win" if self.second > self.first else "loss"
 
 
@@ -148,6 +150,7 @@ def compare(
     def sums(column: str) -> ClusterSums:
         """Both runs side by side, so that each draw of the bootstrap takes the same prompts from both."""
         one, other = (row_sums([row for prompt in paired[column] for row in rows[prompt]], (turn,)) for rows in judged)
+        # Both hold the same prompts, sorted, and with them the same clusters in one order.
         return ClusterSums(one.clusters, np.hstack([one.total, other.total]), np.hstack([one.count, other.count]))
 
     # One draw gives both means, so that what all its prompts have in common cancels in the difference.
@@ -168,7 +171,7 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[Diffe
     for key in {**flat_here, **flat_there}:
         value, other = flat_here.get(key, UNRECORDED), flat_there.get(key, UNRECORDED)
         if value != other:
-            top = key.split(".")[0]
+            top = key.split(".")[0]  # sampling.steps is as harmless as sampling
             why = HARMLESS.get(top) or FORBIDS.get(top, "not known to be harmless")
             changes.append(Difference(key, value, other, top not in HARMLESS, why))
     return sorted(changes, key=lambda each: (not each.forbids, order.index(each.key.split(".")[0])))
@@ -192,4 +195,5 @@ def _judged_rows(rows: Sequence[Row], turn: int) -> dict[int, list[Row]]:
 
 
 def _share(rows: Sequence[Row] | None, turn: int) -> float | None:
+    # Of the seeds that have a verdict: one that a judge missed does not unpair its prompt.
     return sum(row.score(turn) == 1 for row in rows) / len(rows) if rows else None
