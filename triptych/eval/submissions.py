@@ -156,11 +156,12 @@ def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None
     spec = read_spec(metadata) if isinstance(metadata, dict) and "include" in metadata else None
     text = record.get("prompt", metadata.get("prompt") if isinstance(metadata, dict) else None)
     try:
+        # The first key is that of recordings, the second TIIF's own.
         checks = Checks.from_record(record) if {"questions", "yn_question_list"} & record.keys() else None
     except (KeyError, TypeError) as error:
         raise ValueError(f"no list of questions ({type(error).__name__}: {error})") from None
     if text is None and checks is not None:
-        text = record.get(f"{checks.length}_description")
+        text = record.get(f"{checks.length}_description")  # a line of TIIF's prompts
     if text is None and spec is not None:
         try:
             text = prompt_text(spec)
@@ -168,6 +169,7 @@ def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None
             raise ValueError(f"no prompt, and none can be made from the metadata ({error})") from None
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"prompt is {text!r}; expected a sentence, or GenEval's tag and include")
+    # The form of TIIF finds the questions of a prompt by its source and text (vlm_prompts.Checklist).
     return Prompt(text, spec, source=f"tiif/{checks.length}" if checks else "pictures"), checks
 
 
