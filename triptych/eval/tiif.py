@@ -104,6 +104,7 @@ def group_means(columns: Mapping[str, Means]) -> dict[str, dict[str, Means]]:
         }
         for name, members in {**TIIF_GROUPS, **TIIF_LEVELS}.items()
     }
+    # Of the nine groups alone; the two levels hold the same groups again.
     groups[OVERALL] = {length: _mean([groups[name][length] for name in TIIF_GROUPS]) for length in LENGTHS}
     return groups
 
@@ -118,6 +119,7 @@ def _columns(attributes: Iterable[str], length: str) -> list[str]:
 
 
 def _mean(members: Sequence[Means]) -> Means:
+    # None was asked: no mean in any draw.
     return mean_of_columns(members) if members else np.full(RESAMPLES + 1, np.nan)
 
 
@@ -125,6 +127,7 @@ def _mean(members: Sequence[Means]) -> Means:
 class Tiif(Benchmark):
     """TIIF-Bench: long instructions, each with yes/no questions about the picture, found by source and text."""
 
+    # The text alone may be in both halves.
     checks: Mapping[tuple[str, str], Checks] = field(default_factory=dict, repr=False)
 
     def column(self, prompt: Prompt) -> str:
@@ -144,6 +147,7 @@ def load_tiif(path: Path) -> Tiif:
     # The text itself is not in the package, so that only a hash tells which copy a run was played on.
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     checks_of = {(prompt.source, prompt.text): checks for prompt, checks in pairs}
+    # No titles by tag: `column` reads the checks.
     return Tiif(f"TIIF {digest[:8]}", tuple(prompt for prompt, _ in pairs), {}, checks_of)
 
 
@@ -173,6 +177,7 @@ def _instruction(record: Mapping[str, Any], length: str, index: str, where: str)
     wanted = "type, short_description, long_description, yn_question_list and yn_answer_list"
     try:
         text = record[f"{length}_description"]
+        # A line's own index goes before its place in the file; `length` is ours, since a line holds both.
         checks = Checks.from_record({"index": index, **record, "length": length})
     except (KeyError, TypeError, ValueError) as error:
         raise PromptError(f"{where}: {type(error).__name__}: {str(error)[:120]}; expected {wanted}") from error
