@@ -122,6 +122,7 @@ class PictureFacts:
         classes: dict[str, list[VisibleObject]] = {}
         for each in self.objects:
             classes.setdefault(each.name, []).append(each)
+        # Sorted: one seed, one choice.
         return {name: objects for name, objects in sorted(classes.items()) if all(each.sure for each in objects)}
 
     @property
@@ -152,7 +153,8 @@ def composition_questions(picture: JudgedPicture, facts: PictureFacts, world: Wo
         rng = Random(f"{kind} {seed}")  # its own: a new kind would not change the questions of the others
         candidates = list(write(facts, rng, WORDINGS[world]))
         rng.shuffle(candidates)
-        # By the place of the answer among the options, which is what `_balanced` balances.
+        # By the place of the answer among the options, which is what `_balanced` balances. Of several questions with
+        # one answer the last stays: after the shuffle, a random one.
         by_answer = {options.index(answer): (text, options, answer) for text, options, answer in candidates}
         questions += [Question(picture, kind, *candidate) for candidate in by_answer.values()]
     return questions
@@ -210,6 +212,7 @@ def _count(facts: PictureFacts, rng: Random, words: QuestionWording) -> Candidat
     if absent is not None:
         counts[absent] = 0
     for name, count in counts.items():
+        # The options are zero to nine; more objects than that are not asked about.
         if count < len(NUMBERS):
             yield words["count"](name), NUMBERS, NUMBERS[count]
 
@@ -244,6 +247,7 @@ COMPOSITION_KINDS: dict[str, Callable[[PictureFacts, Random, QuestionWording], C
 
 # --- the picture set and its quizzes ----------------------------------------------------------------------------------
 
+# Of the run that drew, for the manifest of a quiz: two picture sets that differ in these are two tasks.
 RUN_SETTINGS = ("benchmark", "prompts", "prompts_sha256", "model", "judge", "turns", "seeds", "plan", "sampling")
 
 
@@ -263,6 +267,7 @@ class PictureSet:
         rows = run_folder.rows()
         if left := len(run_folder.open_jobs(rows)):
             raise OutputError(f"{folder} is not finished, {left} prompts are left; expected all pictures: --resume it")
+        # Not in the order of play: whichever shards drew a set, it makes the same quiz.
         rows.sort(key=lambda row: (row.prompt, row.seed))
         pictures = tuple(picture for row in rows for picture in _judged_pictures(run_folder, row))
         if not pictures:
@@ -318,7 +323,7 @@ def alignment(
 
 
 def _distinct(pictures: Iterable[JudgedPicture]) -> list[tuple[JudgedPicture, Verdict]]:
-    """One pair for each prompt and pixels on which the judge is of one mind."""
+    """One pair for each prompt and pixels on which all verdicts agree."""
     alike: dict[tuple[str, str], list[tuple[JudgedPicture, Verdict]]] = {}
     for picture in pictures:
         if picture.verdict is not None:
@@ -327,7 +332,7 @@ def _distinct(pictures: Iterable[JudgedPicture]) -> list[tuple[JudgedPicture, Ve
 
 
 def _fits(text: str, world: World, by: AnswerForm) -> str:
-    if by == "reflection":
+    if by == "reflection":  # the verb `reflect` takes the prompt itself
         return text
     return fits_question(text) if world == "stickers" else FITS_OPEN.format(text=text)
 
@@ -364,6 +369,7 @@ def _balanced(questions: Sequence[Question], limit: int, rng: Random) -> list[Qu
         by_answer.setdefault(each.options.index(each.answer), []).append(each)
     piles = [rng.sample(pile, len(pile)) for _, pile in sorted(by_answer.items())]
     if questions and len(questions[0].options) == 2:  # then majority is chance: .50
+        # With one answer alone nothing is asked, as it would be right without looking.
         most = min(limit // 2, min(map(len, piles)) if len(piles) == 2 else 0)
         return [each for pile in piles for each in pile[:most]]
     rounds = [pile[turn] for turn in range(max(map(len, piles), default=0)) for pile in piles if turn < len(pile)]
