@@ -86,7 +86,7 @@ class Report:
     accuracy: Mapping[str, tuple[Estimate, ...]]
     score: Mapping[str, tuple[Estimate, ...]]
     edits: tuple[int, ...]  # rows that used 0, 1, ... edits
-    improved: int  # last score above the first
+    improved: int  # last score above the first, be it right or not
     worsened: int
     fixed: int  # wrong at first, right at last
     broken: int
@@ -113,6 +113,7 @@ def summarize(
 ) -> Report:
     """The report of `rows`, with `columns` in this order and turns 0 to `turns`; `seed` fixes the bootstrap."""
     rows = list(rows)
+    # Precision and recall of stopping, with a right picture as the positive class.
     stops, edits = _decisions(rows)
     scores = [(row.score(0), row.score(row.edits)) for row in rows]  # of the first and the last picture
     changes = [(first, last) for first, last in scores if first is not None and last is not None]
@@ -174,6 +175,7 @@ def resampled_means(
         column: row_sums([row for row in rows if row.column == column], range(turns + 1), strict) for column in columns
     }
     means = bootstrap(sums, seed)
+    # Every column weighs alike, however many prompts it has: GenEval's own overall score.
     return {**means, OVERALL: mean_of_columns([*means.values()])} if means else {}
 
 
@@ -183,6 +185,7 @@ def row_sums(rows: Iterable[Row], turns: Sequence[int], strict: bool = True) -> 
     # A fixed order of clusters: the seed then gives the same draws in whatever order shards wrote their rows.
     for row in sorted(rows, key=lambda row: row.cluster):
         scores = [row.score(turn) for turn in turns]
+        # Exactly 1, since a score is checks that hold over checks: n / n has no rounding.
         values = [0.0 if score is None else float(score == 1) if strict else score for score in scores]
         observations.append((row.cluster, values, [score is not None for score in scores]))
     return ClusterSums.of(observations, len(turns))
