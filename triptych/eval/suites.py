@@ -21,6 +21,7 @@ GENEVAL_COLUMNS = {
     "position": "Position",
     "color_attr": "Attribution",
 }
+# Titles and order as in the table of the R3 paper (arXiv 2602.15772); keys are the tags of the published metadata.
 GENEVAL_PLUS_COLUMNS = {
     "color_attr": "Color",
     "counting": "Count",
@@ -39,4 +40,5 @@ def dev_set(count: int = 70) -> Benchmark:
     """`count` sampled prompts of the benchmarks' kinds, in no benchmark and in no training data (seeds.START)."""
     specs = [random_spec(START["dev_set"] + index) for index in range(count)]
     prompts = tuple(Prompt(prompt_text(spec, wording_of(spec)), spec, source="dev_set") for spec in specs)
+    # The two benchmarks share the tags "counting" and "color_attr": GenEval++'s titles win.
     return Benchmark("dev-set", prompts, {**GENEVAL_COLUMNS, **GENEVAL_PLUS_COLUMNS})
