@@ -50,7 +50,8 @@ def results(
     def metrics(column: str) -> dict[str, Any]:
         own = rows if column == OVERALL else _of_column(rows, column)
         measured = _metrics(means[column], scores[column]) if column in means else {}
-        return {**measured, **_missing(own, turns), **_chance(accuracies.get(column))}
+        missing = sum(row.score(turns) is None for row in own)
+        return {**measured, "missing,none": missing, **_chance(accuracies.get(column))}
 
     tasks = {column: task_of(benchmark, column) for column in columns}
     group = task_of(benchmark, OVERALL)
@@ -69,7 +70,7 @@ def results(
         "config": {
             "model": "triptych",
             "model_args": f"model={manifest.get('model')},dtype={manifest.get('dtype')}",
-            "batch_size": None,
+            "batch_size": None,  # differs between shards and changes no number
             "device": manifest.get("device"),
             "limit": None,  # a thinned benchmark has another name instead
             "bootstrap_iters": RESAMPLES,
@@ -79,9 +80,9 @@ def results(
         },
         "model_name": manifest.get("model"),
         "model_name_sanitized": _plain(str(manifest.get("model"))),
-        "git_hash": manifest.get("code_sha256"),
-        "task_hashes": {},
-        "total_evaluation_time_seconds": f"{sum(row.seconds for row in rows):.1f}",
+        "git_hash": manifest.get("code_sha256"),  # an installed package has no commit
+        "task_hashes": {},  # theirs are over prompts and targets; see prompts_sha256 in `triptych`
+        "total_evaluation_time_seconds": f"{sum(row.seconds for row in rows):.1f}",  # a text, as theirs is
     }
 
 
@@ -98,8 +99,9 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None 
             "doc_id": row.prompt,
             "doc": doc,
             "target": target,
+            # Theirs: context and settings of each request.
             "arguments": [[row.text, {"seed": row.seed, **manifest.get("sampling", {})}]],
-            "resps": [[text for text in row.said if text is not None]],
+            "resps": [[text for text in row.said if text is not None]],  # theirs: a list of replies for each request
             "filtered_resps": filtered,
             "filter": "none",
             "metrics": ["acc"],
@@ -114,6 +116,7 @@ def samples(manifest: Mapping[str, Any], rows: Sequence[Row], quiz: Quiz | None 
 
 def _picture_sample(row: Row) -> tuple[dict[str, Any], str, list[str]]:
     """Document, target and filtered response of a sample that was drawn: the last picture's hash."""
+    # A drawn picture has no reference; the target says what is asked of it.
     return {"prompt": row.text, "column": row.column, "seed": row.seed}, "every check holds", list(row.pictures[-1:])
 
 
@@ -134,6 +137,7 @@ def _chance(accuracy: ColumnAccuracy | None) -> dict[str, float]:
 def _metrics(right: Means, scores: Means) -> dict[str, float]:
     """Means and standard errors from means `[1 + RESAMPLES, turns + 1]`; what is not known is left out."""
     last = right.shape[1] - 1
+    # Their keys are `metric,filter`; no filter is applied here, which they call none.
     by_name = {"acc": right[:, last]}
     by_name |= {f"acc_turn{turn}": right[:, turn] for turn in range(last)}
     by_name["score"] = scores[:, last]
@@ -141,17 +145,14 @@ def _metrics(right: Means, scores: Means) -> dict[str, float]:
     for name, means in by_name.items():
         if not np.isnan(means[0]):
             metrics[f"{name},none"] = float(means[0])
-            # The standard deviation of the resampled means is the bootstrap's estimate of the standard error.
+            # The standard deviation of the resampled means is the bootstrap's estimate of the standard error; ddof=1 as
+            # in the harness.
             metrics[f"{name}_stderr,none"] = float(np.nanstd(means[1:], ddof=1))
     return metrics
 
 
-def _missing(rows: Sequence[Row], turns: int) -> dict[str, int]:
-    counts = _counts(rows, turns)
-    return {"missing,none": counts["original"] - counts["effective"]}
-
-
 def _counts(rows: Sequence[Row], turns: int) -> dict[str, int]:
+    # Theirs differ under --limit; a thinned run here has another name, and these differ by missing verdicts.
     return {"original": len(rows), "effective": sum(row.score(turns) is not None for row in rows)}
 
 
@@ -160,9 +161,9 @@ def _config(task: str, column: str, manifest: Mapping[str, Any]) -> dict[str, An
         "task": task,
         "task_alias": column,
         "group": task_of(manifest["benchmark"], OVERALL),
-        "output_type": "generate_until",
+        "output_type": "generate_until",  # the nearest of their types: none is a picture
         "num_fewshot": 0,
-        "repeats": len(manifest["seeds"]),
+        "repeats": len(manifest["seeds"]),  # a prompt is drawn once a seed
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {
             "version": VERSION,
@@ -178,8 +179,8 @@ def _of_column(rows: Sequence[Row], column: str) -> list[Row]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")  # else GenEval++ would be GenEval
 
 
 def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()  # sha256, as theirs
