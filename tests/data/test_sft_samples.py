@@ -1,4 +1,4 @@
-"""SFT samples: a function of kind, seed and mix alone, true about their pictures, and a share of the prompts is hard."""
+"""SFT samples: a function of kind, seed and mix alone, true about their pictures; a share of prompts is hard."""
 
 from dataclasses import replace
 from random import Random

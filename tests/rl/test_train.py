@@ -165,7 +165,8 @@ def test_drawing_learns_to_please():
     before = {name: p.detach().clone() for name, p in bagel.named_parameters()}
 
     def brightness() -> np.ndarray:
-        drawn = bagel.draw([PROMPTS(900 + row).text for row in range(8)], [None] * 8, sampling.resolve(), list(range(8)))
+        texts = [PROMPTS(900 + row).text for row in range(8)]
+        drawn = bagel.draw(texts, [None] * 8, sampling.resolve(), list(range(8)))
         return np.array([one.image.mean() for one in drawn])
 
     untrained = brightness()

@@ -222,7 +222,7 @@ def _with_tree(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, tree=replace(config.tree, **changes))
 
 
-def _with_stages(config: TrainConfig, change: Callable[[Stage], Stage]) -> TrainConfig:
+def _with_stages(config: TrainConfig, change: Callable[[Any], Any]) -> TrainConfig:
     return replace(config, reason=change(config.reason), refine=change(config.refine))
 
 
