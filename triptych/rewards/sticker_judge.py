@@ -194,11 +194,11 @@ class StickerDetector(nn.Module):
         self.up = ConvNorm(coarse, fine, kernel=1)
         self.join = ConvNorm(fine, fine)
         self.head = nn.Conv2d(fine, 1 + len(CLASSES) + len(SIZES) + 2, 1)
-        nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # most cells hold no center
+        nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]  # a prior of .018: few cells hold one
 
     def forward(self, images: UInt8[Tensor, "batch 96 96 3"]) -> StickerDetections:
         background = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
-        pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)
+        pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)  # black is -3, white 0.7 to 0.9
         x = F.pixel_unshuffle(pixels, STRIDE).contiguous(memory_format=torch.channels_last)
         fine = self.places(F.relu(self.stem(x)))
         coarse = self.things(F.relu(self.down(fine)))
@@ -220,6 +220,7 @@ def fold(detector: StickerDetector) -> StickerDetector:
 
 def scenes_from_detections(images: UInt8[Tensor, "batch 96 96 3"], maps: StickerDetections) -> list[Scene]:
     """Peaks of the heat become stickers, with class and size of their cell and the color of their pixels."""
+    # A peak is the highest within 2 cells (8 px): half the distance of two small stickers side by side.
     highest = F.max_pool2d(maps.heat[:, None], kernel_size=5, stride=1, padding=2)[:, 0]
     peak = (maps.heat == highest) & (maps.heat.sigmoid() > THRESHOLD)
     row, down, right = peak.nonzero(as_tuple=True)
@@ -258,6 +259,7 @@ def sticker_colors(
     alpha = alpha * (inside[:, 1, :, None] * inside[:, 0, None, :]).flatten(1)
     across, along = spot.clamp(0, CANVAS - 1).unbind(1)
     pixels = images[row[:, None, None], along[:, :, None], across[:, None, :]].float().flatten(1, 2) - canvas[:, None]
+    # The clamp: a box that lies wholly outside the picture has no pixels to fit.
     actual = torch.einsum("sp,spc->sc", alpha, pixels) / (alpha**2).sum(1, keepdim=True).clamp(min=1e-6)
     opacity = (torch.einsum("sc,skc->sk", actual, ink) / (ink**2).sum(2)).clamp(MIN_OPACITY, MAX_OPACITY)
     misfit = (actual[:, None] - opacity[:, :, None] * ink).norm(dim=2)
