@@ -30,7 +30,7 @@ CONFIDENCE = 0.3  # an object counts above this score ...
 COUNTING_CONFIDENCE = 0.9  # ... and for the tag "counting" above this: a doubtful extra object would fail the picture
 MAX_OBJECTS = 16  # per class, the most confident ones
 MIN_OFFSET = 0.1  # of both objects' summed sizes: a smaller offset of the centers is no relation
-MIN_COSINE = 0.5  # between the offset and an axis: a relation holds within 60 degrees of it
+MIN_COSINE = 0.5  # between the offset and an axis: a relation holds within less than 60 degrees of it
 MAX_COORDINATE = 1e9  # pixels; coordinates beyond this are damage, not pictures
 
 
@@ -60,7 +60,7 @@ def relations(one: Detection, other: Detection) -> frozenset[str]:
     shrunk, length = _offset(one.box, other.box)
     if max(abs(shrunk[0]), abs(shrunk[1])) < 1e-3:  # a thousandth of a pixel: nothing is left
         return frozenset()
-    x, y = shrunk[0] / length, shrunk[1] / length
+    x, y = shrunk[0] / length, shrunk[1] / length  # official: by the whole offset, not by what is left of it
     sides = {"left of": x < -MIN_COSINE, "right of": x > MIN_COSINE, "above": y < -MIN_COSINE, "below": y > MIN_COSINE}
     return frozenset(side for side, holds in sides.items() if holds)
 
@@ -82,6 +82,7 @@ def judge_detections(spec: Spec, detections: Detections) -> Verdict:
         groups.append(None if reason else objects)
         failed.append(reason) if reason else passed.append(_demand(item))
     for item in spec.exclude:
+        # Of all that the detector kept, not of the most confident ones as above: any surplus counts.
         count = len(detections.get(item.name, ()))
         limit = f"{item.name}: expected fewer than {item.count}"
         failed.append(f"{limit}, found {count}") if count >= item.count else passed.append(limit)
@@ -179,6 +180,7 @@ def read_box(values: Any, name: str) -> tuple[float, float, float, float]:
 def number(value: Any, what: str) -> float:
     """A finite number, or ValueError."""
     try:
+        # JSON's true would pass for the number 1.
         finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer of hundreds of digits
         finite = False
