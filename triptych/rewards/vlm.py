@@ -110,6 +110,7 @@ class Vlm:
         distinct = {each.request: each for each in questions if isinstance(each, PictureQuestion)}
         replies = {request: self._cached(request) for request in distinct}
         new = [each for each in distinct.values() if replies[each.request] is None]
+        # With every reply in the cache no server is needed, nor a key.
         if new:
             with Endpoints(self.addresses, self.key, self.retry, self.concurrency) as endpoints:
                 answers = side_by_side(lambda each: self._send(endpoints, each), new, self.concurrency)
@@ -155,6 +156,7 @@ class Vlm:
             completion = self._completion(question)
             for attempt in range(MAX_READINGS):
                 reply = endpoints.complete(completion, f"{question.request.digest} {attempt}")
+                # Only a readable reply is kept: a later run asks for the others again.
                 if self._is_readable(question, reply):
                     if self.cache is not None:
                         ReplyCache(self.cache).put(question.request, reply)
@@ -205,6 +207,7 @@ class Vlm:
 def self_agreement(judge: Vlm, traces: Sequence[Trace]) -> float | None:
     """How far a judge agrees with itself: the share of equal scores when all questions are sent twice, past the cache,
     first one at a time and then side by side. None where no trace has a verdict both times."""
+    # Alone and in company: batches change the last digits of a server (docs/judges.md).
     alone = replace(judge, cache=None, record=None, concurrency=1).verdicts(traces)
     together = replace(judge, cache=None, record=None).verdicts(traces)
     outcomes = zip(alone, together, strict=True)
@@ -216,6 +219,7 @@ def check_address(address: str) -> str:
     """A base URL as the client needs it; `/v1` is added where there is no path. ConfigError if it is none."""
     try:
         parts = urlsplit(address)
+        # `port` raises ValueError for what is no port.
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable, parts = False, urlsplit("")
@@ -230,7 +234,7 @@ def data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
     """The picture as a PNG inside a URI. JudgeError if it is no picture."""
     file = io.BytesIO()
     try:
-        Image.fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")
+        Image.fromarray(np.ascontiguousarray(picture)).save(file, format="PNG")  # lossless: what was drawn
     except (TypeError, ValueError, OSError) as error:
         raise JudgeError(f"not a picture [height width 3] uint8: {error}") from error
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
