@@ -25,6 +25,7 @@ from triptych.errors import ConfigError, JudgeError
 from triptych.rewards.vlm_client import THINK_END, JudgeReply
 from triptych.trace import Prompt, Verdict
 
+# Names of forms, and with them manifests and caches, hash these words: with one letter changed it is another judge.
 STRICT_WORDING = """Someone was asked for this picture:
 
 "{prompt}"
@@ -60,7 +61,7 @@ Look at the picture and answer with one word, yes or no."""
 
 PLACEHOLDER = re.compile(r"\{(prompt|metadata|questions)\}")
 YES_NO = {"yes": True, "no": False}
-LENGTHS = ("short", "long")
+LENGTHS = ("short", "long")  # TIIF's two wordings of each instruction
 MAX_REASON_STARTS = 20  # opening braces of an answer at which JSON with a "reason" is tried
 MAX_REASON_CHARACTERS = 200  # of an answer without a "reason"
 MAX_WORDING_CHARACTERS = 100_000
@@ -75,6 +76,7 @@ VERDICT_FIELD = re.compile(
     re.IGNORECASE,
 )
 TRUTH_WORDS = {
+    # 1.0 and 0.0: a number in JSON may be a float.
     **dict.fromkeys(("1", "1.0", "yes", "true", "correct"), True),
     **dict.fromkeys(("0", "0.0", "no", "false", "incorrect", "wrong"), False),
 }
@@ -139,6 +141,7 @@ class Strict:
         return Verdict(1.0, passed=reason) if correct else Verdict(0.0, failed=reason)
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
+        # Without a verdict null, so that it is missing when the record is scored, too.
         correct = None if verdict is None else int(verdict.score)
         return {"tag": _tag(prompt), "prompt": prompt.text, "reply": reply.text, "correct": correct}
 
@@ -226,6 +229,7 @@ class Checklist:
 
     def ask(self, prompt: Prompt) -> str:
         questions = self._checks_of(prompt).questions
+        # One line for each question, whatever blanks it holds: answers are matched by lines.
         listed = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(questions, 1))
         return _fill(self.wording, prompt=prompt.text, questions=listed)
 
@@ -244,7 +248,7 @@ class Checklist:
         return {
             "attribute": checks.attribute,
             "length": checks.length,
-            "index": checks.index or prompt.text,
+            "index": checks.index or prompt.text,  # the bootstrap's cluster when it is scored (recorded.py)
             "prompt": prompt.text,
             "questions": list(checks.questions),
             "gt_answers": ["yes" if answer else "no" for answer in checks.answers],
@@ -268,6 +272,7 @@ def probability_of_yes(reply: JudgeReply) -> float | None:
         if words and not words[0][0]:  # the chosen token is blank or punctuation
             continue
         mass = {word: sum(math.exp(value) for other, value in words if other == word) for word in ("yes", "no")}
+        # Of these two words alone: the likeliest tokens hold only part of all probability.
         total = mass["yes"] + mass["no"]
         return mass["yes"] / total if words and words[0][0] in mass and total > 0 else None
     return None
@@ -305,6 +310,7 @@ def read_answers(reply: Any, count: int) -> tuple[bool, ...] | None:
     if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
         return None
     lines = [line.strip() for line in _without_thoughts(reply).split("\n")]
+    # TIIF's own reading first, by which published replies give their published counts (docs/tiif.md).
     for read in (_plain, _marked, _bare):
         answers = read(lines)
         if answers and len(answers) == count:
