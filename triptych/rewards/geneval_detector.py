@@ -34,6 +34,8 @@ from triptych.rewards.geneval_rules import (
 )
 from triptych.trace import Spec, Trace, Verdict
 
+# Sizes, padding, candidates and normalization are those of the official run's mmdet configuration,
+# mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 INPUT_SIDES = (800, 1333)  # pixels: the shorter side becomes the first, unless the longer one would pass the second
@@ -118,7 +120,7 @@ class GenEvalDetector:
         detections = {name: [each.detection for each in own] for name, own in certain.items() if own}
         for item in spec.include:
             if item.color is not None and len(detections.get(item.name, ())) >= item.count:
-                counted = certain[item.name][: item.count] if item.count else []
+                counted = certain.get(item.name, [])[: item.count]
                 colors = self.colors(picture, counted, item.name)
                 for index, (each, color) in enumerate(zip(counted, colors, strict=True)):
                     detections[item.name][index] = Detection(each.detection.box, each.detection.score, color)
@@ -135,6 +137,7 @@ class GenEvalDetector:
             outputs = self.objects(pixel_values=padded)
             logits = zip(indices, outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
             for index, classes, masks in logits:
+                # The maps cover the padded input: the padding is cut off before they take the size of the picture.
                 full = F.interpolate(masks[None], padded.shape[2:], mode="bilinear")[:, :, :height, :width]
                 objects[index] = objects_from_logits(classes, full, pictures[index].shape[:2])
         return objects
@@ -153,8 +156,10 @@ class GenEvalDetector:
         """CLIP's direction of each color for a class: the mean over the templates."""
         if name not in self.color_embeddings:
             texts = [template.format(color=color, name=name) for color in GENEVAL_COLORS for template in COLOR_PROMPTS]
+            # CLIP's longest text.
             tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
             inputs = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
+            # Unit vectors before the mean and after it, as in clip_benchmark, which the official script calls.
             directions = _unit(self.clip.text_projection(self.clip.text_model(**inputs).pooler_output))
             means = directions.unflatten(0, (len(GENEVAL_COLORS), len(COLOR_PROMPTS))).mean(1)
             self.color_embeddings[name] = _unit(means)
@@ -164,7 +169,7 @@ class GenEvalDetector:
         """A picture at the network's size, normalized."""
         shorter, longer = sorted(picture.shape[:2])
         scale = min(self.sides[0] / shorter, self.sides[1] / longer)
-        size = [max(1, int(side * scale + 0.5)) for side in picture.shape[:2]]
+        size = [max(1, int(side * scale + 0.5)) for side in picture.shape[:2]]  # as mmcv rounds
         pixels = torch.tensor(picture, device=self.device).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
         return _normalized(pixels, IMAGENET_MEAN, IMAGENET_STD)
@@ -221,9 +226,11 @@ def objects_from_logits(
     if not len(places):
         return objects
     logits = F.interpolate(masks[:, places // len(COCO_NAMES)], size, mode="bilinear")[0]
+    # As Mask2Former scores instances: the mean probability of a mask where it is above one half.
     inside = logits > 0
     mask_scores = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     scores = scores * mask_scores
+    # Stable: equal scores stay in the order of the network, the same in every run.
     for index in scores.argsort(descending=True, stable=True).tolist():
         own = objects.setdefault(COCO_NAMES[int(places[index]) % len(COCO_NAMES)], [])
         if scores[index] > CONFIDENCE and len(own) < MAX_OBJECTS:
@@ -234,9 +241,11 @@ def objects_from_logits(
 def cut_out(picture: ImageArray, one: DetectedObject, side: int) -> Float[Tensor, "3 side side"]:
     """An object alone on gray, cropped to its box, as CLIP expects it: shorter side scaled, center cropped."""
     alone = np.where(one.mask[..., None], picture, np.uint8(GRAY))
+    # Whole pixels, as PIL's crop of the official script rounds them.
     left, top, right, bottom = (round(edge) for edge in one.detection.box)
     crop = Image.fromarray(alone[top:bottom, left:right])
     shorter = min(crop.size)
+    # Truncated and rounded as in torchvision's Resize and CenterCrop, of which CLIP's own transform is made.
     crop = crop.resize((side * crop.width // shorter, side * crop.height // shorter), Image.Resampling.BICUBIC)
     x, y = round((crop.width - side) / 2), round((crop.height - side) / 2)
     square = np.array(crop.crop((x, y, x + side, y + side)))
