@@ -30,7 +30,7 @@ class RewardRule:
     """Which column of the table, and the weights in it."""
 
     variant: Variant = "paper"
-    format_weight: float = 1.0
+    format_weight: float = 1.0  # 1 in the paper and in the release
     stop_cost: float = 0.0  # taken from C for stopping on a wrong picture; neither paper nor release takes anything
 
 
@@ -74,6 +74,8 @@ def stage_reward(
     has_picture = turn.drew is not None
     text = _outcome(verdict, before, has_picture, text_grain, rule)
     if rule.variant == "release":
+        # V, not C: siblings share V_hat, and the mean of the group takes it off anyway. The format is a factor of the
+        # text's whole reward, not a summand as in the paper.
         picture = score_of(verdict, picture_grain)
         return Reward(well_formed * (rule.format_weight + text), picture, well_formed, has_picture)
     picture = _outcome(verdict, before, has_picture, picture_grain, rule)
@@ -85,6 +87,7 @@ def _outcome(verdict: Verdict, before: Verdict | None, has_picture: bool, grain:
     value = score_of(verdict, grain)  # of the old picture where the beat stopped
     if before is None:
         return value
+    # No picture is above a right one: V - V_hat would never reward the stop.
     if is_right(before):
         if not has_picture:  # it stopped, as it should
             return 1.0
