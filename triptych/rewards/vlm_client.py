@@ -36,7 +36,7 @@ MAX_REPLY_BYTES = 1 << 20  # of one answer or one cache file; a verdict has a fe
 LOGPROB_TOKENS = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break
 THINK_END = "</think>"  # a reasoning model's answer follows the last of these
 NO_KEY = "none"  # the key for a server that needs none
-RETRIED_STATUSES = {408, 409, 425, 429}  # besides 5xx
+RETRIED_STATUSES = {408, 409, 425, 429}  # timeout, conflict, too early, too many requests; besides 5xx
 REFUSAL_STATUSES = {400, 422}  # this request, as it is
 FATAL_STATUSES = {401, 404}  # a wrong key, an unknown model or address: the same for every request
 CONNECT_TIMEOUT = 10.0  # seconds; a server that is there accepts at once, however busy its model is
@@ -62,6 +62,7 @@ class RetryPolicy:
 
     def delay(self, failures: int, jitter: random.Random) -> float:
         """Seconds to wait after so many failures in a row, one or more."""
+        # The exponent is bounded, or it would overflow long after max_wait decides.
         return min(self.backoff * 2 ** min(failures - 1, 30) * jitter.uniform(0.5, 1.5), self.max_wait)
 
 
@@ -276,13 +277,13 @@ class _Server:
         self.client = self.openai.OpenAI(
             base_url=address,
             api_key=key,
-            max_retries=0,
+            max_retries=0,  # `Endpoints` tries again, elsewhere
             default_headers={"Accept-Encoding": "identity"},  # so that the limit in bytes is one of what is read
             http_client=self.openai.DefaultHttpxClient(
                 timeout=httpx2.Timeout(retry.timeout, connect=min(retry.timeout, CONNECT_TIMEOUT)),
                 limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
                 verify=_certificates(),
-                follow_redirects=False,
+                follow_redirects=False,  # key and picture go to the named address alone
                 event_hooks={"request": [self._start_clock], "response": [self._bound]},
             ),
         )
@@ -318,7 +319,7 @@ class _Server:
     def _failure(self, status: int, message: str, headers: Mapping[str, str]) -> Exception:
         message = self._clean(f"{self.address} says {status}: {message}")
         if status in RETRIED_STATUSES or status >= 500:
-            return _Retry(message, retry_after(headers), down=status in (429, 503))
+            return _Retry(message, retry_after(headers), down=status in (429, 503))  # too busy for any request
         if status in REFUSAL_STATUSES:
             return _Refusal(message)
         if status in FATAL_STATUSES:
@@ -419,6 +420,7 @@ def _top_logprobs(logprobs: Any) -> tuple[tuple[tuple[str, float], ...], ...]:
 def _choices(place: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     """(token, log-probability) pairs at one place, the chosen token first."""
     values: dict[str, float] = {}
+    # 20: the most that the API gives.
     for choice in [place, *(place.get("top_logprobs") or [])[:20]]:
         value = float(choice["logprob"])
         if math.isfinite(value):
