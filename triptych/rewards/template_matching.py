@@ -76,6 +76,7 @@ def explain(images: UInt8[Tensor, "batch 96 96 3"]) -> list[Scene]:
             best_fit(residual[row], canvas[row], kinds)
             for row, kinds in zip(rows, coarse_candidates(residual[rows]), strict=True)
         ]
+        # A picture that nothing fits is explained.
         rows = [row for row, fit in zip(rows, fits, strict=True) if fit is not None]
         for row, fit in zip(rows, filter(None, fits), strict=True):
             stickers[row].append(_sticker(fit))
@@ -115,14 +116,14 @@ def best_fit(
     across, along = (corner[:, None] + torch.arange(-1, WINDOW + 2) for corner in (x, y))
     inside = [steps.clamp(0, residual.shape[-1] - 1) for steps in (across, along)]
     patch = residual[:, inside[1][:, :, None], inside[0][:, None, :]]
-    shifted = patch.unfold(2, WINDOW, 1).unfold(3, WINDOW, 1)  # [3 few down right y x], by -1, 0 or 1 px
+    shifted = patch.unfold(2, WINDOW, 1).unfold(3, WINDOW, 1)  # [3 few down right y x], by -1 to 2 px
     silhouette = _windows()[kind]
     overlap = torch.einsum("cfduyx,fhyx,kc->fduhk", shifted, silhouette, ink)
     energy = (silhouette.square().sum((2, 3))[:, :, None] * ink.square().sum(1))[:, None, None]
     opacity = (overlap / energy).clamp(max=MAX_FIT_OPACITY)
-    gain = 2 * opacity * overlap - opacity**2 * energy
+    gain = 2 * opacity * overlap - opacity**2 * energy  # squared error before, less that after
     unexplained = torch.einsum("cfduyx,fhyx->fduh", shifted.square(), (silhouette > 0.05).float())[..., None]
-    share = gain / unexplained.clamp(min=1.0)
+    share = gain / unexplained.clamp(min=1.0)  # where nothing is left, no division by 0
     worth = torch.where((opacity < MIN_FIT_OPACITY) | (share < MIN_EXPLAINED), -1.0, gain * share)
     f, d, u, h, k = (int(i) for i in torch.unravel_index(worth.argmax(), worth.shape))
     if worth[f, d, u, h, k] <= 0:
@@ -149,5 +150,5 @@ def _windows() -> Float[Tensor, "240 4 window window"]:
     """Every silhouette of every size in the middle of a window, and moved half a pixel right, down, and both."""
     rooms = [(WINDOW - side) // 2 for side in SIZES.values()]
     still = torch.cat([F.pad(silhouettes(s), (r,) * 4) for s, r in zip(SIZES.values(), rooms, strict=True)])
-    right = (still + still.roll(1, 2)) / 2
+    right = (still + still.roll(1, 2)) / 2  # half a pixel by linear interpolation
     return torch.stack([still, right, (still + still.roll(1, 1)) / 2, (right + right.roll(1, 1)) / 2], dim=1)
