@@ -12,7 +12,7 @@ from triptych.errors import ModelError, TrainingError
 from triptych.sft import checkpoint
 from triptych.sft.optim import (
     FitConfig,
-    Stage,
+    SFTStage,
     copies,
     ema_decay,
     fit,
@@ -24,7 +24,7 @@ from triptych.sft.optim import (
 CONFIG = FitConfig(steps=6, lr=0.05, warmup_steps=2, cooldown=0.5, ema_decay=0.9, weight_decay=0.01)
 
 
-def toy(config: FitConfig = CONFIG) -> Stage:
+def toy(config: FitConfig = CONFIG) -> SFTStage:
     """Two matrices for Muon, one of each expert, a bias for AdamW, and a running mean, which has no gradient."""
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {
@@ -44,10 +44,10 @@ def toy(config: FitConfig = CONFIG) -> Stage:
 
     learned = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     optimizers = muon_and_adamw(learned, config, muon_lr=0.02)
-    return Stage("toy", config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage("toy", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
-def result(stage: Stage) -> list[Tensor]:
+def result(stage: SFTStage) -> list[Tensor]:
     return [*stage.tensors.values(), *stage.ema.values()]
 
 
@@ -131,7 +131,9 @@ def test_the_average_follows_its_formula_and_forgets_the_first_weights():
     assert torch.equal(ema["w"], weights["w"])  # no decay: no average
 
 
-def line(weight: Tensor, optimizer: torch.optim.Optimizer, config: FitConfig, scale: float, threads: int = 1) -> Stage:
+def line(
+    weight: Tensor, optimizer: torch.optim.Optimizer, config: FitConfig, scale: float, threads: int = 1
+) -> SFTStage:
     """A weight `[4]` that learns to be scale times as large along each row, in as many parts as threads."""
 
     def samples(step: int) -> list[tuple[Tensor, float]]:
@@ -142,7 +144,7 @@ def line(weight: Tensor, optimizer: torch.optim.Optimizer, config: FitConfig, sc
         return (x @ weight - scale * x.sum(1)).square().mean(), {"rows": float(len(x))}
 
     tensors = {"w": weight}
-    return Stage("line", config, tensors, copies(tensors), {"sgd": optimizer}, samples, loss, threads)
+    return SFTStage("line", config, tensors, copies(tensors), {"sgd": optimizer}, samples, loss, threads)
 
 
 def sgd_step(scale: float, max_grad_norm: float, out: Path, threads: int = 1) -> tuple[Tensor, float]:

@@ -14,7 +14,7 @@ from torch import nn
 from triptych import files
 from triptych.errors import ConfigError, OutputError
 from triptych.model.config import BagelConfig
-from triptych.sft.optim import FitConfig, Stage, adamw, copies
+from triptych.sft.optim import FitConfig, SFTStage, adamw, copies
 from triptych.sft.run import OLD_SETTINGS, SETTINGS, RecipeConfig, run_sft
 
 
@@ -27,21 +27,21 @@ class ToyRecipe(RecipeConfig):
     outputs: ClassVar[tuple[str, ...]] = ("first", "second", "sum.json", "steps.jsonl")
     result: ClassVar[str] = "sum.json"
 
-    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[Stage]:
+    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[SFTStage]:
         if self.target == 13:
             raise ConfigError("target 13: expected another number")
         yield (first := self.stage("first"))
         yield (second := self.stage("second"))
         files.write_json(out / self.result, float(first.ema["w"] + second.ema["w"]))
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> SFTStage:
         tensors = {"w": nn.Parameter(torch.zeros(()))}
 
         def loss(goal: float) -> tuple[torch.Tensor, dict[str, float]]:
             return (tensors["w"] - goal).square(), {}
 
         optimizers = adamw(tensors.values(), self.fit, (0.9, 0.99))
-        return Stage(name, self.fit, tensors, copies(tensors), optimizers, lambda step: [(self.target, 1.0)], loss)
+        return SFTStage(name, self.fit, tensors, copies(tensors), optimizers, lambda step: [(self.target, 1.0)], loss)
 
 
 CONFIG = ToyRecipe(save_every=1)

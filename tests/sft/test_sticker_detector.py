@@ -11,7 +11,7 @@ from triptych.data.scene import CANVAS, Scene, Sticker
 from triptych.errors import ConfigError, ModelError
 from triptych.model.config import SKETCH
 from triptych.rewards.sticker_judge import STRIDE, StickerDetections
-from triptych.sft.optim import Stage, fit
+from triptych.sft.optim import SFTStage, fit
 from triptych.sft.run import run_sft
 from triptych.sft.sticker_detector import (
     DetectorConfig,
@@ -32,7 +32,7 @@ TINY = DetectorConfig(steps=4, batch=4)
 CPU = torch.device("cpu")
 
 
-def tiny() -> Stage:
+def tiny() -> SFTStage:
     return detector_stage(TINY, new_detector(0, CPU), seed=7)
 
 

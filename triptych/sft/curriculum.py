@@ -9,7 +9,7 @@
     gen              the generation experts alone: no text changes
     final_decoder    the decoder, on white and single-color pictures
 
-Each stage is a value (`optim.Stage`) that `fit` resumes from its own folder. The result is the checkpoint folder
+Each stage is a value (`optim.SFTStage`) that `fit` resumes from its own folder. The result is the checkpoint folder
 `model` with averaged weights in bfloat16.
 """
 
@@ -34,7 +34,7 @@ from triptych.model.config import BagelConfig
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.seeds import START
 from triptych.sft.joint import JointConfig, PreviousTokenLoss, joint_stage
-from triptych.sft.optim import SEED_STRIDE, Stage, copies, load_weights
+from triptych.sft.optim import SEED_STRIDE, SFTStage, copies, load_weights
 from triptych.sft.run import LOG, RecipeConfig
 from triptych.sft.self_generated import load_pictures, save_pictures, self_generated_pictures, self_generated_samples
 from triptych.sft.sticker_detector import DetectorRecipe
@@ -133,7 +133,7 @@ class SFTConfig(RecipeConfig):
         for name in ("joint", "self_generated", "gen"):
             getattr(self, name).check(name.replace("_", "-"))
 
-    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[Stage]:
+    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[SFTStage]:
         device, seed = self.torch_device, self.seed
         if self.start:
             bagel = weights.load(self.start, dtype=torch.float32).train().to(device)

@@ -35,7 +35,7 @@ from triptych.sft.optim import (
     FitConfig,
     Metrics,
     Part,
-    Stage,
+    SFTStage,
     accumulate_gradients,
     copies,
     muon_and_adamw,
@@ -202,7 +202,7 @@ def joint_stage(
     seed: int,
     threads: int,
     self_generated: Sequence[SFTSample] = (),
-) -> Stage:
+) -> SFTStage:
     """The weights of `bagel` that `ema` averages, of the experts that the config chooses; all else is frozen.
 
     `ema` goes on from the stage before and is updated in place.
@@ -223,7 +223,7 @@ def joint_stage(
 
     optimizers = muon_and_adamw(tensors, config, config.muon_lr)
     loss = partial(joint_loss, bagel, config, auxiliary)
-    return Stage(name, config, tensors, averages, optimizers, samples, loss, threads)
+    return SFTStage(name, config, tensors, averages, optimizers, samples, loss, threads)
 
 
 def joint_loss(

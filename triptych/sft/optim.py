@@ -59,7 +59,7 @@ class SFTStep:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class SFTStage:
     """One stage of SFT.
 
     `tensors` are all that it changes: weights that learn (`requires_grad`) and running statistics. `ema` has the same
@@ -82,7 +82,7 @@ class Stage:
         return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
 
 
-def fit(stage: Stage, folder: Path, save_every: int, num_workers: int = 0) -> Iterator[SFTStep]:
+def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) -> Iterator[SFTStep]:
     """Run a stage from its newest checkpoint in `folder` to its end, yielding after every update.
 
     Saves every `save_every` updates and after the last. `num_workers` processes prepare samples ahead; with 0 they are
@@ -253,7 +253,7 @@ class _Samples(torch.utils.data.Dataset):
         return self.samples(step)
 
 
-def _restore(stage: Stage, folder: Path) -> int:
+def _restore(stage: SFTStage, folder: Path) -> int:
     """Put the newest checkpoint of a stage back, if there is one; returns the number of updates done."""
     files.sweep(folder)  # what a kill has left
     device = next(iter(stage.tensors.values())).device

@@ -17,7 +17,7 @@ from triptych.bounds import NonNegativeInt, PositiveInt, check_bounds
 from triptych.errors import ConfigError
 from triptych.model.config import SKETCH, BagelConfig
 from triptych.sft import checkpoint
-from triptych.sft.optim import SFTStep, Stage, fit
+from triptych.sft.optim import SFTStage, SFTStep, fit
 
 SETTINGS = "sft.json"  # the recipe of a run, in its folder
 LOG = "steps.jsonl"  # one line per update, written by the listener
@@ -49,7 +49,7 @@ class RecipeConfig:
         """Raises ConfigError for settings that cannot work, before anything is loaded or written."""
         check_bounds(self)
 
-    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[Stage]:
+    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[SFTStage]:
         """The stages in order. Each is made after the one before was fit; the result is written after the last."""
         raise NotImplementedError
 

@@ -36,15 +36,15 @@ from triptych.model.config import AutoencoderConfig, BagelConfig
 from triptych.model.vae import Autoencoder
 from triptych.rewards.sticker_judge import STRIDE, StickerDetections, StickerDetector, detect, fold, load_detector
 from triptych.seeds import START
-from triptych.sft.optim import FitConfig, Metrics, Part, Stage, adamw, copies
+from triptych.sft.optim import FitConfig, Metrics, Part, SFTStage, adamw, copies
 from triptych.sft.run import LOG, RecipeConfig
 
 ABSENT, PRESENT = 0.35, 0.65  # opacities
 CLEAN_SHARE = 0.25  # of the pictures stay as rendered
 READ_BACK = 400  # clean scenes, in no update, on which the result is measured
 MAP = CANVAS // STRIDE  # cells of a side of the detector's maps
-Pixels = Float[Tensor, "batch 3 96 96"]  # 0 to 255
-Filter = Callable[[Pixels], Pixels]  # what stands between a scene and the judge, such as an autoencoder
+Levels = Float[Tensor, "batch 3 96 96"]  # pixels from 0 to 255, as the judge reads them; `vae.Pixels` are in [-1, 1]
+Filter = Callable[[Levels], Levels]  # what stands between a scene and the judge, such as an autoencoder
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DetectorRecipe(RecipeConfig):
     outputs: ClassVar[tuple[str, ...]] = ("sticker_detector", "detector.safetensors", "detector.json", LOG)
     result: ClassVar[str] = "detector.safetensors"
 
-    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[Stage]:
+    def stages(self, out: Path, model_config: BagelConfig) -> Iterator[SFTStage]:
         device, seed = self.torch_device, START["sticker_detector"] + self.seed
         pixel_filter = load_filter(self.autoencoder, model_config.autoencoder, device) if self.autoencoder else None
         model = new_detector(seed, device)
@@ -181,7 +181,7 @@ def new_detector(seed: int, device: torch.device) -> StickerDetector:
 
 def detector_stage(
     config: DetectorConfig, model: StickerDetector, seed: int, pixel_filter: Filter | None = None
-) -> Stage:
+) -> SFTStage:
     """All weights of a detector, and the running statistics of its batch norms."""
     device = next(model.parameters()).device
 
@@ -198,7 +198,7 @@ def detector_stage(
     parameters = dict(model.named_parameters())
     tensors = parameters | dict(model.named_buffers())
     optimizers = adamw(parameters.values(), config, betas=(0.9, 0.999))
-    return Stage("sticker_detector", config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage("sticker_detector", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 def load_filter(path: str, config: AutoencoderConfig, device: torch.device) -> Filter:
@@ -213,7 +213,7 @@ def load_filter(path: str, config: AutoencoderConfig, device: torch.device) -> F
     autoencoder.to(device).eval()
 
     @torch.no_grad()
-    def pixel_filter(pixels: Pixels) -> Pixels:
+    def pixel_filter(pixels: Levels) -> Levels:
         with torch.autocast(device.type, torch.bfloat16):
             decoded = autoencoder.decode(autoencoder.encode(pixels / 127.5 - 1))
         return ((decoded.float() + 1) * 127.5).round().clamp(0, 255)
@@ -232,7 +232,7 @@ def _nudged(sticker: Sticker, rng: random.Random) -> Sticker:
     return replace(sticker, x=sticker.x + rng.uniform(-1.5, 1.5), y=sticker.y + rng.uniform(-1.5, 1.5))
 
 
-def corrupt(pixels: Pixels, generator: torch.Generator) -> Pixels:
+def corrupt(pixels: Levels, generator: torch.Generator) -> Levels:
     """Pixels as a generator of pictures might leave them: warped, blurred, tinted, noisy; each row differently."""
     count, device = len(pixels), pixels.device
 
@@ -252,7 +252,7 @@ def corrupt(pixels: Pixels, generator: torch.Generator) -> Pixels:
     return pixels + 20 * uniform(1, 1, 1) ** 1.5 * grain + 8 * uniform(1, 1, 1) * haze
 
 
-def blur(pixels: Pixels, sigma: Float[Tensor, " batch"]) -> Pixels:
+def blur(pixels: Levels, sigma: Float[Tensor, " batch"]) -> Levels:
     """Gaussian blur with each row's own standard deviation in pixels; 0 leaves the row as it is."""
     offsets = torch.arange(-4, 5, device=pixels.device)  # 3 deviations of the strongest blur
     kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None].clamp(min=1e-3) ** 2))

@@ -28,7 +28,7 @@ from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.config import AutoencoderConfig
 from triptych.model.vae import Autoencoder
 from triptych.seeds import START
-from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, Stage, adamw, copies
+from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, SFTStage, adamw, copies
 
 NOISE_STRIDE = 7919  # between the noise seeds of two runs, above the number of updates of a stage
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one, in the VAE stage
@@ -104,7 +104,7 @@ def vae_loss(model: Autoencoder, pixels: Pixels, noise: Latents, kl: float) -> t
     return loss, {"psnr": _psnr(squared), "kl": float(divergence.detach())}
 
 
-def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, device: torch.device) -> Stage:
+def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, device: torch.device) -> SFTStage:
     """A new autoencoder, encoder and decoder."""
     torch.manual_seed(seed)
     model = Autoencoder(model_config).to(device)
@@ -123,7 +123,7 @@ def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, dev
 
     tensors = dict(model.named_parameters())
     optimizers = adamw(tensors.values(), config, BETAS)
-    return Stage("vae", config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage("vae", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def few_colors(seed: int) -> Scene:
     return Scene(tuple(replace(one, color=color) if rng.random() < share else one for one in chosen))
 
 
-def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: int) -> Stage:
+def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: int) -> SFTStage:
     """The decoder of `model` alone; the encoder is never touched, so a flow that learned from it stays true."""
     device = next(model.parameters()).device
     tensors = dict(model.decoder.requires_grad_(True).named_parameters())
@@ -177,7 +177,7 @@ def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: in
         return squared + absolute, {"psnr": _psnr(squared)}
 
     optimizers = adamw(tensors.values(), config, BETAS)
-    return Stage(name, config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage(name, config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 def add_noise(latents: Latents, seed: int, largest: float) -> Latents:

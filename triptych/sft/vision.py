@@ -35,7 +35,7 @@ from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
 from triptych.seeds import START
-from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, Stage, adamw, copies, muon_and_adamw
+from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, SFTStage, adamw, copies, muon_and_adamw
 from triptych.sft.vae import NOISE_STRIDE, Pixels, SceneBatch, scenes_of_step, to_unit
 
 NOTHING_WEIGHT = 0.05  # of an empty patch: at 1, "nothing everywhere" is where learning rests for a long time
@@ -142,7 +142,7 @@ def vision_loss(
     }
 
 
-def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: int, device: torch.device) -> Stage:
+def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: int, device: torch.device) -> SFTStage:
     """A new vision tower with the heads that are only used here."""
     torch.manual_seed(seed)
     model, side = PatchClassifier(model_config).to(device), model_config.patch_size
@@ -162,7 +162,7 @@ def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: in
 
     tensors = dict(model.named_parameters())
     optimizers = muon_and_adamw(tensors, config, config.muon_lr)
-    return Stage("vision", config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage("vision", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 def connector_scenes(first: int, batch: int) -> list[Scene]:
@@ -216,7 +216,7 @@ def connector_loss(
     return loss, {"accuracy": float((right[0] & right[1])[covered].float().mean())}
 
 
-def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> Stage:
+def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> SFTStage:
     """The connector of `bagel` alone; call `scale_connector` when it has learned."""
     device, side = bagel.device, bagel.config.vision.patch_size
     ids = _patch_ids(bagel.config.vision, device)
@@ -236,7 +236,7 @@ def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> Stage:
         return connector_loss(features, bagel, cover_targets(batch.scenes, side).to(device))
 
     optimizers = adamw(tensors.values(), config, betas=(0.9, 0.98))
-    return Stage("connector", config, tensors, copies(tensors), optimizers, samples, loss)
+    return SFTStage("connector", config, tensors, copies(tensors), optimizers, samples, loss)
 
 
 @torch.no_grad()
