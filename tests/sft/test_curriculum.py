@@ -90,6 +90,23 @@ def test_the_gen_stage_moves_generation_experts_alone(whole: Path):
     assert {"llm2vae.weight", "vae2llm.weight", "language_model.model.layers.0.mlp_moe_gen.up_proj.weight"} <= names
 
 
+def test_the_gen_stage_starts_from_the_averaged_weights(tmp_path: Path):
+    """With a learning rate of 0 its weights are those it started from."""
+    config = replace(
+        ONE,
+        start="sketch",
+        decoder=replace(ONE.decoder, steps=0),
+        self_generated=replace(ONE.self_generated, steps=0),
+        gen=replace(ONE.gen, steps=1, lr=0.0, muon_lr=0.0),
+    )
+    cut(config, tmp_path, 3, resume=False)  # two updates of the joint stage, one of gen
+    joint, gen = (checkpoint.latest(tmp_path / name) for name in ("joint", "gen"))
+    assert joint is not None and gen is not None
+    started = {name.removeprefix("model/"): t for name, t in gen[0].items() if name.startswith("model/")}
+    assert started and all(torch.equal(tensor, joint[0][f"average/{name}"]) for name, tensor in started.items())
+    assert any(not torch.equal(tensor, joint[0][f"model/{name}"]) for name, tensor in started.items())
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_own_pictures_are_of_the_averaged_model_with_a_guidance_of_their_own(guidance: float, tmp_path: Path):
     own = replace(ONE.self_generated, steps=1, images=1, guidance=guidance)
