@@ -16,13 +16,11 @@ from triptych.apps.options import MAX_TRACES, ModelChoice, OpenModel, SamplingCh
 from triptych.apps.output import slug
 from triptych.errors import ConfigError, PromptError
 from triptych.eval.run_folder import WHOLE, Shard
-from triptych.files import unused_name
+from triptych.files import check_writable, unused_name
 from triptych.model.config import BagelConfig, Sampling
 from triptych.trace import Prompt
 
 if TYPE_CHECKING:
-    import torch
-
     from triptych.model.bagel import Bagel
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
@@ -33,28 +31,17 @@ def check_text(text: str, what: str = "prompt") -> str:
     """The text without surrounding space; PromptError if it is empty, too long, or not text at all."""
     stripped = " ".join(text.split())  # tabs and line breaks count as spaces
     if not stripped:
-        raise PromptError(f"the {what} is empty; expected a sentence, such as {_example(what)!r}")
+        example = "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
+        raise PromptError(f"the {what} is empty; expected a sentence, such as {example!r}")
     words = stripped.count(" ") + 1
     if words > MAX_WORDS:
         raise PromptError(f"the {what} has {words:,} words; expected at most {MAX_WORDS:,}: shorten it")
     if len(stripped) > MAX_CHARACTERS:
         length = len(stripped)
         raise PromptError(f"the {what} has {length:,} characters; expected at most {MAX_CHARACTERS:,}: shorten it")
-    if not stripped.isprintable() or not _encodes(stripped):
+    if not stripped.isprintable():  # neither are half surrogates, which stand for bytes that are not UTF-8
         raise PromptError(f"the {what} holds bytes that are not text; expected UTF-8 without control characters")
     return stripped
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _example(what: str) -> str:
-    return "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
 
 
 @contextmanager
@@ -120,7 +107,10 @@ def sampling_of(config: BagelConfig, choice: SamplingChoice) -> Sampling:
 
 def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:
     """The chosen model, in memory. Raises ConfigError for a device that is absent, ModelError for a bad checkpoint."""
-    return open_model(choice.model, device_of(choice.device), dtype_of(choice.dtype))
+    import torch
+
+    dtype = None if choice.dtype == "auto" else getattr(torch, choice.dtype)  # None leaves the choice to the loader
+    return open_model(choice.model, device_of(choice.device), dtype)
 
 
 def device_of(name: str) -> str:
@@ -137,22 +127,23 @@ def device_of(name: str) -> str:
     return name
 
 
-def dtype_of(name: str) -> torch.dtype | None:
-    """A compute dtype; None leaves the choice to the loader."""
-    import torch
+def folder_of(choice: EvalOptions) -> tuple[Path, Shard]:
+    """The folder of the run, and which shard of it to play.
 
-    return None if name == "auto" else getattr(torch, name)
-
-
-def folder_of(choice: EvalOptions) -> Path:
-    """The folder of the run; a resumed one has to be named."""
-    if choice.out is not None:
-        return choice.out
-    if choice.resume:
-        raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
-    if choice.shard is not None:
-        raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
-    return unused_name(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    Raises ConfigError where a resumed or shared folder is not named, OutputError where a new one cannot be made.
+    """
+    folder = choice.out
+    if folder is None:
+        # A default name is always that of a new folder, so it would neither resume nor join anything.
+        if choice.resume:
+            raise ConfigError("--resume needs the folder of the run to go on with: name it with --out")
+        if choice.shard is not None:
+            raise ConfigError("--shard needs the folder that all shards of the run share: name it with --out")
+        folder = unused_name(Path("runs") / f"{choice.benchmark}-{slug(choice.model)}")
+    shard = shard_of(choice.shard)
+    if not choice.resume and not (shard != WHOLE and folder.exists()):  # a shard joins the folder of the others
+        check_writable(folder)
+    return folder, shard
 
 
 def shard_of(text: str | None) -> Shard:

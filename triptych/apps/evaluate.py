@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from triptych.apps import score, understanding
-from triptych.apps.arguments import folder_of, load_model, sampling_of, shard_of
+from triptych.apps.arguments import folder_of, load_model, sampling_of
 from triptych.apps.commands import EvalOptions
 from triptych.apps.judge_choice import LoggingJudge, check_missing, judge_kind, open_judge
 from triptych.apps.options import STICKER_JUDGES, JudgeKind, OpenModel
@@ -26,8 +26,8 @@ from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tiif
 from triptych.eval.benchmark import Benchmark, check_source, rejudge, run_benchmark
 from triptych.eval.results import Row, report_table
-from triptych.eval.run_folder import WHOLE, RunFolder, Shard
-from triptych.files import check_writable, write_json
+from triptych.eval.run_folder import RunFolder, Shard
+from triptych.files import write_json
 from triptych.loop import Policy
 from triptych.rewards.judge import Judge
 
@@ -45,9 +45,7 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
     benchmark = benchmark_of(options)
     if options.limit is not None:
         benchmark = benchmark.thinned(options.limit)
-    out, shard = folder_of(options), shard_of(options.shard)
-    if not options.resume and not (shard != WHOLE and out.exists()):  # a shard joins the folder of the others
-        check_writable(out)
+    out, shard = folder_of(options)
     play = (
         drawn_run(options, benchmark, out, shard, open_model)
         if options.drawn is None
@@ -72,8 +70,7 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
         extra = tiif_results(benchmark, rows, play.turns, out, console)
     else:
         console.print(report_table(report))
-    publish(folder, report)
-    console.print(f"{out}/report.html", style="bold", soft_wrap=True)
+    console.print(str(publish(folder, report)), style="bold", soft_wrap=True)
     if report.missing:
         console.print(f"{report.missing} verdicts are missing; --out {out} --resume judges them again", style="yellow")
     if options.understanding and play.policy is not None:

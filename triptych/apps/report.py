@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from triptych.apps.commands import ReportOptions
@@ -32,14 +33,17 @@ def run(options: ReportOptions, open_model: OpenModel) -> int:
     run_folders = [RunFolder.read(folder) for folder in options.folders]
     if options.check is not None:
         return check_manifest(run_folders, options.check, options.as_json)
-    if len(run_folders) == 1:
-        return print_run(run_folders[0], options.as_json)
-    return compare_runs(run_folders, options)
+    if len(run_folders) > 1:
+        return compare_runs(run_folders, options)
+    record = print_run(run_folders[0], open_console(options.as_json))
+    if options.as_json:
+        print(json.dumps(record), flush=True)
+    return 0
 
 
-def print_run(run_folder: RunFolder, as_json: bool) -> int:
-    """Print one run's table, and write what `publish` writes."""
-    report, quiz, console = run_folder.report(), Quiz.read(run_folder), open_console(as_json)
+def print_run(run_folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Print one run's table, and write what `publish` writes; returns all of it as JSON values."""
+    report, quiz = run_folder.report(), Quiz.read(run_folder)
     extra = {}
     if quiz is None:
         console.print(report_table(report))
@@ -48,10 +52,12 @@ def print_run(run_folder: RunFolder, as_json: bool) -> int:
         console.print(accuracy_table(quiz, columns))
         extra = {"accuracies": {column: asdict(accuracy) for column, accuracy in columns.items()}}
     console.print(str(publish(run_folder, report)), style="bold", soft_wrap=True)
-    if as_json:
-        folder, manifest = str(run_folder.folder), run_folder.manifest
-        print(json.dumps({"folder": folder, **extra, "report": report.to_record(), "manifest": manifest}), flush=True)
-    return 0
+    return {
+        "folder": str(run_folder.folder),
+        **extra,
+        "report": report.to_record(),
+        "manifest": run_folder.manifest,
+    }
 
 
 def publish(run_folder: RunFolder, report: Report) -> Path:
@@ -66,7 +72,7 @@ def publish(run_folder: RunFolder, report: Report) -> Path:
         write_text(run_folder.folder / lm_eval_export.SAMPLES, lines)
         results = lm_eval_export.results(manifest, rows, run_folder.columns(rows), quiz)
         write_json(run_folder.folder / lm_eval_export.RESULTS, results)
-        run_folder.finish(report)
+        run_folder.finish(report)  # report.json comes last: where it is, the other two are whole
     return write_text(run_folder.folder / "report.html", run_page(run_folder, report, quiz))
 
 
@@ -105,7 +111,7 @@ def compare_runs(run_folders: Sequence[RunFolder], options: ReportOptions) -> in
     for run_folder, report in zip(run_folders, reports, strict=True):
         if report.open:
             warnings.append(f"{run_folder.folder}: {report.open} samples still to be played")
-    for line in warnings:
+    for line in warnings:  # names of folders and texts of prompts are no markup, here and above
         console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
     if options.as_json:
         print(json.dumps(comparison_record(run_folders, reports, comparisons)), flush=True)
@@ -161,7 +167,7 @@ def comparison_table(
     run_folders: Sequence[RunFolder], reports: Sequence[Report], comparisons: Sequence[RunComparison], turn: int
 ) -> Table:
     """A line per column: each run's mean, then each later run's difference to the first."""
-    is_quiz = "drawn" in run_folders[0].manifest
+    is_quiz = "drawn" in run_folders[0].manifest  # only a quiz names the run whose images it asks about
     shares = "share of right answers" if is_quiz else f"after {turn} edits at most: share of right pictures"
     table = Table(title=f"{reports[0].benchmark}, {shares} [95 %]")
     table.add_column("column")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from triptych.apps.arguments import device_of, folder_of, load_model, shard_of
+from triptych.apps.arguments import device_of, folder_of, load_model
 from triptych.apps.commands import EvalOptions
 from triptych.apps.judge_choice import sticker_judge, vlm_options
 from triptych.apps.options import STICKER_JUDGES, OpenModel
-from triptych.apps.report import publish
+from triptych.apps.report import print_run
 from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError
 from triptych.eval import suites
 from triptych.eval.benchmark import synthetic_set
 from triptych.eval.probes import ProbePolicy
-from triptych.eval.quiz import Quiz, accuracy_by_column, accuracy_table, quiz_report, run_quiz, share
-from triptych.eval.results import OVERALL, Row
+from triptych.eval.quiz import Quiz, run_quiz, share
+from triptych.eval.results import OVERALL
 from triptych.eval.run_folder import WHOLE, RunFolder, Shard
 from triptych.eval.vqa import (
     LIMIT,
@@ -56,12 +56,10 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
     """
     check_quiz(options)
     pictures = None if options.drawn is None else PictureSet.read(options.drawn)
-    out, shard = folder_of(options), shard_of(options.shard)
+    out, shard = folder_of(options)
     set_folder = out.with_name(f"{out.name}-set")
-    if not options.resume and not (shard != WHOLE and out.exists()):  # a shard joins the folder of the others
-        check_writable(out)
-        if pictures is None:
-            check_writable(set_folder)
+    if pictures is None and not options.resume:
+        check_writable(set_folder)
     policy = load_model(options, open_model)
     console = open_console(options.as_json)
     try:
@@ -119,6 +117,7 @@ def check_quiz(options: EvalOptions) -> None:
         )
     unused = given_options(options, (*DRAWING_OPTIONS, *BENCHMARK_OPTIONS))
     unused += [f"--{name}" for name in vlm_options(options)]
+    # ita asks what the run's own judge said; vqa takes its answers from a detector, which no vlm is.
     if options.judge == "vlm" or (options.benchmark == "ita" and options.judge != "auto"):
         unused.append("--judge")
     if options.benchmark == "vqa":
@@ -163,24 +162,14 @@ def ask_quiz(
 ) -> dict[str, Any]:
     """Ask one quiz, or a shard of it, into the folder `out`, print its table, and return all of it as JSON values."""
     quiz = quiz_of(options, name, pictures, policy.config.world)
-    rows: list[Row] = []
+    right = 0
     with Progress(*COUNT_COLUMNS, console=console) as progress:
         bar = progress.add_task(quiz.name, total=len(quiz.questions[shard[0] - 1 :: shard[1]]), right="")
-        for row in run_quiz(quiz, policy, batch_size=options.batch, out=out, resume=options.resume, shard=shard):
-            rows.append(row)
-            right = sum(each.score(0) == 1.0 for each in rows) / len(rows)
-            progress.update(bar, advance=1, right=f"right {right:.3f}")
-    run_folder = RunFolder.read(out)
-    rows = run_folder.rows()  # of every shard
-    columns, report = accuracy_by_column(quiz, rows), quiz_report(quiz, rows)
-    console.print(accuracy_table(quiz, columns))
-    console.print(str(publish(run_folder, report)), style="bold", soft_wrap=True)
-    return {
-        "folder": str(out),
-        "accuracies": {column: asdict(accuracy) for column, accuracy in columns.items()},
-        "report": report.to_record(),
-        "manifest": run_folder.manifest,
-    }
+        rows = run_quiz(quiz, policy, batch_size=options.batch, out=out, resume=options.resume, shard=shard)
+        for count, row in enumerate(rows, start=1):
+            right += row.score(0) == 1.0
+            progress.update(bar, advance=1, right=f"right {right / count:.3f}")
+    return print_run(RunFolder.read(out), console)  # of every shard
 
 
 def quiz_of(options: EvalOptions, name: str, pictures: PictureSet, world: World) -> Quiz:
