@@ -108,7 +108,7 @@ def time_draws(policy: Policy, count: int) -> dict[str, Any]:
             for beat, seconds in turn.seconds.items():
                 beats.setdefault(beat, []).append(seconds)
     whole = [sum(sum(turn.seconds.values()) for turn in trace.turns) for trace in traces]
-    edits = [sum(turn.drew is not None for turn in trace.turns) - 1 for trace in traces]
+    edits = [sum(turn.drew is not None for turn in trace.turns) - 1 for trace in traces]  # 1: the first image
     by_beat = {beat: median(seconds) for beat, seconds in beats.items()}
     return {"draws": count, "median_seconds": median(whole), "median_by_beat": by_beat, "edits": edits}
 
@@ -179,7 +179,7 @@ def time_guidance(model: Bagel, batch: int, repeats: int = 9) -> dict[str, Any]:
     conditional = model.empty_cache(batch)
     unconditional = conditional.copy()
     model.extend(conditional, [[model.text_block(prompt.text)] for prompt in bench_prompts(batch)])
-    both = KVCache.cat([conditional, unconditional], extra=grid[0] * grid[1] + 2)
+    both = KVCache.cat([conditional, unconditional], extra=grid[0] * grid[1] + 2)  # 2: the brackets of the noise block
     shape = (batch, grid[0] * grid[1], model.config.latent_dim)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     twice = noise.repeat(2, 1, 1)
@@ -190,7 +190,8 @@ def time_guidance(model: Bagel, batch: int, repeats: int = 9) -> dict[str, Any]:
     def separate() -> torch.Tensor:
         return torch.cat([model.velocity(cache, noise, 0.9, grid) for cache in (conditional, unconditional)])
 
-    difference = float((packed() - separate()).abs().max())
+    difference = float((packed() - separate()).abs().max())  # warms up, too
+    # Taken in turn, so that what else the machine does falls on both.
     seconds = [(timed(packed)[0], timed(separate)[0]) for _ in range(repeats)]
     one, two = median(first for first, _ in seconds), median(second for _, second in seconds)
     return {"packed_seconds": one, "separate_seconds": two, "speedup": two / one, "largest_difference": difference}
@@ -210,6 +211,7 @@ def measured_recipe(model: Bagel, steps: int) -> TrainConfig:
     """The recipe to measure, with few siblings: all weights of a small model, the LoRA adapters of a large one."""
     if model.config.world == "stickers":
         return shorten(SKETCH_RL, steps, parents=2, group_size=8)
+    # 2 is the smallest group that has a baseline; a step of the whole recipe may need more than 80 GB (LOG.md E56).
     return shorten(LORA_7B, steps, parents=1, group_size=2)
 
 
@@ -218,10 +220,8 @@ def shorten(config: TrainConfig, steps: int, parents: int, group_size: int) -> T
 
     def frozen(stage: StageConfig) -> StageConfig:
         text, picture = replace(stage.text, lr=0.0), replace(stage.picture, lr=0.0)
-        images_per_text = min(stage.images_per_text, group_size)
-        return replace(
-            stage, text=text, picture=picture, parents=parents, group_size=group_size, images_per_text=images_per_text
-        )
+        count = min(stage.images_per_text, group_size)  # a group holds whole sets of images of one text
+        return replace(stage, text=text, picture=picture, parents=parents, group_size=group_size, images_per_text=count)
 
     return replace(config, steps=steps, reason=frozen(config.reason), refine=frozen(config.refine))
 
@@ -263,7 +263,7 @@ def measure_training(model: Bagel, judge: Judge, config: TrainConfig, side: int 
 def timed_steps(
     model: Bagel, judge: Judge, config: TrainConfig, make: Callable[[], Timer]
 ) -> tuple[list[Timer], list[Step]]:
-    """Steps of training, and the clock of each."""
+    """Steps of training, and the timer of each."""
     timers: list[Timer] = []
 
     def make_timer() -> Timer:
@@ -288,13 +288,13 @@ def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: A
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}  # unknown to the counter
 
 
-def matmul_rate(device: torch.device, side: int = 0, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device, side: int = 0) -> float:
     """FLOPs per second of the fastest of a few bfloat16 products of two square matrices; by default of a fair size."""
     # large enough to reach the peak rate, small enough to take a fraction of a second
     side = side or (8192 if device.type == "cuda" else 1024)
     matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
     seconds = []
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(6):  # the first one warms up
         start = synchronized_time()
         _ = matrix @ matrix
         seconds.append(synchronized_time() - start)
@@ -317,19 +317,19 @@ def peak_memory(device: torch.device) -> Callable[[], int] | None:
     def resident() -> int:
         (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         trim(0)  # else memory that one part freed would still be resident, and count for the next one
-        reset.write_text("5", encoding="ascii")  # start a new high-water mark
-        return int(line.split()[1]) * 1024
+        reset.write_text("5", encoding="ascii")  # start a new high-water mark (man proc_pid_clear_refs)
+        return int(line.split()[1]) * 1024  # the kernel writes kB
 
     try:
         resident()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no /proc (macOS, Windows), or one that may not be written, as in some containers
         return None
     return resident
 
 
 def synchronized_time() -> float:
     """The clock in seconds, read after all work that is queued on the device."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # CUDA queues work and returns at once
         torch.cuda.synchronize()
     return time.perf_counter()
 
