@@ -98,7 +98,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
         with suppress(OutputError):
             output.close()
         raise
-    output.close()
+    output.close()  # after Ctrl-C too: the index lists what was kept
     if output.records:
         terminal.print_folder(console, output.folder, output.page)
     if options.as_json:
@@ -133,7 +133,7 @@ def trace_views(
             views, complete = _views(group, traces, settings, None, record), False
         for first in range(0, len(group), best_of):
             candidates = [view for view in views[first : first + best_of] if view.trace.image is not None]
-            if candidates:
+            if candidates:  # none has an image where Ctrl-C came before the first one
                 yield best_view(candidates)
         if not complete:
             raise KeyboardInterrupt
@@ -143,30 +143,21 @@ def _play_batches(
     policy: Policy, jobs: Sequence[DrawJob], settings: DrawSettings, listener: Callable[[int], TurnListener]
 ) -> tuple[list[Trace], bool]:
     """The traces of jobs, `settings.batch` at once, and whether all of them ran to their end."""
-    traces: list[Trace] = []
+    finished: list[Trace] = []
     for start in range(0, len(jobs), settings.batch):
         batch = jobs[start : start + settings.batch]
-        more, complete = _play_batch(policy, batch, settings, listener(len(batch)))
-        traces += more
-        if not complete:
-            return traces, False
-    return traces, True
-
-
-def _play_batch(
-    policy: Policy, jobs: Sequence[DrawJob], settings: DrawSettings, listener: TurnListener
-) -> tuple[list[Trace], bool]:
-    traces: list[Trace] = []
-    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
-    try:
-        for newest in play(policy, prompts, seeds, settings.turns, settings.sampling, settings.plan, listener):
-            traces = newest
-            listener.close()
-    except KeyboardInterrupt:
-        return traces, False
-    finally:
-        listener.close()
-    return traces, True
+        prompts, seeds = [job.prompt for job in batch], [job.seed for job in batch]
+        hear, traces = listener(len(batch)), []
+        try:
+            for newest in play(policy, prompts, seeds, settings.turns, settings.sampling, settings.plan, hear):
+                traces = newest
+                hear.close()
+        except KeyboardInterrupt:
+            return finished + traces, False  # as they stood after the last whole beat
+        finally:
+            hear.close()  # after Ctrl-C too: rich hides the cursor until a live display is stopped
+        finished += traces
+    return finished, True
 
 
 def _views(
@@ -232,12 +223,12 @@ def best_view(candidates: Sequence[TraceView]) -> TraceView:
 def command_line(job: DrawJob, settings: DrawSettings, record: Mapping[str, Any]) -> str:
     """The command line that draws one trace again."""
     if job.prompt.image is not None:
-        words = ["triptych", "edit", "input.png", job.user_prompt]
+        words = ["triptych", "edit", "input.png", job.user_prompt]  # the copy of the image in the trace's folder
     else:
         words = ["triptych", "draw", job.user_prompt]
     words += ["--model", str(record.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(settings.turns)]
     for name in ("steps", "guidance", "temperature"):
-        if record.get(name) is not None:
+        if record.get(name) is not None:  # None was the model's own, which its checkpoint still says
             words += [f"--{name}", str(record[name])]
     if not settings.plan:
         words.append("--no-plan")
@@ -250,7 +241,7 @@ def reproduction_record(
     """What has to be the same to get the same traces, for trace.json and the page."""
     return {
         "model": options.model,
-        "weights": fingerprint(policy),
+        "weights": fingerprint(policy),  # --model may be a folder, whose contents change
         "device": str(getattr(policy, "device", "cpu")),
         "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
         "judge": getattr(judge, "name", None),
