@@ -32,7 +32,7 @@ from triptych.model.images import read_image
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
 from triptych.rewards.vlm_prompts import Checks
-from triptych.trace import Prompt, Spec, Trace
+from triptych.trace import Prompt, Trace
 
 UNREADABLE = "unread"  # the column of lines that hold no prompt
 
@@ -117,6 +117,7 @@ def with_checklists(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Faul
         if entry.checks is None:
             raise PromptError("no questions; --ask tiif needs questions, gt_answers and length")
         key = (entry.prompt.source, entry.prompt.text)
+        # The judge looks questions up by the prompt, so two lists under one prompt cannot both be asked.
         if checklists.setdefault(key, entry.checks).questions != entry.checks.questions:
             raise PromptError("an earlier line has other questions about this prompt")
         return entry
@@ -135,7 +136,7 @@ def place_of(entry: Entry | Fault) -> str:
 def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Judge) -> int:
     """Judge everything, print what is missing as it happens and the counts at the end; returns the exit code."""
     rows: list[JudgedEntry] = []
-    total = without_verdict = missing = 0
+    total = without_verdict = missing = 0  # `missing` counts files at fault, too
     cause = ""
     remedy = f"the others are in {options.cache}" if options.cache else "--cache would keep the others"
     name, console = judge.name, open_console(options.as_json)  # the name may fetch weights, or fail to
@@ -198,7 +199,7 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEnt
     """The counts, as JSON with every verdict or as a table."""
     verdicts = [recorded_verdict(row) for row in rows]
     benchmark = options.ask
-    if benchmark != "tiif":
+    if benchmark != "tiif":  # which rules count is told by the tags alone
         geneval = {row.column for row in verdicts} <= {*GENEVAL_COLUMNS, UNREADABLE}
         benchmark = "geneval" if geneval else "genevalpp"
     record = score.score_record(benchmark, verdicts)
@@ -239,10 +240,11 @@ def result(row: JudgedEntry) -> dict[str, Any]:
 
 def judge_sticker_image(path: Path, text: str, judge: StickerJudge) -> dict[str, Any]:
     """Score, checks and detected stickers as JSON values. Raises PictureError, PromptError or JudgeError."""
-    prompt = understand(Prompt(check_text(text)), SKETCH)
+    prompt = understand(Prompt(check_text(text)), SKETCH)  # of SKETCH only the world counts
     image = read_image(path)
     (scene,) = judge.scenes([image])
-    checks = scene_verdict(scene, prompt.spec or Spec("free", ()))
+    assert prompt.spec is not None  # `understand` gives one in the world of stickers
+    checks = scene_verdict(scene, prompt.spec)
     return {
         "score": checks.score,
         "passed": list(checks.passed),

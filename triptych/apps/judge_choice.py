@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.apps.arguments import device_of
@@ -18,7 +17,7 @@ from triptych.errors import ConfigError, JudgeError
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.sticker_judge import StickerJudge, WorldJudge
 from triptych.rewards.template_matching import TemplateJudge
-from triptych.rewards.vlm_prompts import Checklist, Checks, Form, Strict, YesNo, read_wording
+from triptych.rewards.vlm_prompts import Checklist, Checks, Strict, YesNo, read_wording
 from triptych.trace import Trace, Verdict
 
 if TYPE_CHECKING:  # needs the judge extra
@@ -46,6 +45,7 @@ def vlm_options(choice: JudgeChoice) -> list[str]:
     """The options that were given and that only a vision-language model has; those of `triptych judge` included."""
     unset = {"address": (), "judge_model": "", "ask": "auto", "wording": None, "cache": None, "record": None}
     unset |= {"dry_run": False, "self_check": 0}
+    # `eval` has no --dry-run and no --self-check, which then count as unset.
     given = [name for name, value in unset.items() if getattr(choice, name, value) != value]
     return [name.replace("_", "-") for name in given]
 
@@ -62,13 +62,18 @@ def open_judge(choice: JudgeChoice, kind: str, checklists: Checklists | None = N
 
 
 def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
-    """The vision-language model; asked in TIIF's format where there are `checklists`."""
+    """The vision-language model; asked in TIIF's format where there are `checklists`.
+
+    Raises ConfigError for an unusable file of --wording.
+    """
     from triptych.rewards.vlm import Vlm
     from triptych.rewards.vlm_client import RetryPolicy
 
     retries = RetryPolicy(timeout=choice.timeout, tries=choice.tries)
     ask = "tiif" if checklists is not None else "strict" if choice.ask == "auto" else choice.ask
-    form = question_form(ask, choice.wording, checklists or {})
+    form: Checklist | YesNo | Strict = {"tiif": Checklist(checklists or {}), "yesno": YesNo(), "strict": Strict()}[ask]
+    if choice.wording is not None:
+        form = replace(form, wording=read_wording(choice.wording))
     name, workers = choice.judge_model, choice.concurrency
     return Vlm(choice.address, name, form, choice.key, workers, retries, cache=choice.cache, record=choice.record)
 
@@ -76,12 +81,6 @@ def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
 def sticker_judge(name: str) -> StickerJudge:
     """The judge of stickers of that name: a trained detector, or template matching."""
     return WorldJudge() if name == "world" else TemplateJudge()
-
-
-def question_form(ask: str, wording: Path | None, checklists: Checklists) -> Form:
-    """How the judge is asked, in the words of a file or in ours. Raises ConfigError for an unusable file."""
-    form = {"tiif": Checklist(checklists), "yesno": YesNo(), "strict": Strict()}[ask]
-    return form if wording is None else replace(form, wording=read_wording(wording))
 
 
 def check_missing(choice: JudgeChoice, total: int, missing: int, cause: str, remedy: str) -> None:
