@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from triptych.errors import ConfigError, OutputError
+from triptych.errors import ConfigError
+from triptych.files import write_json
 from triptych.rl.config import TrainConfig
 from triptych.rl.train import Step
 from triptych.rl.train_log import step_numbers
@@ -30,15 +30,10 @@ PROJECT = "triptych"
 def tracking(kind: Kind, out: Path, config: TrainConfig) -> AbstractContextManager[Add]:
     """Something that takes every step of the run in `out`. Raises ConfigError where the tracker is not installed."""
     if kind == "none":
-        return _nothing()
+        return nullcontext(lambda step: None)
     if kind == "tensorboard":
         return _tensorboard(_module("torch.utils.tensorboard", kind), out)
     return _service(_module(kind, kind), kind, out, config)
-
-
-@contextmanager
-def _nothing() -> Iterator[Add]:
-    yield lambda step: None
 
 
 @contextmanager
@@ -51,7 +46,7 @@ def _tensorboard(board: Any, out: Path) -> Iterator[Add]:
             writers.append(board.SummaryWriter(str(out / "tensorboard"), purge_step=step.index))
         for name, value in step_numbers(step).items():
             writers[0].add_scalar(name, value, step.index)
-        writers[0].flush()
+        writers[0].flush()  # event files are buffered, and a kill would lose the last steps
 
     try:
         yield add
@@ -65,16 +60,18 @@ def _service(module: Any, kind: str, out: Path, config: TrainConfig) -> Iterator
     """A run of W&B or trackio, whose calls are alike; its id is kept in `out/tracker.json`."""
     path = out / "tracker.json"
     mark = _mark(path, kind, out)
+    # W&B resumes by `id`, trackio by `name`.
     identity = {"id": mark["id"], "dir": str(out)} if kind == "wandb" else {"name": mark["id"]}
-    _write(path, mark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, mark)  # before `init`, so that a kill in between resumes this run and opens no second one
     run = module.init(project=PROJECT, config=asdict(config), resume="allow", **identity)
 
     def add(step: Step) -> None:
-        if step.index < mark["next"]:
+        if step.index < mark["next"]:  # taken again after a resume
             return
         run.log(step_numbers(step), step=step.index)
         mark["next"] = step.index + 1
-        _write(path, mark)
+        write_json(path, mark)
 
     try:
         yield add
@@ -85,21 +82,12 @@ def _service(module: Any, kind: str, out: Path, config: TrainConfig) -> Iterator
 def _mark(path: Path, kind: str, out: Path) -> dict[str, Any]:
     """Which run of which tracker this folder belongs to, and the next step to send."""
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["tracker"] == kind:
-            return known
+        mark = json.loads(path.read_text(encoding="utf-8"))
+        if mark["tracker"] == kind:  # a run that changes its tracker begins anew there
+            return mark
     name = re.sub(r"[^\w.-]", "-", out.resolve().name)
+    # random, since folders of two runs may have the same name
     return {"tracker": kind, "id": f"{name}-{uuid.uuid4().hex[:8]}", "next": 0}
-
-
-def _write(path: Path, mark: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(mark) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
 def _module(name: str, kind: str) -> Any:
