@@ -47,7 +47,7 @@ def test_what_grows_from_a_picture_hangs_under_it():
         told = group_advantages(group, DEBUG.reason)
         assert [leaf.advantage_text for leaf in node_view.siblings] == told.text.tolist()
         assert [leaf.advantage_picture for leaf in node_view.siblings] == told.picture.tolist()
-        assert [leaf.reward_text for leaf in node_view.siblings] == [node.reward.text for node in group.siblings]
+        assert [leaf.reward.text for leaf in node_view.siblings] == [node.reward.text for node in group.siblings]
 
 
 def test_siblings_that_said_the_same_are_one_branch():

@@ -19,7 +19,7 @@ from triptych.apps.trace_page import is_small, png_uri, template, thumbnail
 from triptych.bounds import NonNegativeInt, check_bounds
 from triptych.files import naming_errors, write_text
 from triptych.model.templates import parse_thought
-from triptych.rewards.rewards import RewardRule, is_right
+from triptych.rewards.rewards import Reward, RewardRule, is_right
 from triptych.rl.advantages import group_advantages
 from triptych.rl.config import StageConfig, TrainConfig
 from triptych.rl.train import Step
@@ -60,9 +60,7 @@ class SiblingView:
     pictures: tuple[str, ...]
     verdict: Verdict
     right: bool
-    reward_text: float
-    reward_picture: float | None  # None where it drew nothing
-    formed: bool
+    reward: Reward
     advantage_text: float | None  # None where the group is not compared, or the part is not trained
     advantage_picture: float | None
     picked: bool
@@ -110,7 +108,7 @@ class TreeCard:
     last: int
     stage: str
     groups: int
-    v: float | None  # mean of the first stage
+    v: float | None  # mean score of the first stage
     right: float | None
     change: float | None  # mean change of V in the later stages
     pictures: tuple[str, ...] = ()
@@ -129,11 +127,11 @@ class TreePages:
         """Take a step. Raises OutputError if its page cannot be written."""
         if not self.pages.every:
             return
-        if step.stage != "refine":
+        if step.stage != "refine":  # Reason begins a new tree
             self.steps = [step] if self._is_due(step.index) else []
         elif self.steps:
             self.steps.append(step)
-        if self.steps:
+        if self.steps:  # after each stage, so that the page of a tree that still grows can be looked at
             self._write()
 
     def _is_due(self, index: int) -> bool:
@@ -172,6 +170,7 @@ def tree_index(cards: Sequence[TreeCard]) -> str:
 
 def read_cards(folder: Path) -> list[TreeCard]:
     """The cards of the pages in a folder, in the order of their steps."""
+    # Each page carries its own card, so that a resumed run lists the pages from before it.
     matches = [_CARD.search((folder / f"{step:06d}.html").read_text(encoding="utf-8")) for step in _page_steps(folder)]
     records = [json.loads(match.group(1)) for match in matches if match is not None]
     return [TreeCard(**{**record, "pictures": tuple(record["pictures"])}) for record in records]
@@ -182,7 +181,7 @@ def tree_nodes(steps: Sequence[Step], config: TrainConfig) -> list[TreeNode]:
 
     A group whose parent is not on the page stands on its own.
     """
-    on_page = {id(node) for node in _siblings(steps)}
+    on_page = {id(node) for node in _siblings(steps)}  # by identity: two siblings may hold equal traces
     groups = [(step, group) for step in steps for group in step.groups]
     children: dict[int, list[tuple[int, Step, Group]]] = {}
     roots: list[tuple[int, Step, Group]] = []
@@ -209,7 +208,18 @@ def _tree_node(
         turns = node.trace.turns[len(parent.trace.turns) :]
         own = [_tree_node(*child, children, config, place) for child in children.get(id(node), [])]
         subtrees += own
-        sibling = _sibling(place, node, turns, advantage, id(node) in picked, own[0].number if own else None)
+        assert node.verdict is not None and node.reward is not None  # a sibling without a verdict is in no group
+        sibling = SiblingView(
+            number=place,
+            pictures=tuple(_uri(turn.drew.image) for turn in turns if turn.drew is not None),
+            verdict=node.verdict,
+            right=is_right(node.verdict),
+            reward=node.reward,
+            advantage_text=advantage[0],
+            advantage_picture=advantage[1] if node.reward.has_picture else None,
+            picked=id(node) in picked,
+            child=own[0].number if own else None,
+        )
         branches.setdefault(tuple(_text(turn) for turn in turns), []).append(sibling)
     scores = [node.verdict.score for node in group.siblings if node.verdict is not None]
     return TreeNode(
@@ -226,30 +236,6 @@ def _tree_node(
         cause=group.cause,
         parent=parent_number,
         children=tuple(subtrees),
-    )
-
-
-def _sibling(
-    number: int,
-    node: Node,
-    turns: Sequence[Turn],
-    advantage: tuple[float | None, float | None],
-    picked: bool,
-    child: int | None,
-) -> SiblingView:
-    assert node.verdict is not None and node.reward is not None
-    return SiblingView(
-        number=number,
-        pictures=tuple(_uri(turn.drew.image) for turn in turns if turn.drew is not None),
-        verdict=node.verdict,
-        right=is_right(node.verdict),
-        reward_text=node.reward.text,
-        reward_picture=node.reward.picture if node.reward.has_picture else None,
-        formed=node.reward.well_formed,
-        advantage_text=advantage[0],
-        advantage_picture=advantage[1] if node.reward.has_picture else None,
-        picked=picked,
-        child=child,
     )
 
 
@@ -312,7 +298,8 @@ def _format_reward(rule: RewardRule) -> str:
 
 def _page_steps(folder: Path) -> list[int]:
     """The first steps of the pages in a folder, counted from 1 as on the terminal."""
-    return sorted(int(path.stem) for path in Path(folder).glob("*.html") if path.stem.isdigit())
+    # not index.html
+    return sorted(int(path.stem) for path in folder.glob("*.html") if path.stem.isdigit())
 
 
 def _siblings(steps: Sequence[Step]) -> list[Node]:
