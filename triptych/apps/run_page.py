@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 9_000_000  # of inlined images: a page that a phone still opens
 MAX_CARDS = 12  # of each column; fewer where there are many columns
 OUTCOMES = ("wrong", "right", "missing")
-INK, SOFT, LINE, HUE, DRAW = "#010101", "#020202", "#030303", "#040404", "#050505"  # placeholders
+# matplotlib knows no CSS variables: a color that nothing else has stands for each until `_svg` replaces it.
+INK, SOFT, LINE, HUE, DRAW = "#010101", "#020202", "#030303", "#040404", "#050505"
 COLOR_VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", HUE: "--reason", DRAW: "--draw"}
 
 
@@ -125,7 +126,7 @@ def gallery(run_folder: RunFolder, rows: Sequence[Row], columns: Sequence[str]) 
             for outcome, weight in zip(OUTCOMES, (2, 1, 1), strict=True)
             for row in evenly_spaced(outcomes[outcome], most * weight // 3)
         ]
-        byte_budget = ByteBudget(budget)
+        byte_budget = ByteBudget(budget)  # of each column, or the first ones would use it up
         cards = tuple(_row_card(row, run_folder, byte_budget) for row in chosen)
         yield GallerySection(column, cards, {outcome: len(members) for outcome, members in outcomes.items()})
 
@@ -228,7 +229,7 @@ def plot_by_column(report: Report, accuracies: Mapping[str, ColumnAccuracy] | No
             if chance is not None:
                 axes.plot([chance] * 2, [place - reach, place + reach], color=SOFT, linewidth=1.4)
     axes.set_yticks(range(len(columns)))
-    axes.set_yticklabels(list(reversed(columns)), parse_math=False)
+    axes.set_yticklabels(list(reversed(columns)), parse_math=False)  # a "$" in a name is no formula
     axes.set_ylim(-0.6, len(columns) - 0.4)
     _shares(axes.xaxis, axes.set_xlim)
     return _svg(figure, f"Share of right {'answers' if accuracies else 'pictures'} by column")
@@ -237,7 +238,7 @@ def plot_by_column(report: Report, accuracies: Mapping[str, ColumnAccuracy] | No
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), layout="constrained")
+    figure = Figure((width, height), layout="constrained")  # without pyplot, which would choose a backend for a screen
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(length=0, colors=SOFT, labelsize=10)
@@ -270,4 +271,4 @@ def _svg(figure: Figure, title: str) -> str:
 
 
 def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+    return float("nan") if value is None else value  # matplotlib leaves a gap

@@ -21,7 +21,7 @@ from PIL import Image
 
 from triptych.apps.trace_view import TraceView
 from triptych.model.templates import parse_thought
-from triptych.trace import Trace, Turn, Verdict
+from triptych.trace import Trace, Verdict
 
 PIXELATED_BELOW = 256  # pixels; a smaller image is enlarged without smoothing
 THUMBNAIL_SIDE = 256  # pixels; cards and galleries show no more
@@ -35,7 +35,7 @@ class TurnPanel:
     """One turn as the page shows it; `picture` and `before` are numbers into the page's images."""
 
     number: int
-    thought: str | None
+    thought: str | None  # the plan or reflection, without tags and without the instruction
     instruction: str | None
     picture: int | None
     before: int | None
@@ -104,20 +104,16 @@ def trace_card(folder: str, view: TraceView) -> TraceCard:
 
 def turn_panels(trace: Trace, verdicts: Sequence[Verdict] = ()) -> list[TurnPanel]:
     """The turns of a trace, each with its image's number, the one before it, and its verdict."""
-    panels, picture = [], (None if trace.prompt.image is None else 0)
+    panels, picture = [], (None if trace.prompt.image is None else 0)  # a given image is the first of the trace's
     for number, turn in enumerate(trace.turns):
         before = picture
         if turn.drew is not None:
             picture = 0 if picture is None else picture + 1
         new = picture if turn.drew is not None else None
         verdict = verdicts[picture] if verdicts and picture is not None else None
-        panels.append(TurnPanel(number, _thought(turn), turn.instruction, new, before, verdict, turn.seconds))
+        thought = None if turn.said is None else parse_thought(turn.said.text)
+        panels.append(TurnPanel(number, thought, turn.instruction, new, before, verdict, turn.seconds))
     return panels
-
-
-def _thought(turn: Turn) -> str | None:
-    """The plan or reflection of a turn, without tags and without the instruction."""
-    return None if turn.said is None else parse_thought(turn.said.text)
 
 
 def png_uri(image: RGBImage) -> str:
