@@ -46,8 +46,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
 # The options of these are the fields of recipes, which need torch: the module has a `parse` of its own.
 RECIPE_COMMANDS = ("sft", "train")
 
-# Older names, which are answered with the new ones. A module may have RENAMED_OPTIONS of its own: a key that ends in a
-# dot stands for all options that begin with it, and a value is the new name, or "" where the option is gone.
+# Names of 0.1, which are answered with those of today. The two commands above have RENAMED_OPTIONS of their own: a key
+# that ends in a dot stands for all options that begin with it, and a value is the new name, or "" where it is gone.
 RENAMED_COMMANDS = {"lessons": "sft", "exam": "probe"}
 RENAMED_VALUES = {"eval": {"rehearsal": "dev"}, "probe": {"rehearsal": "dev"}}
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
             stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end the run
     if arguments in ([], ["help"]):
         arguments = ["--help"]
-    if arguments in (["--version"], ["-V"]):
+    if arguments in (["--version"], ["-V"]):  # tyro has no such option
         from triptych import __version__
 
         print(f"triptych {__version__}", flush=True)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail once more
         return 0
-    except (TriptychError, OSError, MemoryError) as error:
+    except (TriptychError, OSError, MemoryError) as error:  # any other one is a fault of ours and keeps its traceback
         return _complain(str(error) or type(error).__name__, 2)
     except RuntimeError as error:
         # torch has a class for CUDA's out-of-memory error and none for the CPU's
@@ -96,7 +96,7 @@ def _parse(arguments: list[str]) -> Any:
         with redirect_stderr(io.StringIO()):  # where the old name is a file or a prompt, it is valid as it stands
             return _parsed(arguments)
     except SystemExit as stop:
-        if not stop.code:
+        if not stop.code:  # --help
             raise
         raise ConfigError(answer) from None
 
@@ -118,7 +118,7 @@ def _renamed(arguments: list[str]) -> tuple[list[str], str]:
     changes = [f"`{name}` is `{command}` now"] if command != name else []
     table = dict(RENAMED_VALUES.get(command, {}))
     if command in RECIPE_COMMANDS:
-        table |= getattr(_module(command), "RENAMED_OPTIONS", {})
+        table |= _module(command).RENAMED_OPTIONS
     line = ["triptych", command]
     for word in words:
         option, equals, value = word.partition("=")

@@ -52,7 +52,7 @@ class EditOptions(PlayChoice):
     """What the image should show, in quotes."""
     n: Annotated[Count, arg(aliases=["-n"])] = 1
     """Number of traces, each with its own seed."""
-    turns: PositiveInt = 4
+    turns: PositiveInt = 4  # at 0 the result would be the given image
     """Maximum number of Reflect-Refine turns; the model may stop earlier."""
 
 
@@ -96,7 +96,7 @@ class EvalOptions(SamplingChoice, JudgeChoice):
     """GenEval++ (280 prompts), GenEval (553), TIIF, dev (70 in no benchmark); ita and vqa ask about images."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """For tiif: your own copy of its prompts and questions, a JSON-lines file or a folder of them."""
-    turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MOST_TURNS
+    turns: Annotated[int, Interval(ge=0, le=1_000)] = 4  # run_folder.MOST_TURNS, which needs torch
     """Maximum number of Reflect-Refine turns; the table has a column for each number up to it."""
     seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1  # run_folder.MOST_SEEDS
     """Traces per prompt, with seeds 0 to N-1."""
@@ -204,7 +204,7 @@ class BenchOptions(ModelChoice):
     """Single draws of which the median is taken."""
     batch: PositiveInt = 64
     """Traces per batch in the comparison of early stopping with all turns."""
-    train_steps: NonNegativeInt = 2
+    train_steps: NonNegativeInt = 2  # one step of each stage
     """Training steps to time, Reason and Refine in turn, at learning rate 0; 0 skips them."""
     as_json: JsonFlag = False
     """Print JSON."""

@@ -110,6 +110,7 @@ def model_table(record: dict[str, Any]) -> Table:
     table.add_row("picture", f"{width} x {height}")
     sampling = record["config"]["sampling"]
     table.add_row("prompts", "of the sticker world" if record["world"] == "stickers" else "any")
+    # N steps lie between N + 1 points
     table.add_row("flow steps to draw, to edit", f"{sampling['draw_points'] - 1}, {sampling['edit_points'] - 1}")
     return table
 

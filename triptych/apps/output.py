@@ -52,7 +52,7 @@ class OutputFolder:
     def open(out: Path | None, title: str, seed: int, many: bool) -> OutputFolder:
         """The output at `out`, or at the next unused traces/PROMPT-SEED. OutputError if it exists or is read-only."""
         folder = unused_name(Path("traces") / f"{slug(title)}-{seed}") if out is None else out
-        check_writable(folder)
+        check_writable(folder)  # before the model is loaded, so that a bad --out costs no time
         return OutputFolder(folder, title, many, named=out is not None)
 
     def write(self, view: TraceView) -> Path:
@@ -67,7 +67,7 @@ class OutputFolder:
         try:
             return write_trace(view, folder)
         finally:
-            if not folder.exists():
+            if not folder.exists():  # the write appears whole or not at all, so this tells which
                 del self.records[-1], self.cards[-1]
 
     def _claim(self) -> None:
@@ -96,7 +96,7 @@ class OutputFolder:
 
     def close(self) -> None:
         """Write the index of many."""
-        if self.many and self.cards:
+        if self.many and self.cards:  # one trace has its own page; without a card there is no folder
             write_text(self.page, trace_index(self.title, self.cards))
 
     def record(self) -> dict[str, Any]:

@@ -37,8 +37,12 @@ def run(options: ProbeOptions, open_model: OpenModel) -> int:
     seeds, judge = list(range(options.seeds)), sticker_judge(options.judge)
     scores = run_probes(model, suite.prompts, seeds, sampling, options.turns, on_score=print_score, judge=judge)
     if options.as_json:
-        numbers = {name: asdict(score) for name, score in scores.items()}
-        print(json.dumps({name: {k: _finite(v) for k, v in score.items()} for name, score in numbers.items()}))
+        # JSON has no NaN, which stands for a skill that was never tried
+        numbers = {
+            name: {key: None if math.isnan(value) else value for key, value in asdict(score).items()}
+            for name, score in scores.items()
+        }
+        print(json.dumps(numbers), flush=True)
         return 0
     table = Table("skill", "right", "95 %", "of")
     for name, score in scores.items():
@@ -51,7 +55,3 @@ def run(options: ProbeOptions, open_model: OpenModel) -> int:
 def _format(value: float) -> str:
     """A share of successes; a dash for a skill that was never tried."""
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -78,7 +78,7 @@ def score_record(benchmark: str, rows: Sequence[RecordedVerdict]) -> dict[str, A
 
 def tag_record(columns: Mapping[str, Means], rows: Sequence[RecordedVerdict]) -> dict[str, Any]:
     """GenEval and GenEval++: overall is the mean of the tags; beside it, the shares of pictures and of prompts."""
-    overall = estimate(mean_of_columns(list(columns.values())))
+    overall = estimate(mean_of_columns(list(columns.values())))  # as in GenEval's summary_scores.py
     tags = {tag: estimate(means) for tag, means in columns.items()}
     judged = [row for row in rows if row.missing is None]
     prompts: dict[tuple[str, str], bool] = {}  # whether one of its pictures is right

@@ -36,7 +36,7 @@ BEAT_COLORS = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cya
 class PipeSafeConsole(Console):
     """A console that falls silent when its pipe is closed, so that the run goes on and no finished image is lost."""
 
-    def on_broken_pipe(self) -> None:
+    def on_broken_pipe(self) -> None:  # rich's own ends the process
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
@@ -64,13 +64,13 @@ class TerminalListener(TurnListener):
 
     def on_beat(self, name: str, rows: list[int]) -> None:
         self.close()
-        self.turn += name == "reflect"
+        self.turn += name == "reflect"  # each turn of Refine begins with it
         titles = {"plan": "Reason", "draw": "" if self.name == "plan" else "Reason", "reflect": f"Turn {self.turn}"}
-        title = titles.get(name)
+        title = titles.get(name)  # edit stands under the title of its reflection
         self._begin(name, len(rows))
         if title:
             self.console.print(Text(f"\n{title}", "bold"))
-        if self.console.is_terminal:
+        if self.console.is_terminal:  # a file or a pipe gets only the last state of a beat, from `close`
             self.live = live = Live(self._render(), console=self.console, refresh_per_second=12)
             live.start()
 
@@ -110,7 +110,7 @@ class TerminalListener(TurnListener):
             return _line(self.name, _bar(self.done, self.total, self._clock()))
         if self.count > 1:
             newest = parse_thought(next(reversed(self.texts.values()), ""))
-            newest = newest if len(newest) <= 48 else newest[:47] + "…"
+            newest = newest if len(newest) <= 48 else newest[:47] + "…"  # 48: one line of 80 columns
             return _line(self.name, Text.assemble(f"{self.rows} traces  ", (newest, "dim"), "  ", self._clock()))
         return _text_lines(self.name, self.texts.get(0, ""), self._clock())
 
