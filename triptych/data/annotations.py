@@ -92,6 +92,7 @@ def remarks(scene: Scene, spec: Spec) -> list[str]:
     """
     stickers = scene.ordered()
     groups = [members(stickers, spec, index) for index in range(len(spec.include))]
+    # By identity: two stickers may be equal (same class, color and place).
     texts = {id(sticker): EXTRA for sticker in stickers}
     for item, group in zip(spec.include, groups, strict=True):
         for number, sticker in enumerate(group, start=1):
@@ -115,6 +116,7 @@ def split_remarks(reflection: str) -> list[tuple[str, bool]]:
 
     A list without remarks is one piece. SFT puts its loss on the remarks alone where there is no picture to list.
     """
+    # The verdict begins behind the first full stop; no sticker or remark has one.
     if ". " not in reflection:
         return [(reflection, False)]
     listed, verdict = reflection.split(". ", 1)
@@ -150,6 +152,7 @@ def parse_instruction(text: str) -> Edit | None:
     """The edit that an order asks for; None if the text is not an order that `instruction_text` writes."""
     text = text.strip().lower().removesuffix(".")
     for kind, pattern in _INSTRUCTIONS.items():
+        # "sticker" names no class: it stands where the edit leaves the class open.
         if match := pattern.fullmatch(text):
             facts = {key: value for key, value in match.groupdict().items() if value != ANY_CLASS}
             return Edit(kind, **facts)
@@ -161,7 +164,7 @@ def question_answer(scene: Scene, seed: int, kind: str | None = None) -> Questio
 
     A kind that the scene has no question of (the color of what, in an empty picture?) gives way to "presence".
     """
-    rng = Random(f"question {seed}")
+    rng = Random(f"question {seed}")  # of its own: no draw of the scene with this seed moves
     make = QUESTION_KINDS[kind or rng.choice(tuple(QUESTION_KINDS))]
     return make(scene, rng) or _presence(scene, rng)
 
@@ -205,8 +208,8 @@ def _presence(scene: Scene, rng: Random) -> QuestionAnswer:
     """Such as "is there a red clock?" "no"."""
     there = {(sticker.color, sticker.name) for sticker in scene.stickers}
     names = {name for _, name in there}
-    present = bool(there) and rng.random() < 0.5
-    color, name = rng.choice(sorted(there) or [("red", "clock")])
+    present = bool(there) and rng.random() < 0.5  # yes and no equally often
+    color, name = rng.choice(sorted(there) or [("red", "clock")])  # sets have no fixed order
     colored = rng.random() < 0.5
     # A "no" is a near miss where it can be: a class that is there in another color.
     if not present and colored and there and rng.random() < 0.7:
@@ -226,6 +229,7 @@ def _count(scene: Scene, rng: Random) -> QuestionAnswer:
         amounts[f"{sticker.color} stickers"] += 1
         amounts[f"{sticker.color} {plural(sticker.name)}"] += 1
         amounts[f"{rng.choice(tuple(COLORS))} {plural(sticker.name)}"] += 0
+    # A crowded scene may have ten or more, and NUMBERS ends at nine.
     amounts = {things: number for things, number in amounts.items() if number < len(NUMBERS)}
     numbers = sorted(set(amounts.values()))
     weights = [1 if number < 2 else 3 for number in numbers]  # every scene has a zero and a one, few have a seven
@@ -271,13 +275,14 @@ def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     if len(candidates) < 2:
         return None
     (one, first), (other, second) = rng.sample(candidates, 2)
+    # SIZES runs from small to large.
     ranks = [*SIZES]
     larger = ranks.index(one.size) - ranks.index(other.size)
     if larger and rng.random() < 0.3:
         return larger_question(first, second), first if larger > 0 else second
     # By cells and not by pixels, as in a plan.
     right, down = one.place % 3 - other.place % 3, one.place // 3 - other.place // 3
-    holds = rng.random() < 0.5
+    holds = rng.random() < 0.5  # yes and no equally often, as in `_presence`
     opposites = [("right of", "left of", right), ("below", "above", down), ("larger than", "smaller than", larger)]
     clear = [(plus, minus, sign) for plus, minus, sign in opposites if sign]
     if not clear:
@@ -326,5 +331,5 @@ def _thing(sticker: Sticker) -> str:
 
 def _sticker(match: re.Match[str]) -> Sticker:
     row, column = divmod(CELLS.index(match["cell"]), 3)
-    x, y = (column + 0.5) * CELL, (row + 0.5) * CELL
+    x, y = (column + 0.5) * CELL, (row + 0.5) * CELL  # px; a plan names no place within a cell
     return Sticker(match["name"], match["color"], x, y, match["size"] or "normal")
