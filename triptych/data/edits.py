@@ -117,6 +117,7 @@ def random_edit(scene: Scene, seed: int) -> Edit:
     if kind == "add":
         size = None if rng.random() < 0.7 else rng.choice(("smaller", "larger"))
         return Edit("add", rng.choice(free), rng.choice(CLASSES), rng.choice(list(COLORS)), size)
+    # The first sticker of a cell, which is the one that an edit without more words means.
     old = rng.choice(list(scene.cells.values()))
     if kind == "remove":
         return _removal(old)
@@ -162,6 +163,7 @@ def deficits(scene: Scene, spec: Spec) -> list[int]:
     amounts: list[int] = []
     for item, group in zip(spec.include, groups, strict=True):
         absent = int(not group)
+        # Missing and surplus stickers weigh alike: each is one edit from right.
         amounts.append(abs(len(group) - item.count))
         if item.color is not None:
             amounts.append(absent or sum(sticker.color != item.color for sticker in group))
@@ -171,6 +173,7 @@ def deficits(scene: Scene, spec: Spec) -> list[int]:
             amounts.append(absent or sum(not size_holds(sticker, item.size, spec, groups) for sticker in group))
         if item.position is not None:
             relation, others = item.position[0], groups[item.position[1]]
+            # As far as on the opposite side: to add a sticker there is no worse than not to add it.
             missing = 2 * max(item.count - len(group), 0)
             amounts.append(missing + sum(_relation_deficit(relation, sticker, others) for sticker in group))
     amounts.append(len(extras(stickers, groups)))
@@ -356,14 +359,16 @@ def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random, layout:
     # In a crowded cell: the free spot that is nearest to its middle, to a pixel.
     steps = range(-CELL // 3, CELL // 3 + 1)
     offsets += sorted(product(steps, steps), key=lambda step: step[0] ** 2 + step[1] ** 2)
+    # The first offset at which no boxes overlap wins.
     for dx, dy in offsets:
         x, y = clamp(home_x + dx, side), clamp(home_y + dy, side)
         if not any(overlap((x, y, side), (one.x, one.y, one.side)) for one in others):
             return x, y
-    return home_x, home_y
+    return home_x, home_y  # overlapping, where even the crowded cell has no free spot
 
 
 def _resized(sticker: Sticker, size: str) -> Sticker:
+    # A larger box at the edge moves inward, so that nothing leaves the canvas.
     side = SIZES[size]
     return replace(sticker, size=size, x=clamp(sticker.x, side), y=clamp(sticker.y, side))
 
