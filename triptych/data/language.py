@@ -50,6 +50,7 @@ def wording_of(spec: Spec) -> Wording:
         return "geneval" if spec.include[0].count <= 4 else "genevalpp"
     if spec.tag == "color_attr":
         return "geneval" if len(spec.include) <= 2 else "genevalpp"
+    # Free specs too: GenEval++ has sizes, regions and counts of several things.
     return "geneval" if spec.tag in GENEVAL_TAGS else "genevalpp"
 
 
@@ -105,6 +106,7 @@ def parse_prompt(text: str) -> Spec:
     reader.read()
     items = reader.items
     tag = tag_of(items, reader.counted)
+    # As in GenEval's counting prompts, whose rules count at least: one more is excluded.
     exclude = (Item(items[0].name, items[0].count + 1),) if tag == "counting" else ()
     spec = Spec(tag, tuple(items), exclude)
     check_drawable(spec)
@@ -185,6 +187,7 @@ class _Reader:
                 chain.append(self.thing())
         if target is None:
             target = self.add(chain.pop())
+        # From the end: "X left of Y above Z" places Y by Z, then X by Y.
         for relation in reversed(relations):
             target = self.add(replace(chain.pop(), position=(relation, target)))
 
@@ -221,7 +224,7 @@ class _Reader:
             matches.sort(key=lambda index: self.items[index].color == word)  # the latest with exactly this color
             if matches:
                 return matches[-1]
-        self.at = start
+        self.at = start  # "the cat" may be a first mention, which `thing` reads from the article on
         return None
 
     def add(self, item: Item) -> int:
@@ -256,7 +259,7 @@ def _plain(text: str) -> str:
     sentence = " , ".join(clause for clause in clauses if clause)
     if not sentence:
         raise PromptError("the prompt is empty; expected a sentence such as 'a photo of three red apples and a cat'")
-    return f"{sentence} "
+    return f"{sentence} "  # the lexicon's patterns end with this space
 
 
 def _count(amount: str, noun: str) -> int:
@@ -275,6 +278,7 @@ def _miscounted(amount: str, noun: str) -> str:
 def _outside(unknown: Sequence[str]) -> str:
     """The message about words that the world does not have."""
     words = []
+    # A pasted page has hundreds of unknown words; an error stays one line.
     for word in unknown[:5]:
         close = difflib.get_close_matches(word[:40], lexicon.SUGGESTIONS, n=2, cutoff=0.75)
         words.append(_shortened(word) + (f" (close: {', '.join(close)})" if close else ""))
