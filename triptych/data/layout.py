@@ -16,6 +16,7 @@ from triptych.bounds import NonNegativeFloat, Share
 from triptych.errors import ConfigError
 from triptych.trace import Spec
 
+# Three cells a side, each of 2 x 2 patches of the vision tower (16 px).
 CANVAS = 96  # px
 CELL = 32  # px
 SIZES = {"smaller": 16, "normal": 24, "larger": 32}  # side of a sticker's box in px
@@ -51,7 +52,7 @@ class Layout:
     under half a cell, so that a sticker's nearest cell is always the one it was put in; ConfigError otherwise.
     """
 
-    canonical: Share = 0.9
+    canonical: Share = 0.9  # freer SFT layouts made plans miscount (LOG.md E77)
     usual: Share = 0.6
     jitter: NonNegativeFloat = 0.0
     shift: NonNegativeFloat = 0.0
@@ -141,6 +142,7 @@ def _by_template(counts: list[int], rng: Random, usual: float | None, shuffle: b
     total = sum(counts)
     cells = rng.sample(_ALL_CELLS, total) if usual is None else list(_choose(TEMPLATES[total], rng, usual))
     order = list(range(len(counts)))
+    # Relations need items in any order of the cells; without them, items fill the cells in reading order.
     if shuffle:
         rng.shuffle(order)
     groups: list[list[int]] = [[] for _ in counts]
