@@ -109,6 +109,7 @@ def any_of(words: Iterable[str]) -> str:
     return f"(?:{'|'.join(sorted(words, key=len, reverse=True))})"
 
 
+# Both plurals are read: the benchmarks write "knifes", people "knives".
 SINGULARS = {noun: name for name in CLASSES for noun in (name, *SYNONYMS.get(name, ()))}  # noun to class
 PLURALS = {form(noun): name for noun, name in SINGULARS.items() for form in (plural, proper_plural)}
 NOUNS = SINGULARS | PLURALS
@@ -145,8 +146,8 @@ SUGGESTIONS = (*SINGULARS, *COLORS, *NUMBERS[1:], *SIZE_WORDS, *REGION_WORDS)
 PAD, UNKNOWN = "<|endoftext|>", "<unk>"
 SPECIALS = (PAD, UNKNOWN, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")  # left out by a decoder
 THINK = ("<think>", "</think>")  # kept by a decoder: a parser looks for them
-PUNCTUATION = ",.?:;!"
-PLURAL_TOKENS = ("s", "es")
+PUNCTUATION = ",.?:;!"  # tokens without a leading space
+PLURAL_TOKENS = ("s", "es")  # GenEval's two endings (`plural`)
 
 GRAMMAR = """
 a an the and of on in at to with than as by or not no none nothing
@@ -173,10 +174,12 @@ def build_tokenizer() -> Tokenizer:
             normalizers.Replace(Regex(rf"(?<=[{PUNCTUATION}])(?=[^\s{PUNCTUATION}])"), " "),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
+            # The first word, too, is written with the leading space of its token.
             normalizers.Prepend(" "),
             normalizers.Replace(Regex(rf" (?=[{PUNCTUATION}])"), ""),
         ]
     )
+    # "top left" before "top", "hot dog" before "dog".
     longest_first = "|".join(re.escape(word) for word in sorted(VOCABULARY, key=len, reverse=True))
     word = rf" (?:{longest_first})(?=(?:es|s)?(?![^\s{PUNCTUATION}]))"
     ending = rf"(?<=[a-z])(?:es|s)(?![^\s{PUNCTUATION}])"
