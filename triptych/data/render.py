@@ -52,6 +52,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
     ]
     if not rows:
         return
+    # float64 for exact indices and centers, on the CPU: some devices have none.
     table = torch.tensor(rows, dtype=torch.float64)
     where, name, color = table[:, :3].long().unbind(1)
     corner = (table[:, 3:] - side / 2).clamp(-OVERHANG + 1, CANVAS) + OVERHANG  # centers far outside stay outside
@@ -59,7 +60,7 @@ def _stamp(canvas: Float[Tensor, "pixel 3"], scenes: Sequence[Scene], layer: int
     right, down = (corner - whole).to(canvas.dtype).to(canvas.device).unbind(1)
     start = ((where * PADDED + whole[:, 1].long()) * PADDED + whole[:, 0].long()).to(canvas.device)
     alpha = _shifted(_padded_masks(side, canvas.device)[name.to(canvas.device)], right, down)
-    span = torch.arange(side + 1, device=canvas.device)
+    span = torch.arange(side + 1, device=canvas.device)  # + 1: a silhouette between pixels touches one more
     pixels = (start[:, None, None] + span[:, None] * PADDED + span).flatten()
     alpha = alpha.reshape(-1, 1)
     ink = _palette(canvas.device)[color.to(canvas.device)].repeat_interleave((side + 1) ** 2, dim=0)
