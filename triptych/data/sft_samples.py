@@ -35,7 +35,7 @@ from triptych.trace import Spec
 SampleKind = Literal["draw", "plan", "edit", "reflect", "answer"]
 
 SEEDS_PER_HARD_PROMPT = 10_000  # room to search for one: 7 % of specs have a small sticker, 9 % a white one
-MAX_STICKERS_OF_EASY_PROMPT = 4
+MAX_STICKERS_OF_EASY_PROMPT = 4  # of two kinds or more: multi-count prompts failed most (LOG.md E54)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,7 @@ def question_sample(
 
 def random_scene(rng: random.Random, layout: Layout) -> Scene:
     """One to nine stickers that have nothing to do with one another."""
+    # 4: two thirds of the stickers are of normal size.
     return _mixed_scene(CLASSES, tuple(COLORS), 4, rng, layout)
 
 
@@ -147,7 +148,7 @@ def shuffled_scene(spec: Spec, rng: random.Random, layout: Layout) -> Scene:
 
     Nearly every sticker has to be compared with the prompt; in a picture with one mistake, one sticker has.
     """
-    names = [item.name for item in spec.include] * 3
+    names = [item.name for item in spec.include] * 3  # * 3 beside one foreign class: most stickers look as if asked for
     colors = [item.color for item in spec.include if item.color] * 3
     others = rng.sample(tuple(COLORS), 2)
     has_sizes = any(item.size for item in spec.include)
@@ -175,7 +176,7 @@ def _edit(seed: int, mix: DataMix) -> SFTSample:
     if rng.random() < mix.repairs:
         scene = spoil(scene, spec, seed, _mistake_count(rng, mix))
         change = fix(scene, spec, seed)
-    change = change or random_edit(scene, seed)
+    change = change or random_edit(scene, seed)  # no repair was drawn
     return SFTSample("edit", instruction_text(change), before=scene, after=apply(scene, change, seed, mix.layout))
 
 
@@ -232,6 +233,8 @@ _MAKERS: dict[SampleKind, Callable[[int, DataMix], SFTSample]] = {
 
 def _prompt(spec: Spec, seed: int, mix: DataMix) -> str:
     """The prompt of a spec in its benchmark's words, with or without its opening."""
+    # A free wording ("two red apples and a blue bus") had a second bus in 7 of 8 plans before (LOG.md E12).
+    # Both openings, "a photo of " and "A photo of ", are of one length.
     text = prompt_text(spec, wording_of(spec))
     return text[len("a photo of ") :] if random.Random(f"bare {seed}").random() < mix.drop_prefix else text
 
