@@ -53,7 +53,7 @@ def random_spec(seed: int) -> Spec:
     No spec of either benchmark comes out, in whatever order of its items, except of the tag single_object: there are
     only 80 of those.
     """
-    rng = sticker_rng("spec", seed)
+    rng = sticker_rng("spec", seed)  # own stream: a spec and a scene of one seed draw apart
     while True:
         tag = _weighted(rng, _TAG_WEIGHTS)
         include = _random_items(tag, rng)
@@ -74,6 +74,7 @@ def spec_key(include: Sequence[Item]) -> frozenset:
             pair = (item.name, include[other].name)
             first, second = pair if relation in ("right of", "below") else pair[::-1]
             facts.append(("across" if relation in ("left of", "right of") else "down", first, second))
+    # With its number of times: a set alone would lose the second of two equal items.
     return frozenset((fact, facts.count(fact)) for fact in facts)
 
 
