@@ -58,7 +58,7 @@ def silhouettes(side: int) -> Float[Tensor, "80 side side"]:
 def _scaled(image: Image.Image, side: int) -> np.ndarray:
     width, height = image.size
     longer = max(width, height)
-    square = Image.new("L", (longer, longer))
+    square = Image.new("L", (longer, longer))  # "L": 8-bit gray, here the alpha
     square.paste(image, ((longer - width) // 2, (longer - height) // 2))
     return np.asarray(square.resize((side, side), Image.Resampling.BOX), np.float32) / 255
 
@@ -94,6 +94,7 @@ def _draw(pen: ImageDraw.ImageDraw, kind: str, numbers: list) -> None:
         case "line":
             width, *path = at
             pen.line(path, fill=fill, width=round(width), joint="curve")
+            # Pillow ends lines flat; a disc at each point makes the ends and joints round.
             for x, y in zip(path[::2], path[1::2], strict=True):
                 pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=fill)
         case _:
@@ -102,5 +103,6 @@ def _draw(pen: ImageDraw.ImageDraw, kind: str, numbers: list) -> None:
 
 @lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont:
+    # BASIC layout: the same pixels whether Raqm is installed or not.
     file = resources.files("fonticon_mdi7") / "fonts" / "materialdesignicons-webfont.ttf"
     return ImageFont.truetype(BytesIO(file.read_bytes()), GRID * DETAIL, layout_engine=ImageFont.Layout.BASIC)
