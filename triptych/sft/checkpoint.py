@@ -43,6 +43,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping
     """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`. Raises OutputError."""
     path = Path(folder) / f"step-{step:08d}"
     with files.naming_errors(path, "the checkpoint before it is untouched"), files.replaced_folder(path) as part:
+        # safetensors refuses tensors that are not contiguous.
         packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
         try:
             save_file(packed, part / "state.safetensors")
