@@ -174,6 +174,7 @@ def lr_factor(config: FitConfig, step: int) -> float:
 
 def ema_decay(step: int, decay: float) -> float:
     """The decay of the averaged weights at an update: low at first, so that nothing of the first weights stays."""
+    # LOG.md E7: a decay of .998 from random weights on cost 7 dB of the VAE after 400 updates.
     return min(decay, (step + 1) / (step + 10))
 
 
