@@ -40,7 +40,7 @@ def self_generated_pictures(
     for number, start in enumerate(range(0, count, batch)):
         part = specs[start : start + batch]
         prompts = [Prompt(prompt_text(spec, wording_of(spec)), spec) for spec in part]
-        seeds = [seed + start + index for index in range(len(part))]
+        seeds = [seed + start + index for index in range(len(part))]  # a seed for each picture, whatever the batch
         (traces,) = play(policy, prompts, seeds, 0, sampling, plan=number % 2 == 0)
         pictures += [trace.images[-1] for trace in traces]
     return specs, np.stack(pictures)
@@ -57,6 +57,7 @@ def self_generated_samples(
         prompt = prompt_text(spec, wording_of(spec))
         reflection = reflection_text(scene, spec, change)
         samples.append(SFTSample("reflect", prompt, reflection, instruction, before=scene, picture=picture))
+        # Every second one asks whether the picture fits its prompt; the others ask anything about it.
         samples.append(question_sample(scene, seed + index, mix, spec if index % 2 else None, picture=picture))
         if change is not None and instruction is not None:
             after = centered(apply(scene, change, seed + index))  # what was drawn a pixel off is drawn in its place
