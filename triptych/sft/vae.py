@@ -84,6 +84,7 @@ def full_scene(seed: int, layout: Layout = FREE_LAYOUT) -> Scene:
 
 def vae_scenes(first: int, batch: int) -> list[Scene]:
     """Full and ordinary scenes in turn: the group norms must meet empty pictures as well as full ones."""
+    # Full scenes alone gave wrong colors in emptier ones, purple as green (LOG.md E6).
     seeds = range(first, first + batch)
     return [full_scene(seed) if seed % 2 else Scene.sample(random_spec(seed), seed) for seed in seeds]
 
@@ -96,9 +97,10 @@ def to_unit(images: UInt8[Tensor, "batch height width 3"]) -> Pixels:
 def vae_loss(model: Autoencoder, pixels: Pixels, noise: Latents, kl: float) -> tuple[Float[Tensor, ""], Metrics]:
     """The loss of a batch, with PSNR in dB (of a range of 2) and the KL in nats per latent number."""
     mean, logvar = model.moments(pixels)
-    sample = mean + torch.exp(0.5 * logvar) * noise
+    sample = mean + torch.exp(0.5 * logvar) * noise  # the reparametrization (arXiv 1312.6114)
     decoded = model.decoder(sample).float()
     squared = (decoded - pixels).square().mean()
+    # KL of a diagonal Gaussian to N(0, 1), in closed form.
     divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
     loss = squared + ABSOLUTE_WEIGHT * (decoded - pixels).abs().mean() + kl * divergence
     return loss, {"psnr": _psnr(squared), "kl": float(divergence.detach())}
@@ -133,6 +135,7 @@ def measure_latents(
     """The config with the scale and shift that bring latents of these scenes to mean 0 and deviation 1."""
     model = Autoencoder(replace(config, scale_factor=1.0, shift_factor=0.0))
     model.load_state_dict(weights)
+    # 32 pictures at a time bound the memory.
     latents = torch.cat([model.encode(to_unit(render(scenes[i : i + 32]))) for i in range(0, len(scenes), 32)])
     return replace(config, scale_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
 
