@@ -85,7 +85,7 @@ def run(options: SFTOptions, open_model: Any = None) -> int:
                 progress.update(bars[step.stage], completed=step.index + 1, loss=step.loss)
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
-        return 130
+        return 130  # 128 + SIGINT, as a shell counts it
     console.print(str(out / config.result), style="bold", soft_wrap=True)
     return 0
 
@@ -101,6 +101,7 @@ class StepLog:
         """Append an update. Raises OutputError if it cannot be written."""
         if step.stage not in self._stages:
             self._stages.add(step.stage)
+            # A resume repeats the updates behind the last checkpoint; their first lines go.
             self._log.keep(lambda record: record["stage"] != step.stage or record["index"] < step.index)
         self._log.append(asdict(step))
 
