@@ -20,7 +20,7 @@ from triptych.sft.curriculum import SFT_RECIPES
 from triptych.sft.optim import SFTStep
 from triptych.sft.run import LOG, RecipeConfig, run_sft
 
-COLUMNS = (
+_COLUMNS = (
     TextColumn("{task.description:<16}"),
     BarColumn(),
     MofNCompleteColumn(),
@@ -41,6 +41,7 @@ _FIELDS = {
         ("noises", "focus", "time-shift", "drop-text", "drop-image", "strewn", "unrelated", "loudness"), ""
     ),
     **{"mix.right": "mix.correct-pictures", "mix.spoiled": "mix.repairs", "mix.fits": "mix.fit-questions"},
+    "mix.no-listing": "mix.no-list-first",
     **{"mix.assorted": "mix.random-scenes", "mix.describes": "mix.descriptions", "mix.listing": "mix.list-first"},
     **{"mix.listed": "mix.text-only-questions", "mix.questions": "mix.questions-per-picture"},
     **{"mix.bare": "mix.drop-prefix", "mix.hard": "mix.hard-prompts", "mix.whites": "mix.white-weight"},
@@ -77,7 +78,7 @@ def run(options: SFTOptions, open_model: Any = None) -> int:
     log, console = StepLog(out / LOG), open_console(as_json=False)
     bars: dict[str, TaskID] = {}
     try:
-        with Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
+        with Progress(*_COLUMNS, console=console, refresh_per_second=2) as progress:
             for step in run_sft(config, out, options.resume):
                 log.add(step)
                 if step.stage not in bars:
