@@ -10,6 +10,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "triptych"
 # Each room imports from itself and from rooms further left.
 ROOMS = ["errors", "files", "seeds", "bounds", "trace", "data", "model", "loop", "rewards", "sft", "rl", "eval", "apps"]
+SAME_IN_EVERY_COMMAND = {"run", "parse", "RENAMED_OPTIONS"}  # what `cli` asks of the module of a command
 
 
 def module_name(path: Path) -> str:
@@ -61,6 +62,29 @@ def test_rooms_only_look_left():
 def test_no_import_goes_in_a_circle():
     graph = {name: {target for _, target in imports(path)} - {"__init__"} for name, path in MODULES.items()}
     assert first_circle(graph) is None
+
+
+def public_names(path: Path) -> set[str]:
+    """Names that a module defines at its top level, without those of one underscore."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_public_name_has_one_home():
+    homes: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for public in public_names(path):
+            homes.setdefault(public, []).append(name)
+    twice = {public: modules for public, modules in homes.items() if len(modules) > 1}
+    for public, modules in twice.items():
+        assert public in SAME_IN_EVERY_COMMAND and all(name.startswith("apps.") for name in modules), (public, modules)
 
 
 def test_a_circle_and_a_lazy_import_are_seen(tmp_path):

@@ -124,7 +124,7 @@ def test_a_resumed_run_may_look_in_another_way_and_looks_once(tmp_path):
     assert [row["step"] for row in lines(out / "evaluations.jsonl")] == [0, 1, 2]
     more = ["--steps", "3", "--evaluate.every", "1", *LOOKS, "--evaluate.prompts", "3"]
     assert main(["train", "debug", "--out", str(out), "--resume", *more]) == 0
-    found = [(row["step"], row["watch"]["prompts"]) for row in lines(out / "evaluations.jsonl")]
+    found = [(row["step"], row["settings"]["prompts"]) for row in lines(out / "evaluations.jsonl")]
     assert found == [(0, 2), (1, 2), (2, 2), (0, 3), (3, 3)]  # what it started from is measured in the new way too
     assert (out / "fixed.safetensors").read_bytes() == fixed
 

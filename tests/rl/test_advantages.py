@@ -43,18 +43,18 @@ def test_a_row_without_a_picture_is_left_out_before_the_mean():
 def test_rows_that_teach_nothing_are_counted_and_not_scored():
     groups = [group(node(1, 0.5), node(1, 0.1, length=5), node(1, 0.5, None))]
     made = loss_rows(groups, [group_advantages(one, STAGE) for one in groups], STAGE)
-    assert made.utterances == () and made.tokens == 11
-    assert len(made.paintings) == 2 and made.strokes == 4
+    assert made.text_samples == () and made.tokens == 11
+    assert len(made.image_samples) == 2 and made.sde_steps == 4
     with_kl = replace(STAGE, text=TextConfig(kl_coef=0.1))
-    assert len(loss_rows(groups, [group_advantages(one, with_kl) for one in groups], with_kl).utterances) == 3
+    assert len(loss_rows(groups, [group_advantages(one, with_kl) for one in groups], with_kl).text_samples) == 3
 
 
 def test_a_loss_is_divided_by_all_rows_and_not_by_those_that_are_left():
     """Else a group where few differ would pull as hard as one where all do."""
     groups = [group(node(0, 0.0, length=2), node(1, 0.25, length=3), node(2, 0.5, length=5))]
     made = loss_rows(groups, [group_advantages(one, STAGE) for one in groups], STAGE)
-    assert (len(made.utterances), made.tokens) == (2, 10)
-    assert (len(made.paintings), made.strokes) == (2, 6)
+    assert (len(made.text_samples), made.tokens) == (2, 10)
+    assert (len(made.image_samples), made.sde_steps) == (2, 6)
 
 
 def test_parts_that_do_not_learn_bring_nothing():
@@ -65,7 +65,7 @@ def test_parts_that_do_not_learn_bring_nothing():
     ):
         found = [group_advantages(one, stage) for one in groups]
         made = loss_rows(groups, found, STAGE, balance=True)
-        assert (len(made.utterances), len(made.paintings)) == (texts, pictures)
+        assert (len(made.text_samples), len(made.image_samples)) == (texts, pictures)
         assert bool(found[0].text.any()) is (texts > 0) and bool(found[0].picture.any()) is (pictures > 0)
         assert not found[0].dead
 
@@ -108,7 +108,7 @@ def test_right_and_wrong_parents_can_pull_equally():
     assert sum(pulls) == pytest.approx(sum(float(gain.text.abs().sum()) for gain in found))
     assert balanced(groups[:2], found[:2]) == [1.0, 1.0]
     made = loss_rows(groups, found, STAGE, balance=True)
-    assert float(made.text_gain[:4].abs().sum()) == pytest.approx(float(made.text_gain[4:].abs().sum()))
+    assert float(made.text_advantages[:4].abs().sum()) == pytest.approx(float(made.text_advantages[4:].abs().sum()))
 
 
 def test_a_whole_chain_learns_by_one_advantage():
@@ -121,10 +121,10 @@ def test_a_whole_chain_learns_by_one_advantage():
     groups = [Group(Node(Trace(Prompt("a cat"))), (chain(1, 3), chain(0, 1)))]
     found = [group_advantages(one, STAGE) for one in groups]
     first, later = (loss_rows(groups, found, STAGE, turns) for turns in (slice(0, 1), slice(1, None)))
-    assert first.text_gain.tolist() == [0.5, -0.5] and later.text_gain.tolist() == [0.5, 0.5]
-    assert [one.image is None for one in first.utterances] == [True, True]
-    assert all(one.image is not None for one in (*later.utterances, *later.paintings))
-    assert [one.text for one in later.paintings] == ["add", "add"]
+    assert first.text_advantages.tolist() == [0.5, -0.5] and later.text_advantages.tolist() == [0.5, 0.5]
+    assert [one.image is None for one in first.text_samples] == [True, True]
+    assert all(one.image is not None for one in (*later.text_samples, *later.image_samples))
+    assert [one.text for one in later.image_samples] == ["add", "add"]
 
 
 def test_a_row_knows_what_its_turn_had_seen():
@@ -134,7 +134,7 @@ def test_a_row_knows_what_its_turn_had_seen():
     assert np.array_equal(said.image, PARENT.image) and np.array_equal(drew.image, PARENT.image)
     assert drew.text == "add" and drew.plan is None
     assert text_sample(trace, 0) is None and image_sample(trace, 0) is None
-    assert torch.is_tensor(loss_rows([], [], STAGE).text_gain) and loss_rows([], [], STAGE).empty
+    assert torch.is_tensor(loss_rows([], [], STAGE).text_advantages) and loss_rows([], [], STAGE).empty
 
 
 def test_an_edit_of_an_edit_is_of_the_newest_picture():

@@ -61,7 +61,7 @@ def far_reference(learner: Learner) -> None:
 
 
 def scored(bagel: Bagel, batch: StageBatch):
-    texts, images = batch.batch.utterances, batch.batch.paintings
+    texts, images = batch.batch.text_samples, batch.batch.image_samples
     return bagel.text_logprobs(texts, batch.sampling), bagel.sde_logprobs(images, batch.sampling)
 
 
@@ -79,13 +79,13 @@ def loss_by_hand(learner: Learner, batch: StageBatch) -> tuple[torch.Tensor, tor
         reference = scored(reference_of(learner), batch)
     new = scored(learner.bagel, batch)
     loss_text = loss_picture = torch.zeros(())
-    for row, (one, advantage) in enumerate(zip(batch.batch.utterances, TEXT, strict=True)):
+    for row, (one, advantage) in enumerate(zip(batch.batch.text_samples, TEXT, strict=True)):
         count = len(one.completion.tokens)
         now, before = new[0].logprob[row, :count], torch.from_numpy(one.completion.logprobs)
         loss_text = loss_text + surrogate(now - before, advantage, text.clip_range) / TOKENS
         gap = reference[0].logprob[row, :count] - now
         loss_text = loss_text + text.kl_coef * (gap.exp() - 1 - gap).sum() / TOKENS
-    for now, before, one, advantage in zip(new[1], reference[1], batch.batch.paintings, PICTURE, strict=True):
+    for now, before, one, advantage in zip(new[1], reference[1], batch.batch.image_samples, PICTURE, strict=True):
         ratio = now.logprob - torch.from_numpy(one.sde_steps.logprob)
         loss_picture = loss_picture + surrogate(ratio, advantage, picture.clip_range) / STEPS
         divergence = ((now.mean - before.mean) ** 2 / (2 * now.std**2)).mean((1, 2)).sum()
@@ -148,7 +148,7 @@ def test_each_home_moves_at_its_own_rate_and_the_reference_leaves_no_trace():
     before = {name: p.detach().clone() for name, p in learner.learning.items()}
     with torch.no_grad():
         batch = rows(learner.bagel, recipe, off=0.2)
-    learner.update([batch], step=1, clock=Timer())
+    learner.update([batch], step=1, timer=Timer())
     for home, lr in (("und", 1e-3), ("gen", 2e-3)):
         members = {id(p) for p in learner.homes[home]}
         steps = [float((p.detach() - before[n]).abs().max()) for n, p in learner.learning.items() if id(p) in members]
@@ -175,7 +175,7 @@ def test_the_average_follows_every_epoch_and_is_what_is_published():
         assert torch.allclose(one.average[name], after_one, atol=1e-6)
         assert torch.allclose(two.average[name], keep * after_one + (1 - keep) * weight, atol=1e-6)
     assert any(not torch.equal(one.learning[name], weight) for name, weight in two.learning.items())
-    two.graduate()
+    two.merge_for_release()
     assert all(torch.equal(weight, two.average[name]) for name, weight in two.learning.items())
 
 
@@ -207,7 +207,7 @@ def test_a_step_that_is_skipped_moves_nothing(cause):
     with torch.no_grad():
         bad = rows(learner.bagel, recipe, off=0.2 if cause == "mismatch" else 0.0)
     if cause == "advantage":
-        bad = replace(bad, batch=replace(bad.batch, picture_gain=PICTURE * math.nan))
+        bad = replace(bad, batch=replace(bad.batch, image_advantages=PICTURE * math.nan))
     before = snapshot(learner)
     assert not learner.update([bad], 2, Timer())[1]
     assert all(torch.equal(one, two) for one, two in zip(snapshot(learner), before, strict=True))

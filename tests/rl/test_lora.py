@@ -142,8 +142,8 @@ def test_merged_weights_are_the_model_with_its_adapters(tmp_path):
     before = scores(bagel)
     weights.save(bagel, tmp_path / "model", state=adapters.merged(bagel))
     assert torch.equal(scores(bagel), before)  # still with its adapters
-    adapters.save(bagel, tmp_path / "adapter")
-    adapters.save(bagel, tmp_path / "adapter")  # in place of the older one
+    adapters.save_adapters(bagel, tmp_path / "adapter")
+    adapters.save_adapters(bagel, tmp_path / "adapter")  # in place of the older one
     adapters.merge(bagel)
     theirs = peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "adapter")).merge_and_unload()
     for other in (bagel, weights.load(tmp_path / "model"), theirs):
@@ -159,7 +159,7 @@ def test_weights_in_half_precision_wear_adapters_in_full():
     learner = Learner(bagel, LORA)
     assert {parameter.dtype for parameter in learner.learning.values()} == {torch.float32}
     assert bagel.language_model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
-    learner.graduate()
+    learner.merge_for_release()
     assert all(torch.equal(tensor, first[name]) for name, tensor in bagel.state_dict().items())
     half = replace(LORA, dtype="bfloat16", limits=BFLOAT16_LIMITS)
     steps = list(train(bagel, PROMPTS, BrightnessJudge(), rated(half, 0.1)))

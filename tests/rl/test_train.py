@@ -429,8 +429,8 @@ def test_lessons_do_not_drown_rewards(tmp_path):
     with_none, with_both = newest(alone), newest(beside)
     moments = [name for name in with_none if name.startswith("adamw_reason/")]
     assert moments and all(torch.equal(with_none[name], with_both[name]) for name in moments)
-    assert any(name.startswith("adamw_lessons/") for name in with_both)
-    assert not any(name.startswith("adamw_lessons/") for name in with_none)
+    assert any(name.startswith("adamw_sft/") for name in with_both)
+    assert not any(name.startswith("adamw_sft/") for name in with_none)
 
 
 def test_the_vision_tower_and_the_autoencoder_stay_as_they_are(tmp_path):
@@ -465,8 +465,8 @@ def test_what_a_recipe_samples_is_compared(name):
         advantages = tuple(group_advantages(group, rollout.stage) for _, rollout, _ in stages)
         for batch in _batches(Rollout([(group, advantages)], [group], [], (), 0), stages, config):
             has_text = batch.source == "refine" and batch.stage.text.train
-            assert bool(batch.batch.text_gain.any()) is has_text, (label, batch.source)
-            assert bool(batch.batch.picture_gain.any()) is batch.stage.picture.train, (label, batch.source)
+            assert bool(batch.batch.text_advantages.any()) is has_text, (label, batch.source)
+            assert bool(batch.batch.image_advantages.any()) is batch.stage.picture.train, (label, batch.source)
 
 
 def test_whole_chains_teach_each_stage_at_its_own_rates(monkeypatch):

@@ -13,7 +13,7 @@ from triptych.rl.config import Limits, TreeConfig
 from triptych.rl.learner import Learner
 from triptych.rl.recipes import DEBUG, TINY, tiny
 from triptych.rl.train import Step, train
-from triptych.rl.train_state import TrainState, claim, restore, save
+from triptych.rl.train_state import TrainState, claim, restore, save_state
 from triptych.rl.tree import Node
 from triptych.trace import Completion, Drawing, Trace, Turn, Verdict
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_gives_everything_back(tmp_path, config):
     state = TrainState(7, 12, 1, (waiting(1), waiting(2), waiting(3)), 99, 4, 2, ((0, 6), (2, 6)))
     assert all(getattr(state, one.name) != one.default for one in fields(state))
     learner = learnt(config)
-    save(tmp_path, state, learner)
+    save_state(tmp_path, state, learner)
     again = Learner(tiny(), config)
     back = restore(tmp_path, again)
     assert replace(back, parents=()) == replace(state, parents=())
@@ -85,7 +85,7 @@ def test_a_checkpoint_gives_everything_back(tmp_path, config):
 
 def test_the_frozen_reference_of_a_resumed_run_is_that_of_its_start(tmp_path):
     """What the KL is measured from is what the run began with, not what it has come to."""
-    save(tmp_path, TrainState(3), learnt(DEBUG))
+    save_state(tmp_path, TrainState(3), learnt(DEBUG))
     again, first = Learner(tiny(), DEBUG), dict(tiny().named_parameters())
     restore(tmp_path, again)
     assert again.first is not None

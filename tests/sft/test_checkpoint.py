@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
 
 def save(folder: Path, *steps: int, keep: int = 2) -> None:
     for step in steps:
-        checkpoint.save(folder, step, {"w": torch.full((2,), float(step))}, {"note": step}, keep)
+        checkpoint.save_checkpoint(folder, step, {"w": torch.full((2,), float(step))}, {"note": step}, keep)
 
 
 def test_the_newest_checkpoint_is_read_and_so_many_are_kept(tmp_path: Path):

@@ -38,7 +38,7 @@ from triptych.rl.train import Step, train
 from triptych.rl.train_log import step_line, step_row
 from triptych.rl.train_state import claim
 
-COLUMNS = (
+_COLUMNS = (
     TextColumn("{task.description:<10}"),
     BarColumn(),
     MofNCompleteColumn(),
@@ -61,7 +61,14 @@ RENAMED_OPTIONS = {
     **{"--recompute": "--gradient-checkpointing", "--no-recompute": "--no-gradient-checkpointing"},
     **{"--vision": "--train-vision", "--no-vision": "--no-train-vision"},
     **{"--average": "--ema-decay", "--warmup": "--warmup-steps", "--halved": "--lr-decay-steps"},
-    **{"--decay": "--weight-decay", "--norm": "--max-grad-norm", "--betas": "", "--eps": "", "--limits.window": ""},
+    **{
+        "--decay": "--weight-decay",
+        "--norm": "--max-grad-norm",
+        "--betas": "",
+        "--eps": "",
+        "--limits.window": "",
+        "--limits.stroke-gap": "--limits.sde-logprob",
+    },
     **{"--tree.parents": "--tree.selection", "--tree.right": "--tree.right-share"},
     **{"--replay.rate": "--sft-mix.lr", "--replay.own": "--sft-mix.max-self-generated"},
     **{f"--replay.lessons.{rows}": f"--sft-mix.{rows}" for rows in ("pictures", "edits", "words")},
@@ -98,7 +105,12 @@ RENAMED_OPTIONS = {
         }
     ),
     **{"--refine.text.balance": "--tree.balance", "--refine.text.no-balance": "--tree.no-balance"},
-    **{"--refine.plans": "", "--reason.text.balance": "", "--reason.sampling.image-guidance": ""},
+    **{
+        "--refine.plans": "",
+        "--reason.text.balance": "",
+        "--reason.text.no-balance": "",
+        "--reason.sampling.image-guidance": "",
+    },
     **{"told": "same-text", "average": "ema"},  # values of --refine.picture.baseline and --reference
 }
 
@@ -142,7 +154,7 @@ def run(options: Training, open_model: Any = weights.load) -> int:
     tracker = tracking(options.tracker, out, config)
     claim(out, config, bagel, options.resume)  # before anything is measured or written
     try:
-        with tracker as track, Progress(*COLUMNS, console=console, refresh_per_second=2) as progress:
+        with tracker as track, Progress(*_COLUMNS, console=console, refresh_per_second=2) as progress:
             bar = progress.add_task("train", total=config.steps, v=0.0)
 
             def say(text: str) -> None:

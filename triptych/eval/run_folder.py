@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from triptych import __version__
 from triptych.errors import ConfigError, OutputError
 from triptych.eval.results import Report, Row, summarize
 from triptych.files import append_json, naming_errors, new_folder, write_json
@@ -357,8 +357,4 @@ def code_sha256() -> str:
 
 def versions() -> dict[str, str]:
     """Of what computes the numbers."""
-    try:
-        triptych = version("triptych")
-    except PackageNotFoundError:
-        triptych = "source"
-    return {"triptych": triptych, "torch": torch.__version__, "python": platform.python_version()}
+    return {"triptych": __version__, "torch": torch.__version__, "python": platform.python_version()}

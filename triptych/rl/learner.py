@@ -1,12 +1,12 @@
-"""One update: score a batch in parts, add up its losses, step the optimiser; skip what is not finite.
+"""One update: log-probabilities of a batch in micro-batches, their losses, one optimizer step; skip what is not finite.
 
 Weights fall into two homes: `gen` draws (latent tokens, their projections and times), `und` does everything else. An
-AdamW holds both, with a learning rate each. Reason, Refine and replayed lessons have one of their own: the gradients of
-an edit are ten times as long as those of a first picture, and those of lessons a hundred times, so that in moments that
-are shared, whose size each update is divided by, the shortest would move next to nothing.
+AdamW holds both, with a learning rate each. Reason, Refine and the SFT mix have an AdamW each: the gradients of an edit
+are ten times as long as those of a first picture, and those of SFT a hundred times. AdamW divides by the moments of the
+gradient, so that with shared moments the shortest gradient would move next to nothing.
 
-The vision tower and the autoencoder are frozen by default; with adapters (adapters.py) everything but them is. Copies
-are of what learns alone: a frozen weight is in memory once.
+The vision tower and the autoencoder are frozen by default; with adapters (lora.py) everything but the adapters is.
+Copies are of the weights that learn alone: a frozen weight is in memory once.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from triptych.sft.optim import copies, update_ema
 
 HOMES = ("und", "gen")
 BETAS, EPS = (0.9, 0.95), 1e-8  # of AdamW
-LESSONS = "lessons"
-SOURCES = ("reason", "refine", LESSONS)  # of gradients, each with moments of its own
-FRESH = 4  # the seed of new adapters among those of a run
+SFT = "sft"
+SOURCES = ("reason", "refine", SFT)  # of gradients, each with moments of its own
+LORA_SEED = 4  # the seed of new adapters among those of a run
 Gradients = dict[str, Tensor | None]
 
 
@@ -60,7 +60,7 @@ class StageBatch:
 class UpdateMetrics:
     """Means and largest values, gathered over parts and updates."""
 
-    clock: Timer
+    timer: Timer
     comparison: Comparison | None = None  # with the sampler's record, in the first inner epoch
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -81,13 +81,13 @@ class UpdateMetrics:
 
 
 class Learner:
-    """The policy that learns, its optimiser, and the copies that it is compared with or averaged into."""
+    """The policy that learns, its optimizer, and the copies that it is compared with or averaged into."""
 
     def __init__(self, bagel: Bagel, config: TrainConfig):
         self.bagel, self.config = bagel, config
         bagel.language_model.model.gradient_checkpointing = config.gradient_checkpointing
         if config.lora.rank:
-            lora.inject(bagel, config.lora, derive(config.seed, FRESH))
+            lora.inject(bagel, config.lora, derive(config.seed, LORA_SEED))
         else:
             bagel.requires_grad_(True)
         bagel.autoencoder.requires_grad_(False)
@@ -98,7 +98,7 @@ class Learner:
             self.homes["gen" if is_generation(name) else "und"].append(parameter)
         shared = config.moments == "shared"
         self.optimizers = {
-            name: self._adamw(0.0 if name == LESSONS else config.weight_decay)
+            name: self._adamw(0.0 if name == SFT else config.weight_decay)
             for name in SOURCES
             if not (shared and name == "refine")
         }
@@ -108,7 +108,7 @@ class Learner:
         self.first = copies(self.learning) if with_kl and config.reference == "frozen" else None
 
     def _adamw(self, decay: float) -> torch.optim.AdamW:
-        """An optimiser of both homes, in the order of HOMES; it takes memory for what gradients reach alone."""
+        """An optimizer of both homes, in the order of HOMES; it takes memory for what gradients reach alone."""
         groups = [{"params": self.homes[home]} for home in HOMES]
         return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=decay)
 
@@ -121,70 +121,77 @@ class Learner:
             yield
 
     def update(
-        self, teachings: Sequence[StageBatch], step: int, clock: Timer, page: SFTBatch | None = None
+        self, batches: Sequence[StageBatch], step: int, timer: Timer, sft_batch: SFTBatch | None = None
     ) -> tuple[dict[str, float], bool]:
-        """Learn from one rollout, as often as each stage says, and after each time from a page of lessons.
+        """Learn from one rollout, as often as each stage says, and after each time from a batch of the SFT mix.
 
         Rewards come first, so that the ratios of the first update are those of the policy that was sampled from: in it
         log-probabilities are compared with the sampler's record. Returns metrics, and whether all was finite and
         within the limits; nothing is learnt in an epoch that was not.
         """
-        tally, known, share = UpdateMetrics(clock), {}, self.config.lr_scale(step)
-        if page is None and all(teaching.batch.empty for teaching in teachings):
+        metrics, references, share = UpdateMetrics(timer), {}, self.config.lr_scale(step)
+        if sft_batch is None and all(batch_of_stage.batch.empty for batch_of_stage in batches):
             return {}, True
-        for turn in range(max(teaching.stage.inner_epochs for teaching in teachings)):
-            now = [(n, one) for n, one in enumerate(teachings) if turn < one.stage.inner_epochs and not one.batch.empty]
-            if not self._learn(now, share, tally, known, first=turn == 0):
-                return tally.read(), False
-            if page is not None:
-                self._set_rates(self.optimizers[LESSONS], [self.config.sft_mix.lr] * len(HOMES), share)
-                taught = self._take(self._replay(page, tally), "sft_", tally)
-                if taught is None:
-                    return tally.read(), False
-                self._move(self.optimizers[LESSONS], taught)
-            self._blend(step)
-        return tally.read(), True
+        for turn in range(max(batch_of_stage.stage.inner_epochs for batch_of_stage in batches)):
+            now = [(n, one) for n, one in enumerate(batches) if turn < one.stage.inner_epochs and not one.batch.empty]
+            if not self._learn(now, share, metrics, references, first=turn == 0):
+                return metrics.read(), False
+            if sft_batch is not None:
+                self._set_rates(self.optimizers[SFT], [self.config.sft_mix.lr] * len(HOMES), share)
+                gradients = self._clipped_gradients(self._backward_sft(sft_batch, metrics), "sft_", metrics)
+                if gradients is None:
+                    return metrics.read(), False
+                self._step(self.optimizers[SFT], gradients)
+            self._update_ema(step)
+        return metrics.read(), True
 
     def _learn(
-        self, teachings: Sequence[tuple[int, StageBatch]], share: float, tally: UpdateMetrics, known: dict, first: bool
+        self,
+        batches: Sequence[tuple[int, StageBatch]],
+        share: float,
+        metrics: UpdateMetrics,
+        references: dict,
+        first: bool,
     ) -> bool:
         """Step by each stage's gradients, at its own rates and with its own moments.
 
         Whole chains teach two stages at once: both gradients are taken, and are finite, before any weight moves.
         """
         taken: list[tuple[StageBatch, Gradients]] = []
-        for number, teaching in teachings:
-            tally.comparison = Comparison() if first else None
-            gradients = self._take(self._backward(number, teaching, tally, known), "", tally)
-            mismatch = {} if tally.comparison is None else tally.comparison.read()
+        for number, batch_of_stage in batches:
+            metrics.comparison = Comparison() if first else None
+            gradients = self._clipped_gradients(
+                self._backward(number, batch_of_stage, metrics, references), "", metrics
+            )
+            mismatch = {} if metrics.comparison is None else metrics.comparison.read()
             for name, value in mismatch.items():
-                tally.top(f"mismatch_{name}", torch.tensor(value))
-            if gradients is None or problems(teaching.source, mismatch, self.config.limits):
+                metrics.top(f"mismatch_{name}", torch.tensor(value))
+            if gradients is None or problems(batch_of_stage.source, mismatch, self.config.limits):
                 return False
-            taken.append((teaching, gradients))
-        for teaching, gradients in taken:
-            optimizer = self.optimizers.get(teaching.source, self.optimizers["reason"])
-            self._set_rates(optimizer, _rates(teaching.stage), share)
-            self._move(optimizer, gradients)
+            taken.append((batch_of_stage, gradients))
+        for batch_of_stage, gradients in taken:
+            optimizer = self.optimizers.get(batch_of_stage.source, self.optimizers["reason"])
+            self._set_rates(optimizer, _rates(batch_of_stage.stage), share)
+            self._step(optimizer, gradients)
         return True
 
-    def _take(self, loss: float, name: str, tally: UpdateMetrics) -> Gradients | None:
+    def _clipped_gradients(self, loss: float, name: str, metrics: UpdateMetrics) -> Gradients | None:
         """Take gradients off the parameters, at most as long as allowed; None where they or the loss are not finite."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.max_grad_norm))
-        tally.add(f"{name}loss", torch.tensor(loss))
-        tally.add(f"{name}grad_norm", torch.tensor(norm))
+        metrics.add(f"{name}loss", torch.tensor(loss))
+        metrics.add(f"{name}grad_norm", torch.tensor(norm))
         gradients = {weight: parameter.grad for weight, parameter in self.learning.items()}
         self.bagel.zero_grad(set_to_none=True)
         return gradients if math.isfinite(loss) and math.isfinite(norm) else None
 
-    def _move(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
         for name, parameter in self.learning.items():
             parameter.grad = gradients[name]
         optimizer.step()
         self.bagel.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def graduate(self, folder: Path | None = None) -> None:
+    def merge_for_release(self, folder: Path | None = None) -> None:
         """Put the averaged weights into the policy, where an average is kept, and merge its adapters, if it has any.
 
         Adapters are written to `folder` first.
@@ -194,117 +201,121 @@ class Learner:
                 parameter.copy_(self.average[name])
         if self.config.lora.rank:
             if folder is not None:
-                lora.save(self.bagel, folder)
+                lora.save_adapters(self.bagel, folder)
             lora.merge(self.bagel)
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """The policy, for a while and without gradients, as what the KL is measured from."""
         weights = self.first if self.config.reference == "frozen" else self.average
-        wearing = lora.switched_off(self.bagel) if weights is None else _wearing(self.learning, weights)
-        with torch.no_grad(), self.precision(), wearing:
+        reference_model = lora.switched_off(self.bagel) if weights is None else _swapped_in(self.learning, weights)
+        with torch.no_grad(), self.precision(), reference_model:
             yield
 
     def _set_rates(self, optimizer: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = share * rate
 
-    def _backward(self, number: int, teaching: StageBatch, tally: UpdateMetrics, known: dict) -> float:
+    def _backward(self, number: int, batch_of_stage: StageBatch, metrics: UpdateMetrics, references: dict) -> float:
         """Add the gradients of one stage's batch; returns its loss."""
-        batch, stage, size, loss = teaching.batch, teaching.stage, self.config.micro_batch_size, 0.0
-        for start in range(0, len(batch.utterances), size):
-            rows, gains = batch.utterances[start : start + size], batch.text_gain[start : start + size]
+        batch, stage, size, loss = batch_of_stage.batch, batch_of_stage.stage, self.config.micro_batch_size, 0.0
+        for start in range(0, len(batch.text_samples), size):
+            rows, advantages = batch.text_samples[start : start + size], batch.text_advantages[start : start + size]
             key = (number, "text", start)
-            with self._reaching("und"):
-                with tally.clock.part("score"):
-                    part = self._text_loss(rows, gains, teaching, tally, known, key)
+            with self._trainable("und"):
+                with metrics.timer.part("score"):
+                    part = self._text_loss(rows, advantages, batch_of_stage, metrics, references, key)
                 part.backward()
             loss += float(part.detach())
-        for start in range(0, len(batch.paintings), size):
-            rows, gains = batch.paintings[start : start + size], batch.picture_gain[start : start + size]
+        for start in range(0, len(batch.image_samples), size):
+            rows, advantages = batch.image_samples[start : start + size], batch.image_advantages[start : start + size]
             key = (number, "picture", start)
-            with self._reaching(stage.picture.experts):
-                with tally.clock.part("score"):
-                    part = stage.picture.loss_weight * self._picture_loss(rows, gains, teaching, tally, known, key)
+            with self._trainable(stage.picture.experts):
+                with metrics.timer.part("score"):
+                    part = stage.picture.loss_weight * self._picture_loss(
+                        rows, advantages, batch_of_stage, metrics, references, key
+                    )
                 part.backward()
             loss += float(part.detach())
         return loss
 
-    def _replay(self, page: SFTBatch, tally: UpdateMetrics) -> float:
-        """Put the gradients of lessons on the parameters; returns their loss."""
-        with tally.clock.part("sft"):
-            metrics = accumulate_joint(self.bagel, self.config.sft_mix.data, page)
-        for name, value in metrics.items():
+    def _backward_sft(self, sft_batch: SFTBatch, metrics: UpdateMetrics) -> float:
+        """Put the gradients of the SFT mix on the parameters; returns their loss."""
+        with metrics.timer.part("sft"):
+            values = accumulate_joint(self.bagel, self.config.sft_mix.data, sft_batch)
+        for name, value in values.items():
             if name != "loss":
-                tally.add(f"sft_{name}", torch.tensor(value))
-        return metrics["loss"]
+                metrics.add(f"sft_{name}", torch.tensor(value))
+        return values["loss"]
 
     def _text_loss(
         self,
         rows: Sequence[TextSample],
-        gains: Tensor,
-        teaching: StageBatch,
-        tally: UpdateMetrics,
-        known: dict,
+        advantages: Tensor,
+        batch_of_stage: StageBatch,
+        metrics: UpdateMetrics,
+        references: dict,
         key: tuple,
     ) -> Tensor:
-        part, count = teaching.stage.text, teaching.batch.tokens
-        score = partial(self.bagel.text_logprobs, rows, teaching.sampling)
-        reference = self._known(known, key, score) if part.kl_coef else None
+        part, count = batch_of_stage.stage.text, batch_of_stage.batch.tokens
+        score = partial(self.bagel.text_logprobs, rows, batch_of_stage.sampling)
+        reference = self._reference_scores(references, key, score) if part.kl_coef else None
         with self.precision():
             scores = score()
         old = torch.zeros_like(scores.logprob)
         for row, one in enumerate(rows):
             old[row, : len(one.completion.logprobs)] = torch.from_numpy(one.completion.logprobs)
-        if tally.comparison is not None:
-            tally.comparison.add_text(scores, rows)
-        loss = grpo(scores.logprob, old, gains.to(old.device), scores.mask, part.clip_range, count)
-        _observe(tally, "text", (scores.logprob.detach() - old)[scores.mask], part)
-        tally.add("text_entropy", scores.entropy[scores.mask])
+        if metrics.comparison is not None:
+            metrics.comparison.add_text(scores, rows)
+        loss = grpo(scores.logprob, old, advantages.to(old.device), scores.mask, part.clip_range, count)
+        _log_ratios(metrics, "text", (scores.logprob.detach() - old)[scores.mask], part)
+        metrics.add("text_entropy", scores.entropy[scores.mask])
         if reference is not None:
             divergence = token_kl(scores.logprob, reference.logprob, scores.mask, count)
-            tally.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
+            metrics.add("text_kl", divergence.detach() * count / max(int(scores.mask.sum()), 1))
             loss = loss + part.kl_coef * divergence
         return loss
 
     def _picture_loss(
         self,
         rows: Sequence[ImageSample],
-        gains: Tensor,
-        teaching: StageBatch,
-        tally: UpdateMetrics,
-        known: dict,
+        advantages: Tensor,
+        batch_of_stage: StageBatch,
+        metrics: UpdateMetrics,
+        references: dict,
         key: tuple,
     ) -> Tensor:
-        part, count = teaching.stage.picture, teaching.batch.strokes
-        score = partial(self.bagel.sde_logprobs, rows, teaching.sampling)
-        reference = self._known(known, key, score) if part.kl_coef else None
+        part, count = batch_of_stage.stage.picture, batch_of_stage.batch.sde_steps
+        score = partial(self.bagel.sde_logprobs, rows, batch_of_stage.sampling)
+        reference = self._reference_scores(references, key, score) if part.kl_coef else None
         with self.precision():
             scores = score()
-        if tally.comparison is not None:
-            tally.comparison.add_images(scores, rows)
+        if metrics.comparison is not None:
+            metrics.comparison.add_images(scores, rows)
         new = torch.cat([one.logprob for one in scores])
         old = torch.cat([torch.from_numpy(one.sde_steps.logprob) for one in rows]).to(new.device)
-        spread = torch.repeat_interleave(gains, torch.tensor([len(one.sde_steps.time) for one in rows])).to(new.device)
-        loss = flow_grpo(new, old, spread, part.clip_range, count)
-        _observe(tally, "sde", new.detach() - old, part)
+        per_step = torch.repeat_interleave(advantages, torch.tensor([len(one.sde_steps.time) for one in rows])).to(
+            new.device
+        )
+        loss = flow_grpo(new, old, per_step, part.clip_range, count)
+        _log_ratios(metrics, "sde", new.detach() - old, part)
         if reference is not None:
             divergences = torch.cat(
                 [gaussian_kl(a.mean, b.mean, a.std) for a, b in zip(scores, reference, strict=True)]
             )
-            tally.add("sde_kl", divergences.detach())
+            metrics.add("sde_kl", divergences.detach())
             loss = loss + part.kl_coef * divergences.sum() / count
         return loss
 
-    def _known(self, known: dict, key: tuple, score: Callable[[], Any]) -> Any:
+    def _reference_scores(self, references: dict, key: tuple, score: Callable[[], Any]) -> Any:
         """The reference's scores, computed once per rollout."""
-        if key not in known:
+        if key not in references:
             with self.as_reference():
-                known[key] = score()
-        return known[key]
+                references[key] = score()
+        return references[key]
 
     @contextmanager
-    def _reaching(self, experts: Experts) -> Iterator[None]:
+    def _trainable(self, experts: Experts) -> Iterator[None]:
         """Let a loss move some weights only; nothing is computed for the others."""
         held = [] if experts == "both" else self.homes["gen" if experts == "und" else "und"]
         for parameter in held:
@@ -316,14 +327,14 @@ class Learner:
                 parameter.requires_grad_(True)
 
     @torch.no_grad()
-    def _blend(self, step: int) -> None:
+    def _update_ema(self, step: int) -> None:
         """Move the average towards the policy, further in early steps, so that little of the first weights stays."""
         if self.average is not None:
             update_ema(self.average, self.learning, step, self.config.ema_decay)
 
 
 @contextmanager
-def _wearing(learning: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]) -> Iterator[None]:
+def _swapped_in(learning: Mapping[str, nn.Parameter], others: Mapping[str, Tensor]) -> Iterator[None]:
     """Let parameters hold other numbers for a while; nothing is copied."""
     own = {name: parameter.data for name, parameter in learning.items()}
     try:
@@ -335,12 +346,12 @@ def _wearing(learning: Mapping[str, nn.Parameter], others: Mapping[str, Tensor])
             parameter.data = own[name]
 
 
-def _observe(tally: UpdateMetrics, name: str, gap: Tensor, part: PartConfig) -> None:
+def _log_ratios(metrics: UpdateMetrics, name: str, gap: Tensor, part: PartConfig) -> None:
     """How far ratios are from 1, and how many are beyond the clip."""
     ratio = gap.exp()
-    tally.add(f"{name}_ratio", ratio)
-    tally.top(f"{name}_ratio_off", (ratio - 1).abs())
-    tally.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip_range).float())
+    metrics.add(f"{name}_ratio", ratio)
+    metrics.top(f"{name}_ratio_off", (ratio - 1).abs())
+    metrics.add(f"{name}_clipped", ((ratio - 1).abs() > part.clip_range).float())
 
 
 def _rates(stage: StageConfig) -> list[float]:

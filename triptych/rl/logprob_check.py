@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def problems(stage: str, mismatch: Mapping[str, float], limits: Limits) -> list[
     ]
 
 
-def check(by_stage: Mapping[str, Mismatch], limits: Limits) -> None:
+def check_mismatches(by_stage: Mapping[str, Mismatch], limits: Limits) -> None:
     """Raises TrainingError, naming stage and part, if a mismatch is beyond its limit."""
     wrong = [problem for stage, mismatch in by_stage.items() for problem in problems(stage, mismatch, limits)]
     if wrong:
@@ -177,7 +177,7 @@ class EvenJudge:
 
 
 # The name of a stage, how it was grown, and which turns of a trace belong to it (None: the newest).
-Stages = list[tuple[str, StageRollout, slice | None]]
+Stages = list[tuple[Literal["reason", "refine"], StageRollout, slice | None]]
 
 
 def _rollouts(
@@ -218,9 +218,9 @@ def _variants(stage: StageConfig, rule: RewardRule) -> list[StageRollout]:
 
 
 def _compare(bagel: Bagel, rows: LossRows, sampling: Sampling, micro: int, into: Comparison) -> None:
-    for texts in _parts(rows.utterances, micro):
+    for texts in _parts(rows.text_samples, micro):
         into.add_text(bagel.text_logprobs(texts, sampling), texts)
-    for images in _parts(rows.paintings, micro):
+    for images in _parts(rows.image_samples, micro):
         into.add_images(bagel.sde_logprobs(images, sampling), images)
 
 

@@ -108,7 +108,7 @@ def merge(bagel: Bagel) -> None:
         del bagel.peft_config
 
 
-def save(bagel: Bagel, folder: Path) -> None:
+def save_adapters(bagel: Bagel, folder: Path) -> None:
     """Write the adapters alone in peft's layout, whole or not at all, in place of older ones in `folder`.
 
     `peft.PeftModel.from_pretrained(bagel, folder)` puts them on the model that training began with. Raises OutputError.

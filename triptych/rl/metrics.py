@@ -54,8 +54,8 @@ def describe(groups: Sequence[Group], advantages: Sequence[GroupAdvantages]) -> 
         "reward_text": _mean(reward.text for reward in rewards),
         "reward_picture": _mean(reward.picture for reward in rewards if reward.has_picture),
         "formed": _mean(reward.well_formed for reward in rewards),
-        "zero_std_text": _mean(not one.text_spread for one in advantages),
-        "zero_std_picture": _mean(not one.picture_spread for one in advantages),
+        "zero_std_text": _mean(not one.text_varies for one in advantages),
+        "zero_std_picture": _mean(not one.picture_varies for one in advantages),
         "missing": float(sum(group.missing for group in groups)),
     }
     metrics |= _text_metrics(nodes) | _picture_metrics(nodes) | _refine_metrics(groups)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from triptych.data.specs import Prompts
 from triptych.errors import JudgeError, TrainingError
@@ -24,6 +23,7 @@ from triptych.rl import logprob_check, sft_mix, train_state, tree
 from triptych.rl.advantages import GroupAdvantages, group_advantages, loss_rows
 from triptych.rl.config import StageConfig, TrainConfig
 from triptych.rl.learner import Learner, StageBatch
+from triptych.rl.logprob_check import Stages
 from triptych.rl.metrics import TimedJudge, Timer, describe
 from triptych.rl.train_state import TrainState
 from triptych.rl.tree import Expand, Group, Node, StageRollout
@@ -66,7 +66,6 @@ class Rollout:
 
 
 # What a step rolls out: a stage, its settings in this step, and which turns of a trace it learns from (None: the last).
-Stages = list[tuple[Literal["reason", "refine"], StageRollout, slice | None]]
 
 
 def train(
@@ -101,7 +100,7 @@ def train(
         with learner.precision():
             some = [prompts(state.prompt_index + number) for number in range(CHECK_PROMPTS)]
             mismatches = logprob_check.mismatches(bagel, some, config, derive(config.seed, 0))
-        logprob_check.check(mismatches, config.limits)
+        logprob_check.check_mismatches(mismatches, config.limits)
     while not state.ended(config):
         timer = make_timer()
         name, stages = _stages(config, state)
@@ -115,8 +114,8 @@ def train(
         yield Step(index, config.steps, name, metrics, tuple(rollout.groups), state.parents[: config.refine.parents])
         _stop_if_hopeless(state, rollout, config)
         if out is not None and (state.step % config.save_every == 0 or state.ended(config)):
-            train_state.save(out, state, learner)
-    learner.graduate(None if out is None else out / "adapter")
+            train_state.save_state(out, state, learner)
+    learner.merge_for_release(None if out is None else out / "adapter")
 
 
 def _stages(config: TrainConfig, state: TrainState) -> tuple[str, Stages]:

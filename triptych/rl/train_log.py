@@ -5,7 +5,7 @@ from __future__ import annotations
 from triptych.rl.train import Step
 
 # Columns of a printed line, each where it was measured: metric, title, format.
-COLUMNS = (
+PRINTED_METRICS = (
     ("v", "V", ".3f"),
     ("right", "right", ".2f"),
     ("improved", "up", ".2f"),
@@ -25,7 +25,7 @@ COLUMNS = (
 
 def step_line(step: Step) -> str:
     """A step in one line, for people."""
-    values = [f"{title} {step.metrics[name]:{form}}" for name, title, form in COLUMNS if name in step.metrics]
+    values = [f"{title} {step.metrics[name]:{form}}" for name, title, form in PRINTED_METRICS if name in step.metrics]
     counts = {name: step.metrics.get(name, 0.0) for name in ("missing", "dropped", "skipped")}
     alarms = [f"{name} {count:.0f}" for name, count in counts.items() if count]
     return f"{step.index + 1:>6}/{step.total} {step.stage:<10} " + "  ".join(values + alarms)

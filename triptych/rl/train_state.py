@@ -81,12 +81,14 @@ def claim(out: Path, config: TrainConfig, start: Bagel, resume: bool) -> None:
         )
 
 
-def save(out: Path, state: TrainState, learner: Learner) -> None:
+def save_state(out: Path, state: TrainState, learner: Learner) -> None:
     """Write a checkpoint, whole or not at all: the last good one survives a kill at any moment."""
     parents, pictures = write_nodes(state.parents)
     counts = {each.name: getattr(state, each.name) for each in fields(state) if each.name != "step"}
     tensors = checkpoint.pack(learner.learning, learner.average, _optimizers(learner)) | pictures
-    checkpoint.save(out / "checkpoints", state.step, tensors, counts | {"parents": parents}, learner.config.keep)
+    checkpoint.save_checkpoint(
+        out / "checkpoints", state.step, tensors, counts | {"parents": parents}, learner.config.keep
+    )
 
 
 def restore(out: Path, learner: Learner) -> TrainState:

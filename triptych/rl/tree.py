@@ -24,7 +24,7 @@ from triptych.seeds import derive
 from triptych.trace import Prompt, Trace, Verdict
 
 # Selection weight of a group whose verdicts are all the same, beside the std of one where they differ (at most .5).
-STD_FLOOR = 0.05
+MIN_STD_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def pick(groups: Sequence[Group], count: int, tree: TreeConfig, seed: int) -> li
         for node in group.siblings:
             if node.trace.image is not None and not node.trace.finished:
                 key = (node.trace.prompt.text, node.trace.image.tobytes())
-                weighted.setdefault(key, (node, std + STD_FLOOR))
+                weighted.setdefault(key, (node, std + MIN_STD_WEIGHT))
     entries = list(weighted.values())
     if tree.selection == "uniform":
         return _sample(entries, count, rng, even=True)

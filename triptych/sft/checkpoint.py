@@ -39,7 +39,9 @@ def check_free(out: Path, names: Iterable[str], record: str) -> None:
         )
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int = KEEP) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int = KEEP
+) -> Path:
     """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`. Raises OutputError."""
     path = Path(folder) / f"step-{step:08d}"
     with files.naming_errors(path, "the checkpoint before it is untouched"), files.replaced_folder(path) as part:

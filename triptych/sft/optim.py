@@ -110,7 +110,9 @@ def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) ->
             schedule.step()
         update_ema(stage.ema, stage.tensors, step, config.ema_decay)
         if (step + 1) % save_every == 0 or step + 1 == config.steps:
-            checkpoint.save(folder, step + 1, checkpoint.pack(stage.tensors, stage.ema, stage.optimizers), {})
+            checkpoint.save_checkpoint(
+                folder, step + 1, checkpoint.pack(stage.tensors, stage.ema, stage.optimizers), {}
+            )
         yield SFTStep(stage.name, step, config.steps, metrics.pop("loss"), metrics)
 
 
