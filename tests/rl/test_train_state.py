@@ -93,6 +93,13 @@ def test_the_frozen_reference_of_a_resumed_run_is_that_of_its_start(tmp_path):
     assert any(not torch.equal(weight, first[name]) for name, weight in again.learning.items())
 
 
+def test_what_a_kill_left_among_the_checkpoints_is_swept_at_resume(tmp_path):
+    save_state(tmp_path, TrainState(3), learnt(DEBUG))
+    (tmp_path / "checkpoints" / ".step-00000001.77.removed.part").mkdir()
+    assert restore(tmp_path, Learner(tiny(), DEBUG)).step == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
 def told(node: Node) -> tuple[object, ...]:
     prompt = node.trace.prompt
     return prompt.text, prompt.spec, prompt.source, node.trace.seed

@@ -8,7 +8,7 @@ beat, w is its weight.
     Refine    C + w f              f (w + C)            C                 V
 
 C = V - V_hat, and 1 for stopping on a right picture. An edit of a right picture earns C = 0 in the paper and V - 1 in
-the release (parity kit b.12). A stop has no picture, so the picture loss learns nothing from it.
+the authors' release. A stop has no picture, so the picture loss learns nothing from it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Named runs of training. Every baseline is SKETCH's recipe with one switch turned, on the same sample budget.
 
-`RELEASE_7B` holds the hyper-parameters of the authors' release (parity kit b.13) for BAGEL-7B-MoT.
+`RELEASE_7B` holds the hyper-parameters of the authors' training script for BAGEL-7B-MoT.
 """
 
 from __future__ import annotations

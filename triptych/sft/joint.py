@@ -1,7 +1,7 @@
 """The joint stage: to plan, draw, edit, reflect and answer, all at once. Samples to rows of blocks, rows to a loss.
 
 Every update has three groups, each packed tightly: pictures from a prompt (with and without a plan), edits, and words
-about pictures. Their losses are added: cross entropy of the text, squared error of the velocity (parity kit b.8).
+about pictures. Their losses are added: cross entropy of the text, squared error of the velocity (rectified flow).
 """
 
 from __future__ import annotations
