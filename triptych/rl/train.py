@@ -65,9 +65,6 @@ class Rollout:
     prompt_index: int
 
 
-# What a step rolls out: a stage, its settings in this step, and which turns of a trace it learns from (None: the last).
-
-
 def train(
     bagel: Bagel,
     prompts: Prompts,

@@ -161,14 +161,14 @@ def pick(groups: Sequence[Group], count: int, tree: TreeConfig, seed: int) -> li
 def _siblings(parents: Sequence[Node], stage: StageConfig, seed: int) -> tuple[list[Trace], Seeds]:
     """Each parent's trace `group_size` times, and the seeds of the next beat: one initial noise per parent, one text
     seed per `images_per_text` siblings, one seed of SDE noise for each."""
-    traces, text, noise, stroke = [], [], [], []
+    traces, text, noise, sde = [], [], [], []
     for number, parent in enumerate(parents):
         for sibling in range(stage.group_size):
-            stroke.append(derive(seed, number, 2, sibling))
+            sde.append(derive(seed, number, 2, sibling))
             noise.append(derive(seed, number, 1))
             text.append(derive(seed, number, 0, sibling // stage.images_per_text))
-            traces.append(replace(parent.trace, seed=stroke[-1]))
-    return traces, Seeds(text, noise, stroke)
+            traces.append(replace(parent.trace, seed=sde[-1]))
+    return traces, Seeds(text, noise, sde)
 
 
 def _groups(
