@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from triptych.bounds import NonNegativeFloat, Share
+from triptych.bounds import NonNegativeFloat, Share, check_bounds
 from triptych.errors import ConfigError
 from triptych.trace import Spec
 
@@ -58,13 +58,9 @@ class Layout:
     shift: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("canonical", "usual"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"Layout.{name}={getattr(self, name)}: expected a share between 0 and 1")
-        if self.jitter < 0 or self.shift < 0 or self.jitter + self.shift >= CELL / 2:
-            raise ConfigError(
-                f"Layout.jitter={self.jitter}, shift={self.shift}: expected 0 or more, and under {CELL // 2} px in all"
-            )
+        check_bounds(self, "layout")
+        if self.jitter + self.shift >= CELL / 2:
+            raise ConfigError(f"jitter={self.jitter}, shift={self.shift}: expected under {CELL // 2} px together")
 
 
 DEFAULT_LAYOUT = Layout()

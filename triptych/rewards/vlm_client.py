@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from triptych.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, check_bounds
 from triptych.errors import ConfigError, JudgeError
 from triptych.files import naming_errors, write_text
 
@@ -46,15 +47,14 @@ CONNECT_TIMEOUT = 10.0  # seconds; a server that is there accepts at once, howev
 class RetryPolicy:
     """How long a client waits for a slow or busy server, and how often it tries; all times in seconds."""
 
-    timeout: float = 60.0  # for one whole answer
-    tries: int = 5
-    backoff: float = 1.0  # before the second try, doubled before each further one; times 0.5 to 1.5
-    max_wait: float = 60.0  # between tries; a server that asks for a longer rest is given up
+    timeout: PositiveFloat = 60.0  # for one whole answer
+    tries: PositiveInt = 5
+    backoff: NonNegativeFloat = 1.0  # before the second try, doubled before each further one; times 0.5 to 1.5
+    max_wait: NonNegativeFloat = 60.0  # between tries; a server that asks for a longer rest is given up
     seed: int = 0  # of the jitter
 
     def __post_init__(self) -> None:
-        if not (self.timeout > 0 and self.tries >= 1 and self.backoff >= 0 and self.max_wait >= 0):
-            raise ConfigError(f"{self}: expected a timeout above 0, 1 or more tries, and waits of 0 or more seconds")
+        check_bounds(self)
 
     def jitter(self, salt: str) -> random.Random:
         """Random numbers for the waits of one request: they depend on the seed and on `salt`, not on other requests."""
