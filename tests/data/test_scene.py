@@ -216,7 +216,7 @@ def test_a_spec_that_cannot_be_drawn_is_refused_with_a_reason(items, word):
 
 @pytest.mark.parametrize("values", [(-0.1,), (1.1,), (0.5, -1), (0.5, 2, -1), (0.5, 8, 8)])
 def test_a_layout_out_of_range_is_refused(values):
-    with pytest.raises(ConfigError, match="layout|px together"):
+    with pytest.raises(ConfigError, match=r"layout|px together"):
         Layout(*values)
 
 
