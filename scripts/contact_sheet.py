@@ -1,6 +1,6 @@
 """Every sticker class on one page: large, and as the model sees it (24 px, enlarged without smoothing).
 
-    python scripts/contact_sheet.py docs/contact-sheet.png    makes the figure of the docs; run it when a class changes
+python scripts/contact_sheet.py docs/contact-sheet.png    makes the figure of the docs; run it when a class changes
 """
 
 from __future__ import annotations
