@@ -501,9 +501,7 @@ def test_a_full_disk_leaves_nothing():
 
 
 def test_ctrl_c_keeps_finished_traces():
-    process = start(
-        "draw", "two cats", "-n", "3", "--batch", "1", "--model", "scripted-slow", "--out", "out", "--json"
-    )
+    process = start("draw", "two cats", "-n", "3", "--batch", "1", "--model", "scripted-slow", "--out", "out", "--json")
     deadline = time.monotonic() + 120
     while not list(Path("out").glob("0*")) and time.monotonic() < deadline:
         time.sleep(0.05)
