@@ -7,6 +7,7 @@
     ├── ConfigError        a setting is out of range
     ├── OutputError        a result cannot be written (folder exists, read-only, disk full)
     ├── JudgeError         a judge has no verdict: the score is missing, never 0
+    │   └── UnfinishedError    its answer was cut, which more tokens may mend
     └── TrainingError      training would learn nothing, or from what was never sampled
 
 Every message says what was expected, what was found, and what to do. The command line prints it as one line and ends
@@ -42,6 +43,10 @@ class OutputError(TriptychError, OSError):
 
 class JudgeError(TriptychError, RuntimeError):
     """A judge could not look: its verdict is missing, which is not the same as a score of 0."""
+
+
+class UnfinishedError(JudgeError):
+    """A judge's answer was cut, or its thought never ended: more tokens may bring a verdict."""
 
 
 class TrainingError(TriptychError, RuntimeError):

@@ -192,9 +192,29 @@ def test_a_dry_run_asks_nobody(capsys: pytest.CaptureFixture):
     code, record, _ = judged(capsys, "drawn", *options)
     assert code == 0
     assert (record["calls"], record["pictures"], record["missing"]) == (2, 2, 1)
-    assert 2 * 100 < record["tokens_in"] < 2 * 700 and record["tokens_out"] == 2 * 512
+    assert 2 * 100 < record["tokens_in"] < 2 * 700 and record["tokens_out"] == 2 * 2048
     assert main(["judge", "drawn", *options]) == 0
     assert "2 calls to m" in capsys.readouterr().out
+
+
+def test_a_judge_is_asked_as_its_options_say_and_what_was_cut_is_counted(capsys: pytest.CaptureFixture):
+    folder(0, metadata(CLOCKS, "two clocks"), shade(1))
+    with Server(lambda request: right() if request.number else says("<think>no", "length")) as server:
+        options = ["--judge-tokens", "50", "--judge-thinking", "off", "--judge-temperature", "0.5"]
+        options += ["--judge-extra", '{"seed": 3}', "--address", server.address, "--model", "m"]
+        code, record, _ = judged(capsys, "drawn", *options)
+        bodies = [request.body for request in server.requests]
+    assert code == 0 and record["cut"] == 1 and record["results"][0]["score"] == 1
+    assert [body["max_tokens"] for body in bodies] == [50, 200]
+    assert all(body["seed"] == 3 and body["temperature"] == 0.5 for body in bodies)
+    assert bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("extra", ["{", "[1]", '{"model": "x"}'])
+def test_what_is_no_further_field_is_refused(capsys: pytest.CaptureFixture, extra: str):
+    folder(0, metadata(CLOCKS, "two clocks"), shade(1))
+    code = main(["judge", "drawn", "--address", refusing(), "--model", "m", "--judge-extra", extra])
+    assert code == 2 and "--judge-extra" in capsys.readouterr().err
 
 
 def test_agreement_with_itself(capsys: pytest.CaptureFixture):

@@ -300,11 +300,128 @@ def test_an_error_without_end_is_cut_off():
     assert isinstance(missing, JudgeError)
 
 
-def test_a_server_that_asks_for_more_than_our_patience_is_left_alone():
+def test_a_rest_longer_than_our_patience_costs_one_verdict_and_a_server_that_recovers_is_used_again():
+    patience = RetryPolicy(timeout=30, tries=3, backoff=0.001, max_wait=0.05)
     with Server(in_turn(status(429, {"Retry-After": "3600"}), right())) as server:
-        missing = judge(server, concurrency=1).verdicts(traces(3))
+        missing, *found = judge(server, retry=patience, concurrency=1).verdicts(traces(3))
+        assert len(server.requests) == 3
+    assert isinstance(missing, JudgeError) and "rest for 3600 s" in str(missing)
+    assert all(isinstance(each, Verdict) for each in found)
+
+
+# --- servers with their own ways --------------------------------------------------------------------------------------
+
+
+def refuses(parameter: str, words: str = "Unsupported parameter: '{}' is not supported with this model.") -> Answer:
+    error = {"message": words.format(parameter), "param": parameter, "code": "unsupported_parameter"}
+    return status(400, body=json.dumps({"error": error}).encode())
+
+
+def test_a_newer_model_is_asked_as_it_wants():
+    words = "Unsupported parameter: '{}' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def play(request: Request) -> Answer:
+        if "max_tokens" in request.body:
+            return refuses("max_tokens", words)
+        return refuses("temperature") if "temperature" in request.body else right()
+
+    with Server(play) as server:
+        found = judge(server, concurrency=1)(traces(3))
+        assert [verdict.score for verdict in found] == [1.0] * 3
+        assert len(server.requests) == 5  # what it refuses is remembered
+        assert server.requests[-1].body["max_completion_tokens"] == Strict().tokens
+
+
+def test_fields_of_the_users_own_are_sent_and_left_out_where_refused():
+    extra = {"chat_template_kwargs": {"enable_thinking": False}, "seed": 3}
+
+    def play(request: Request) -> Answer:
+        return refuses("seed", "extra inputs are not permitted: {}") if "seed" in request.body else right()
+
+    with Server(play) as server:
+        judge(server, extra=extra, temperature=0.5)(traces(1))
+        first, last = server.requests
+        assert first.body["seed"] == 3 and first.body["temperature"] == 0.5
+        assert last.body["chat_template_kwargs"] == {"enable_thinking": False} and "seed" not in last.body
+        assert judge(server, extra=extra).name != judge(server).name
+
+
+def test_what_is_refused_for_another_reason_is_missing():
+    with Server(lambda _: status(400, body=b'{"error": {"message": "the picture is too large"}}')) as server:
+        (missing,) = judge(server).verdicts(traces(1))
         assert len(server.requests) == 1
-    assert all(isinstance(each, JudgeError) and "rest" in str(each) for each in missing)
+    assert isinstance(missing, JudgeError) and "too large" in str(missing)
+
+
+def test_a_cut_answer_is_asked_for_again_with_more_room_and_never_kept(tmp_path: Path):
+    cache = tmp_path / "cache"
+    with Server(in_turn(says("<think>no", "length"), right())) as server:
+        look = judge(server, cache=cache, concurrency=1)
+        assert [verdict.score for verdict in look(traces(1))] == [1.0]
+        tokens = [request.body["max_tokens"] for request in server.requests]
+        assert tokens[1] > tokens[0] and len(look.cut) == 1
+    with Server(in_turn(says("no", "length"))) as server:
+        (missing,) = judge(server, cache=tmp_path / "other").verdicts(traces(1))
+        assert isinstance(missing, JudgeError) and not list((tmp_path / "other").rglob("*.json"))
+
+
+def test_a_kept_reply_that_holds_no_verdict_is_asked_for_again(tmp_path: Path):
+    with Server(in_turn(right())) as server:
+        judge(server, cache=tmp_path)(traces(1))
+        (file,) = tmp_path.rglob("*.json")
+        record = json.loads(file.read_text())
+        record["reply"]["text"] = "<think>no"
+        file.write_text(json.dumps(record))
+        assert judge(server, cache=tmp_path)(traces(1))[0].score == 1.0
+        assert len(server.requests) == 2
+
+
+def test_bytes_left_over_on_a_connection_answer_no_other_question():
+    def two_answers(handler, _) -> None:
+        first, second = (says_body(right_text), says_body(wrong_text))
+        head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+        handler.wfile.write(b"".join(head.format(len(body)).encode() + body for body in (first, second)))
+        handler.wfile.flush()
+
+    right_text, wrong_text = json.dumps({"correct": 1}), json.dumps({"correct": 0})
+
+    def says_body(text: str) -> bytes:
+        return json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": text}}]}).encode()
+
+    with Server(lambda _: two_answers) as server:
+        found = judge(server, concurrency=2)(traces(12))
+    assert [verdict.score for verdict in found] == [1.0] * 12
+
+
+def test_headers_that_drip_end_with_the_timeout():
+    def dripping(handler, server: Server) -> None:
+        for letter in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000:
+            if server.over.wait(0.02):
+                return
+            handler.wfile.write(bytes([letter]))
+            handler.wfile.flush()
+
+    with Server(lambda _: dripping) as server:
+        (missing,) = judge(server, retry=FLEETING).verdicts(traces(1))
+    assert isinstance(missing, JudgeError) and "within 0.3 s" in str(missing)
+
+
+def test_a_key_that_is_sent_back_reaches_no_cache_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret-of-mine")
+    reply = json.dumps({"reason": "Bearer secret-of-mine", "correct": 1})
+    with Server(in_turn(says(reply))) as server:
+        (found,) = judge(server, cache=tmp_path / "cache", record=tmp_path / "record.jsonl")(traces(1))
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert written and "secret-of-mine" not in written + str(found)
+
+
+def test_an_organization_of_openai_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "my-org")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "my-project")
+    with Server(in_turn(right())) as server:
+        judge(server)(traces(1))
+        sent = str(server.requests[0].headers)
+    assert "my-org" not in sent and "my-project" not in sent
 
 
 def test_a_trace_without_a_picture_is_missing_and_the_others_are_judged():

@@ -17,18 +17,15 @@ from triptych.rewards.vlm import Vlm
 from triptych.rewards.vlm_client import JudgeReply, RetryPolicy
 from triptych.rewards.vlm_prompts import (
     FIT_WORDING,
-    MAX_REPLY_CHARACTERS,
     STRICT_WORDING,
     Checklist,
     Checks,
     Strict,
     YesNo,
     probability_of_yes,
-    read_answers,
-    read_verdict,
     read_wording,
-    yes_or_no,
 )
+from triptych.rewards.vlm_replies import MAX_REPLY_CHARACTERS, read_answers, read_verdict, read_yes_or_no
 from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
 
 CLOCKS = Prompt("two clocks", Spec("counting", (Item("clock", 2),)))
@@ -189,13 +186,14 @@ def test_without_likelihoods_of_either_word_the_text_counts():
     [("Yes.", True), ("no, one", False), ("**Yes**", True), ("I say no.", False), ("Yes. Not no.", True)],
 )
 def test_yes_or_no(text: str, answer: bool):
-    assert yes_or_no(JudgeReply(text)) is answer
+    assert read_yes_or_no(text) is answer
 
 
 @pytest.mark.parametrize("text", ["", "perhaps", "not quite", "either yes or no"])
 def test_neither_yes_nor_no_is_missing(text: str):
+    assert read_yes_or_no(text) is None
     with pytest.raises(JudgeError, match="missing"):
-        yes_or_no(JudgeReply(text))
+        YesNo().read(CLOCKS, JudgeReply(text))
 
 
 # --- wordings ---------------------------------------------------------------------------------------------------------
@@ -331,7 +329,7 @@ def test_any_text_is_read_or_missing(text, count):
         ('{"correct": -1}', None),
         ('{"correct": 1} or {"correct": 0}', None),
         ('{"correct": 0.5}', None),
-        ('{"correct": 1', True),  # cut off after the verdict
+        ('{"correct": 1', None),  # cut off
         ('{"reason": "cut', None),
         ("yes\nno", None),
         ("", None),

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from triptych.apps import score, understanding
 from triptych.apps.arguments import folder_of, load_model, sampling_of
 from triptych.apps.commands import EvalOptions
-from triptych.apps.judge_choice import LoggingJudge, check_missing, judge_kind, open_judge
+from triptych.apps.judge_choice import LoggingJudge, check_missing, cut_line, judge_kind, open_judge
 from triptych.apps.options import STICKER_JUDGES, JudgeKind, OpenModel
 from triptych.apps.report import publish
 from triptych.apps.terminal import COUNT_COLUMNS, open_console
@@ -73,6 +73,8 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
     console.print(str(publish(folder, report)), style="bold", soft_wrap=True)
     if report.missing:
         console.print(f"{report.missing} verdicts are missing; --out {out} --resume judges them again", style="yellow")
+    if line := cut_line(play.judge.judge):
+        console.print(line, style="yellow")
     if options.understanding and play.policy is not None:
         extra |= understanding.run_both(options, play.policy, out, console)
     if options.as_json:

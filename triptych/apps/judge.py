@@ -18,7 +18,7 @@ from rich.progress import Progress
 from triptych.apps import score
 from triptych.apps.arguments import check_text, understand
 from triptych.apps.commands import JudgeOptions
-from triptych.apps.judge_choice import check_missing, judge_kind, open_judge, open_vlm, sticker_judge
+from triptych.apps.judge_choice import check_missing, cut_line, judge_kind, open_judge, open_vlm, sticker_judge
 from triptych.apps.options import STICKER_JUDGES, OpenModel
 from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.data.annotations import plan_text
@@ -152,6 +152,8 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
             progress.update(bar, advance=1, right=f"missing {missing}")
             # A file at fault says nothing about the judge, so only what it was asked counts here.
             check_missing(options, total, without_verdict, cause, remedy)
+    if line := cut_line(judge):
+        print(line, file=sys.stderr, flush=True)
     print_verdicts(options, judge, rows)
     return 1 if missing else 0
 
@@ -204,7 +206,9 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEnt
         benchmark = "geneval" if geneval else "genevalpp"
     record = score.score_record(benchmark, verdicts)
     if options.as_json:
-        print(json.dumps({**record, "judge": judge.name, "results": [result(row) for row in rows]}), flush=True)
+        cut = {"cut": len(judge.cut)} if hasattr(judge, "cut") else {}
+        results = {"judge": judge.name, **cut, "results": [result(row) for row in rows]}
+        print(json.dumps({**record, **results}), flush=True)
         return
     score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts)
 

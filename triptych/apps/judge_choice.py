@@ -6,10 +6,11 @@ at an address. `auto` is the vlm where an address is given, else what fits the c
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triptych.apps.arguments import device_of
 from triptych.apps.options import STICKER_JUDGES, JudgeChoice, JudgeKind
@@ -44,6 +45,7 @@ def judge_kind(choice: JudgeChoice, default: JudgeKind) -> JudgeKind:
 def vlm_options(choice: JudgeChoice) -> list[str]:
     """The options that were given and that only a vision-language model has; those of `triptych judge` included."""
     unset = {"address": (), "judge_model": "", "ask": "auto", "wording": None, "cache": None, "record": None}
+    unset |= {"judge_tokens": 0, "judge_thinking": "auto", "judge_temperature": 0.0, "judge_extra": ""}
     unset |= {"dry_run": False, "self_check": 0}
     # `eval` has no --dry-run and no --self-check, which then count as unset.
     given = [name for name, value in unset.items() if getattr(choice, name, value) != value]
@@ -74,8 +76,43 @@ def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
     form: Checklist | YesNo | Strict = {"tiif": Checklist(checklists or {}), "yesno": YesNo(), "strict": Strict()}[ask]
     if choice.wording is not None:
         form = replace(form, wording=read_wording(choice.wording))
-    name, workers = choice.judge_model, choice.concurrency
-    return Vlm(choice.address, name, form, choice.key, workers, retries, cache=choice.cache, record=choice.record)
+    return Vlm(
+        choice.address,
+        choice.judge_model,
+        form,
+        choice.key,
+        choice.concurrency,
+        retries,
+        cache=choice.cache,
+        record=choice.record,
+        tokens=choice.judge_tokens,
+        temperature=choice.judge_temperature,
+        extra=extra_fields(choice),
+    )
+
+
+def extra_fields(choice: JudgeChoice) -> dict[str, Any]:
+    """The further fields of a request. Raises ConfigError for a --judge-extra that is no JSON object."""
+    try:
+        extra = json.loads(choice.judge_extra or "{}")
+    except (ValueError, RecursionError) as error:
+        extra = error
+    if not isinstance(extra, dict):
+        raise ConfigError(f"--judge-extra: expected a JSON object, found {choice.judge_extra[:60]!r}")
+    own = {"model", "messages", "max_tokens", "temperature"} & extra.keys()
+    if own:
+        raise ConfigError(f"--judge-extra names {', '.join(sorted(own))}: expected other fields; these have options")
+    if choice.judge_thinking != "auto":
+        # The switch of Qwen3-VL's, GLM's and others' chat templates, as vLLM and SGLang take it.
+        template = {**extra.get("chat_template_kwargs", {}), "enable_thinking": choice.judge_thinking == "on"}
+        extra["chat_template_kwargs"] = template
+    return extra
+
+
+def cut_line(judge: Judge) -> str:
+    """What to say of the answers of a judge that were cut; empty where none was."""
+    count = len(getattr(judge, "cut", ()))
+    return f"{count} answers of the judge were cut; --judge-tokens allows longer ones" if count else ""
 
 
 def sticker_judge(name: str) -> StickerJudge:

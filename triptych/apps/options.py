@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Interval
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from triptych.bounds import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from triptych.model.config import Guidance, Steps, Temperature
 
 if TYPE_CHECKING:
@@ -96,8 +96,16 @@ class JudgeChoice:
     """File to which replies are recorded, for `triptych score`."""
     concurrency: PositiveInt = 8
     """Maximum number of concurrent requests, over all addresses."""
+    judge_tokens: NonNegativeInt = 0
+    """Longest answer in tokens, thoughts included; 0 is the question's own. A cut one is asked for again with more."""
+    judge_thinking: Literal["auto", "on", "off"] = "auto"
+    """Let the judge think first, where its chat template has the switch enable_thinking; auto leaves it alone."""
+    judge_temperature: NonNegativeFloat = 0.0
+    """Sampling temperature of the judge."""
+    judge_extra: Annotated[str, arg(metavar="JSON")] = ""
+    """Further fields of each request, as a JSON object, such as '{"seed": 1}'."""
     timeout: PositiveFloat = 60.0
-    """Seconds before a request times out."""
+    """Seconds before a request times out, from its first byte to the last of the answer."""
     tries: PositiveInt = 5
     """Attempts per request, with exponential backoff."""
     max_missing: Share = 0.2

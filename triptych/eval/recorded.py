@@ -27,7 +27,8 @@ from triptych.rewards.geneval_rules import (
     read_box,
     read_detections,
 )
-from triptych.rewards.vlm_prompts import LENGTHS, read_answers, read_verdict
+from triptych.rewards.vlm_prompts import LENGTHS
+from triptych.rewards.vlm_replies import read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
 MAX_LINE = 64 * 2**20  # bytes: far above any picture's replies, and a file without line ends fills no memory

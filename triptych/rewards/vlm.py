@@ -1,14 +1,16 @@
 """A vision-language model as judge, over any OpenAI-compatible API: `Vlm("http://127.0.0.1:8000", "Qwen/...")`.
 
-Each newest picture goes to the server as a PNG, with a question in the words of a `Form`; temperature is 0. Equal
-questions are sent once, and with a `cache` never again. Where there is no verdict, it is missing and never 0: a call
-raises JudgeError, and `verdicts` gives one Verdict or JudgeError per trace.
+Each newest picture goes to the server as a PNG, with a question in the words of a `Form`; temperature is 0 unless said
+otherwise. Equal questions are sent once, and with a `cache` never again. Where there is no verdict, it is missing and
+never 0: a call raises JudgeError, and `verdicts` gives one Verdict or JudgeError per trace.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from triptych import files
-from triptych.errors import ConfigError, JudgeError
+from triptych.errors import ConfigError, JudgeError, UnfinishedError
 from triptych.rewards.vlm_client import (
     Endpoints,
     JudgeReply,
@@ -36,6 +38,7 @@ from triptych.trace import Prompt, Trace, Verdict
 
 KEY_VARIABLE = "TRIPTYCH_JUDGE_KEY"  # not OPENAI_API_KEY: that one goes to another server only if it is named
 MAX_READINGS = 2  # answers per question until one can be read: at temperature 0 a third would hardly differ
+TOKENS_GROWTH = 4  # times as long may the second answer be, where the first was cut
 TOKEN_SIDE = 28  # pixels: Qwen2.5-VL reads one token per square of this side
 
 T = TypeVar("T")
@@ -78,6 +81,10 @@ class Vlm:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     cache: Path | None = None
     record: Path | None = None
+    tokens: int = 0  # longest answer, thoughts included; 0 is the form's own
+    temperature: float = 0.0  # so that a reply from the cache is the one that the server would give again
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request, as the server names them
+    cut: list[str] = field(default_factory=list, compare=False, repr=False)  # one entry per answer that was cut
 
     def __post_init__(self) -> None:
         if not self.addresses or not self.model or self.concurrency < 1:
@@ -93,8 +100,16 @@ class Vlm:
 
     @property
     def name(self) -> str:
-        """Model and wording, for manifests: what the verdicts depend on, as far as a client can know it."""
-        return f"{self.model}/{self.form.name}"
+        """Model, wording and settings, for manifests: what verdicts depend on, as far as a client can know it."""
+        return f"{self.model}/{self._form_name}"
+
+    @property
+    def _form_name(self) -> str:
+        """The form, with a digest of temperature and further fields where they are not the usual ones."""
+        if not self.temperature and not self.extra:
+            return self.form.name
+        settings = json.dumps([self.temperature, dict(self.extra)], sort_keys=True)
+        return f"{self.form.name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. Raises JudgeError if any is missing; the others are cached."""
@@ -108,7 +123,9 @@ class Vlm:
         """One verdict per trace, in order, or why it is missing. Raises only for what concerns all of them."""
         questions = [self._question(trace) for trace in traces]
         distinct = {each.request: each for each in questions if isinstance(each, PictureQuestion)}
-        replies = {request: self._cached(request) for request in distinct}
+        replies: dict[JudgeRequest, JudgeReply | JudgeError | None] = {
+            request: self._cached(question) for request, question in distinct.items()
+        }
         new = [each for each in distinct.values() if replies[each.request] is None]
         # With every reply in the cache no server is needed, nor a key.
         if new:
@@ -123,13 +140,13 @@ class Vlm:
         """What `verdicts` would cost now. Sends nothing."""
         questions = [self._question(trace) for trace in traces]
         distinct = {each.request: each for each in questions if isinstance(each, PictureQuestion)}
-        new = [each for each in distinct.values() if self._cached(each.request) is None]
+        new = [each for each in distinct.values() if self._cached(each) is None]
         return Cost(
             pictures=len(traces),
             calls=len(new),
             cached=len(distinct) - len(new),
             tokens_in=sum(_tokens(each) for each in new),
-            tokens_out=len(new) * self.form.tokens,
+            tokens_out=len(new) * (self.tokens or self.form.tokens),
         )
 
     def _question(self, trace: Trace) -> PictureQuestion | JudgeError:
@@ -143,43 +160,54 @@ class Vlm:
             return error
         except UnicodeEncodeError:
             return JudgeError(f"{prompt.text!r}: expected text, found half a character; the verdict is missing")
-        request = JudgeRequest(picture_fingerprint(picture), text, self.model, self.form.name, self.form.tokens)
+        tokens = self.tokens or self.form.tokens
+        request = JudgeRequest(picture_fingerprint(picture), text, self.model, self._form_name, tokens)
         return PictureQuestion(prompt, picture, request)
 
-    def _cached(self, request: JudgeRequest) -> JudgeReply | JudgeError | None:
-        return None if self.cache is None else ReplyCache(self.cache).get(request)
+    def _cached(self, question: PictureQuestion) -> JudgeReply | None:
+        """The reply in the cache, unless it holds no verdict: an older version may have kept it."""
+        reply = None if self.cache is None else ReplyCache(self.cache).get(question.request)
+        return reply if reply is not None and self._unreadable(question, reply) is None else None
 
     def _send(self, endpoints: Endpoints, question: PictureQuestion) -> JudgeReply | JudgeError:
-        """A readable reply, which is cached; else an unreadable one; else why there is none."""
+        """A readable reply, which is cached; else an unreadable one; else why there is none.
+
+        What cannot be read is asked for once more, and what was cut with room for more.
+        """
         reply: JudgeReply | JudgeError = JudgeError("not sent")
+        tokens = question.request.tokens
         try:
-            completion = self._completion(question)
             for attempt in range(MAX_READINGS):
-                reply = endpoints.complete(completion, f"{question.request.digest} {attempt}")
-                # Only a readable reply is kept: a later run asks for the others again.
-                if self._is_readable(question, reply):
+                reply = endpoints.complete(self._completion(question, tokens), f"{question.request.digest} {attempt}")
+                problem = self._unreadable(question, reply)
+                if problem is None:
+                    # Only a readable reply is kept: a later run asks for the others again.
                     if self.cache is not None:
                         ReplyCache(self.cache).put(question.request, reply)
                     break
+                if isinstance(problem, UnfinishedError):
+                    self.cut.append(question.request.digest)
+                    tokens *= TOKENS_GROWTH
         except JudgeError as error:
             return error
         return reply
 
-    def _is_readable(self, question: PictureQuestion, reply: JudgeReply) -> bool:
+    def _unreadable(self, question: PictureQuestion, reply: JudgeReply) -> JudgeError | None:
         try:
             self.form.read(question.prompt, reply)
-        except JudgeError:
-            return False
-        return True
+        except JudgeError as error:
+            return error
+        return None
 
-    def _completion(self, question: PictureQuestion) -> Mapping[str, Any]:
+    def _completion(self, question: PictureQuestion, tokens: int) -> Mapping[str, Any]:
         """The body of the chat completion: picture first, then the question."""
         picture = {"type": "image_url", "image_url": {"url": data_uri(question.picture)}}
         content = [picture, {"type": "text", "text": question.request.question}]
-        # Temperature 0, so that a reply from the cache is the one that the server would give again.
-        body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": self.form.tokens}
+        body: dict[str, Any] = {"model": self.model, "temperature": self.temperature, "max_tokens": tokens}
         if self.form.likelihoods:
             body |= {"logprobs": True, "top_logprobs": 5}  # "yes" and "no" in more than one spelling
+        if self.extra:
+            body["extra_body"] = dict(self.extra)
         return {**body, "messages": [{"role": "user", "content": content}]}
 
     def _verdict(self, question: PictureQuestion, reply: JudgeReply | JudgeError | None) -> Verdict | JudgeError:

@@ -17,10 +17,12 @@ import json
 import math
 import os
 import random
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -30,16 +32,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from triptych.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, check_bounds
-from triptych.errors import ConfigError, JudgeError
+from triptych.errors import ConfigError, JudgeError, UnfinishedError
 from triptych.files import naming_errors, write_text
+from triptych.rewards.vlm_replies import final_text, is_refusal
 
 MAX_REPLY_BYTES = 1 << 20  # of one answer or one cache file; a verdict has a few hundred
 LOGPROB_TOKENS = 4  # first tokens whose likelihoods are kept: enough to step over a quote or a line break
-THINK_END = "</think>"  # a reasoning model's answer follows the last of these
 NO_KEY = "none"  # the key for a server that needs none
 RETRIED_STATUSES = {408, 409, 425, 429}  # timeout, conflict, too early, too many requests; besides 5xx
 REFUSAL_STATUSES = {400, 422}  # this request, as it is
 FATAL_STATUSES = {401, 404}  # a wrong key, an unknown model or address: the same for every request
+CUT_FINISHES = ("length", "max_tokens", "model_length")  # as servers name an answer that was cut
+WITHHELD_FINISHES = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "error")
+MAX_ADJUSTMENTS = 6  # forms in which a server is asked: without likelihoods, temperature, ...
 CONNECT_TIMEOUT = 10.0  # seconds; a server that is there accepts at once, however busy its model is
 
 
@@ -50,7 +55,7 @@ class RetryPolicy:
     timeout: PositiveFloat = 60.0  # for one whole answer
     tries: PositiveInt = 5
     backoff: NonNegativeFloat = 1.0  # before the second try, doubled before each further one; times 0.5 to 1.5
-    max_wait: NonNegativeFloat = 60.0  # between tries; a server that asks for a longer rest is given up
+    max_wait: NonNegativeFloat = 60.0  # between tries; a server that asks for a longer rest is tried again after it
     seed: int = 0  # of the jitter
 
     def __post_init__(self) -> None:
@@ -90,23 +95,47 @@ class JudgeReply:
     text: str
     finish: str = "stop"  # "length" where it was cut, "content_filter" where the server withheld it
     top: tuple[tuple[tuple[str, float], ...], ...] = ()
+    refusal: str = ""  # the server's own field for the words of a model that will not answer
 
     @property
     def answer(self) -> str:
-        """The text without the thoughts of a reasoning model."""
-        return self.text.rpartition(THINK_END)[2].strip()
+        """The text behind the thoughts of a reasoning model; empty where a thought was not closed."""
+        return final_text(self.text) or ""
+
+    def require_answer(self) -> str:
+        """The answer of a reply that is whole. Raises JudgeError, with the server's words, for a refusal or what was
+        withheld; UnfinishedError for what was cut, which more tokens may mend."""
+        start = " ".join(self.text[-60:].split())
+        if self.finish.lower() in CUT_FINISHES:
+            raise UnfinishedError(f"the answer was cut at its longest, after {start!r}; the verdict is missing")
+        if final_text(self.text) is None:
+            raise UnfinishedError(f"the thought was not closed, after {start!r}; the verdict is missing")
+        if self.refusal or self.finish.lower() in WITHHELD_FINISHES:
+            why = "refused" if self.refusal else f"withheld ({self.finish})"
+            words = " ".join((self.refusal or self.text).split())[:200]
+            raise JudgeError(f"the server {why}: {words!r}; the verdict is missing")
+        # JSON after an apology still counts.
+        if is_refusal(self.answer) and not self.answer.rstrip("`\n ").endswith("}"):
+            raise JudgeError(f"the model refused: {self.answer[:200]!r}; the verdict is missing")
+        return self.answer
 
     @staticmethod
     def from_completion(payload: Any) -> JudgeReply:
         """Read the JSON of a chat completion. Raises ValueError where it is none."""
+        _raise_error_inside(payload)
         try:
             choice = payload["choices"][0]
-            text, finish = choice["message"].get("content"), choice.get("finish_reason")
+            message = choice["message"]
+            text, finish, refusal = message.get("content"), choice.get("finish_reason"), message.get("refusal")
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"not a chat completion ({type(error).__name__}: {error})") from error
+        _raise_error_inside(choice)
+        if isinstance(text, list):  # parts, as in a request
+            text = "".join(str(part.get("text") or "") for part in text if isinstance(part, dict))
         if text is not None and not isinstance(text, str):
             raise ValueError(f"not a chat completion (its content is of type {type(text).__name__})")
-        return JudgeReply(text or "", str(finish or "stop"), _top_logprobs(choice.get("logprobs")))
+        refusal = refusal if isinstance(refusal, str) else ""
+        return JudgeReply(text or "", str(finish or "stop"), _top_logprobs(choice.get("logprobs")), refusal)
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> JudgeReply:
@@ -114,7 +143,7 @@ class JudgeReply:
         top = tuple(tuple((str(token), float(value)) for token, value in place) for place in record["top"])
         if not isinstance(record["text"], str):
             raise TypeError("text is no text")
-        return JudgeReply(record["text"], str(record["finish"]), top)
+        return JudgeReply(record["text"], str(record["finish"]), top, str(record.get("refusal", "")))
 
 
 def picture_fingerprint(picture: UInt8[np.ndarray, "height width 3"]) -> str:
@@ -212,6 +241,9 @@ class Endpoints:
             except _Retry as failure:
                 cause, last = str(failure), server
                 self._rest(server, failure, jitter)
+                if len(self.servers) == 1 and failure.after is not None and failure.after > self.retry.max_wait:
+                    wish = f"it wants to rest for {failure.after:.0f} s, and we wait {self.retry.max_wait:g} s at most"
+                    raise JudgeError(f"{cause}; {wish}; the verdict is missing") from None
             finally:
                 with self._lock:
                     server.under_way -= 1
@@ -225,9 +257,6 @@ class Endpoints:
             if not usable:
                 raise JudgeError(f"{self.servers[-1].fatal}; the verdict is missing")
             best = min(usable, key=lambda s: (max(s.ready - now, 0.0), s is last, s.under_way, s.total))
-            if best.ready - now > self.retry.max_wait:
-                rest = f"{best.address} wants to rest for {best.ready - now:.0f} s"
-                raise JudgeError(f"{rest}, and we wait {self.retry.max_wait:g} s at most; the verdict is missing")
             best.under_way += 1
             best.total += 1
             return best
@@ -239,7 +268,9 @@ class Endpoints:
         with self._lock:
             now = time.monotonic()
             server.failures += failure.down and server.ready <= now  # requests that fail together are one failure
+            # However long a rest it asks for, it is tried again after max_wait: it may have recovered.
             pause = self.retry.delay(server.failures, jitter) if failure.after is None else failure.after
+            pause = min(pause, self.retry.max_wait)
             server.ready = max(server.ready, now + pause)
 
     def _wait(self, seconds: float) -> None:
@@ -257,11 +288,49 @@ class _Retry(Exception):
 
 
 class _Refusal(Exception):
-    """The server does not take this request, as it is."""
+    """The server does not take this request, as it is; `parameter` is the field that it names, if any."""
+
+    def __init__(self, message: str, parameter: str = ""):
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class _Oversized(Exception):
     """An answer is larger than any verdict."""
+
+
+class _TooSlow(Exception):
+    """The whole exchange took longer than the timeout."""
+
+
+class _Deadline:
+    """Closes the connection of one request when its time is up.
+
+    The timeouts of HTTP clients are of one read each, so that a server which sends a byte now and then, in the headers
+    say, is never timed out by them.
+    """
+
+    def __init__(self, seconds: float):
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._close)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """The client's trace: takes note of the connection of this request."""
+        opened = event in ("connection.connect_tcp.complete", "connection.start_tls.complete")
+        if opened and (connection := info["return_value"].get_extra_info("socket")):
+            self._sockets.append(connection)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _close(self) -> None:
+        self.passed = True
+        for connection in self._sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Server:
@@ -272,7 +341,8 @@ class _Server:
         self.under_way = self.total = self.failures = 0  # requests now, requests so far, failures in a row
         self.ready = 0.0  # when it may have the next request, on the monotonic clock
         self.fatal: str | None = None  # why it is of no use at all
-        self.gives_logprobs = True  # until it refuses to
+        self.refused: set[str] = set()  # fields of a request that it does not take
+        self.local = threading.local()  # the deadline of the request of each thread
         self.openai, httpx2 = _libraries()
         self.client = self.openai.OpenAI(
             base_url=address,
@@ -281,47 +351,80 @@ class _Server:
             default_headers={"Accept-Encoding": "identity"},  # so that the limit in bytes is one of what is read
             http_client=self.openai.DefaultHttpxClient(
                 timeout=httpx2.Timeout(retry.timeout, connect=min(retry.timeout, CONNECT_TIMEOUT)),
-                limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+                # A connection serves one request: what a server sends beyond its answer can then be no other's answer.
+                limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=0),
                 verify=_certificates(),
                 follow_redirects=False,  # key and picture go to the named address alone
                 event_hooks={"request": [self._start_clock], "response": [self._bound]},
             ),
         )
+        # The client takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID, whatever the server.
+        self.client.organization = self.client.project = None
 
     def complete(self, request: Mapping[str, Any]) -> JudgeReply:
-        """The answer to one request. Raises _Retry for what may pass, JudgeError for what will not."""
-        with_logprobs = "logprobs" in request and self.gives_logprobs
-        if with_logprobs:
-            with suppress(_Refusal):  # many servers refuse to give likelihoods, each in its own words
-                return self._complete(request)
-        try:
-            reply = self._complete(_without_logprobs(request))
-        except _Refusal as error:
-            raise JudgeError(f"{error}; the verdict is missing") from None
-        self.gives_logprobs &= not with_logprobs
-        return reply
+        """The answer to one request, asked as this server wants. Raises _Retry for what may pass, JudgeError for what
+        will not."""
+        for _ in range(MAX_ADJUSTMENTS):
+            try:
+                return self._complete(self.adjusted(request))
+            except _Refusal as refusal:
+                if not self._adjust(request, refusal):
+                    raise JudgeError(f"{refusal}; the verdict is missing") from None
+        raise JudgeError(f"{self.address} refused {MAX_ADJUSTMENTS} forms of the request; the verdict is missing")
+
+    def adjusted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request without what this server has refused, and with its name for the longest answer."""
+        fields = {name: value for name, value in request.items() if name not in self.refused}
+        if "max_tokens" in self.refused and "max_tokens" in request and "max_completion_tokens" not in self.refused:
+            fields["max_completion_tokens"] = request["max_tokens"]
+        extra = {name: value for name, value in request.get("extra_body", {}).items() if name not in self.refused}
+        return {**fields, "extra_body": extra} if extra else {n: v for n, v in fields.items() if n != "extra_body"}
+
+    def _adjust(self, request: Mapping[str, Any], refusal: _Refusal) -> bool:
+        """Leave out, from now on, the fields that a refusal names; False where it names none that were sent.
+
+        Newer models refuse max_tokens or temperature, many servers refuse likelihoods, each in its own words.
+        """
+        adjusted = self.adjusted(request)
+        sent = {*adjusted, *adjusted.get("extra_body", {})} - {"model", "messages", "extra_body"}
+        words = f"{refusal.parameter} {refusal}"
+        named = {name for name in sent if re.search(rf"(?<![\w]){name}(?![\w])", words)}
+        if "max_tokens" in named and "max_completion_tokens" in named:  # "use max_completion_tokens instead"
+            named -= {"max_completion_tokens"}
+        if not named and {"logprobs", "top_logprobs"} & sent:  # likelihoods are what a refusal is most often about
+            named = {"logprobs"}
+        if "logprobs" in named or "top_logprobs" in named:
+            named |= {"logprobs", "top_logprobs"}
+        self.refused |= named
+        return bool(named)
 
     def _complete(self, request: Mapping[str, Any]) -> JudgeReply:
         try:
-            response = self.client.chat.completions.with_raw_response.create(**request)
-            return JudgeReply.from_completion(json.loads(response.http_response.content))
+            with self._within_deadline():
+                response = self.client.chat.completions.with_raw_response.create(**request)
+            body = response.http_response.content.decode("utf-8", "replace")
+            return JudgeReply.from_completion(json.loads(self._without_key(body)))
+        except _TooSlow:
+            raise _Retry(f"no whole answer from {self.address} within {self.timeout:g} s") from None
         except self.openai.APITimeoutError:
             raise _Retry(f"no answer from {self.address} within {self.timeout:g} s") from None
         except self.openai.APIConnectionError as error:
             raise _Retry(self._clean(f"no whole answer from {self.address}: {error.__cause__}"), down=True) from None
         except self.openai.APIStatusError as error:
-            raise self._failure(error.status_code, _server_message(error), error.response.headers) from None
+            raise self._failure(error, _server_message(error)) from None
         except _Oversized as error:
             raise JudgeError(f"{self.address} gave {error}; the verdict is missing") from None
         except (ValueError, RecursionError) as error:
             raise _Retry(self._clean(f"{self.address} gave a damaged answer: {error}")) from None
 
-    def _failure(self, status: int, message: str, headers: Mapping[str, str]) -> Exception:
+    def _failure(self, error: Any, message: str) -> Exception:
+        """What an `openai.APIStatusError` means for this try."""
+        status, headers = error.status_code, error.response.headers
         message = self._clean(f"{self.address} says {status}: {message}")
         if status in RETRIED_STATUSES or status >= 500:
             return _Retry(message, retry_after(headers), down=status in (429, 503))  # too busy for any request
         if status in REFUSAL_STATUSES:
-            return _Refusal(message)
+            return _Refusal(message, str(error.param or ""))
         if status in FATAL_STATUSES:
             self.fatal = message
             return _Retry(message)  # another server may do
@@ -329,18 +432,36 @@ class _Server:
 
     def _clean(self, text: str) -> str:
         """A server's words as one short line of a message, and without the key even if the server sent it back."""
-        if self.key != NO_KEY:
-            text = text.replace(self.key, "***")
-        return "".join(letter if letter.isprintable() else " " for letter in text)[:300]
+        return "".join(letter if letter.isprintable() else " " for letter in self._without_key(text))[:300]
+
+    def _without_key(self, text: str) -> str:
+        """A server may send the key back; it reaches no message, cache or record."""
+        return text if self.key == NO_KEY else text.replace(self.key, "***")
+
+    @contextmanager
+    def _within_deadline(self) -> Iterator[None]:
+        """Raises _TooSlow where the whole exchange took longer than the timeout."""
+        self.local.deadline = None
+        try:
+            yield
+        except Exception:
+            if self.local.deadline is not None and self.local.deadline.passed:
+                raise _TooSlow from None
+            raise
+        finally:
+            if self.local.deadline is not None:
+                self.local.deadline.stop()
 
     def _start_clock(self, request: Any) -> None:
-        request.extensions["deadline"] = time.monotonic() + self.timeout
+        deadline = _Deadline(self.timeout)
+        request.extensions["trace"] = deadline.watch
+        self.local.deadline = deadline
 
     def _bound(self, response: Any) -> None:
         _, httpx2 = _libraries()
         if response.headers.get("content-encoding", "identity") != "identity":
             raise httpx2.DecodingError("it compressed its answer, which we did not ask for")
-        response.stream = _bounded_stream()(response.stream, response.request.extensions["deadline"])
+        response.stream = _bounded_stream()(response.stream)
 
 
 @cache
@@ -356,15 +477,15 @@ def _libraries() -> tuple[Any, Any]:
 
 @cache
 def _bounded_stream() -> type:
-    """The class of an answer's body that ends with an error when it is too large or takes too long.
+    """The class of an answer's body that ends with an error when it is too large.
 
     It is made here, since its base class comes with an extra.
     """
     _, httpx2 = _libraries()
 
     class BoundedStream(httpx2.SyncByteStream):
-        def __init__(self, stream: Any, deadline: float):
-            self.stream, self.deadline = stream, deadline
+        def __init__(self, stream: Any):
+            self.stream = stream
 
         def __iter__(self) -> Iterator[bytes]:
             size = 0
@@ -372,8 +493,6 @@ def _bounded_stream() -> type:
                 size += len(chunk)
                 if size > MAX_REPLY_BYTES:
                     raise _Oversized(f"an answer of more than {MAX_REPLY_BYTES:,} bytes")
-                if time.monotonic() > self.deadline:
-                    raise httpx2.ReadTimeout("the answer came too slowly")
                 yield chunk
 
         def close(self) -> None:
@@ -396,8 +515,12 @@ def _secret(variable: str) -> str:
     return secret or NO_KEY
 
 
-def _without_logprobs(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in request.items() if name not in ("logprobs", "top_logprobs")}
+def _raise_error_inside(record: Any) -> None:
+    """Raise ValueError for an error that a server put into an answer with status 200, in its words."""
+    error = record.get("error") if isinstance(record, Mapping) else None
+    if error:
+        words = error.get("message", error) if isinstance(error, Mapping) else error
+        raise ValueError(f"an error in place of an answer: {' '.join(str(words).split())}")
 
 
 def _server_message(error: Any) -> str:

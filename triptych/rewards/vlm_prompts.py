@@ -1,13 +1,12 @@
-"""The questions of a vision-language judge and the parsers of its answers: each wording beside its parser.
+"""The questions of a vision-language judge: each wording, with how its answer becomes a verdict.
 
 A form is a value: `Strict` asks for one verdict, 0 or 1, on the whole picture (GenEval++), `Checklist` puts a list of
 yes/no questions at once (TIIF), `YesNo` asks one question and takes the likelihood of "yes". The wordings are our own.
 For numbers that compare with published ones, the benchmark's official wording is read from the user's own copy
 (`read_wording`), where `{prompt}`, `{metadata}` and `{questions}` mark the places to fill in.
 
-`read_answers` and `read_verdict` also read recorded replies. An answer that cannot be read has no verdict, which is not
-the same as a 0. TIIF's own reading comes first; the looser ones only rescue replies that it cannot read, and never one
-with another number of answers.
+What counts as an answer is in `vlm_replies.py`. One that was cut, withheld or refused has no verdict, which is not the
+same as a 0.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.rewards.vlm_client import THINK_END, JudgeReply
+from triptych.rewards.vlm_client import JudgeReply
+from triptych.rewards.vlm_replies import read_answers, read_verdict, read_yes_or_no, reason_of
 from triptych.trace import Prompt, Verdict
 
 # Names of forms, and with them manifests and caches, hash these words: with one letter changed it is another judge.
@@ -62,26 +62,7 @@ Look at the picture and answer with one word, yes or no."""
 PLACEHOLDER = re.compile(r"\{(prompt|metadata|questions)\}")
 YES_NO = {"yes": True, "no": False}
 LENGTHS = ("short", "long")  # TIIF's two wordings of each instruction
-MAX_REASON_STARTS = 20  # opening braces of an answer at which JSON with a "reason" is tried
-MAX_REASON_CHARACTERS = 200  # of an answer without a "reason"
 MAX_WORDING_CHARACTERS = 100_000
-
-YES_NO_LINE = re.compile(r"(yes|no)\b", re.IGNORECASE)  # at the start of a line
-LINE_MARK = re.compile(r"\W+|(?:question|answer|ans|q|a)(?![a-z])|(\d+)(?!\w)", re.IGNORECASE)  # before an answer
-MAX_LINE_MARKS = 8  # pieces before an answer; more is prose
-VERDICT_KEYS = ("correct", "verdict", "answer")  # of a strict verdict
-VERDICT_FIELD = re.compile(
-    rf"\b(?:{'|'.join(VERDICT_KEYS)})\b[\"'*]*\s*(?:[:=]|\bis\b)\s*[\"'*]*"
-    r"(-?\d+(?:\.\d+)?|yes|no|true|false|correct|incorrect|wrong)\b",
-    re.IGNORECASE,
-)
-TRUTH_WORDS = {
-    # 1.0 and 0.0: a number in JSON may be a float.
-    **dict.fromkeys(("1", "1.0", "yes", "true", "correct"), True),
-    **dict.fromkeys(("0", "0.0", "no", "false", "incorrect", "wrong"), False),
-}
-MAX_JSON_OBJECTS = 100  # opening braces of a reply at which JSON is tried
-MAX_REPLY_CHARACTERS = 1_000_000  # beyond this it is no answer
 
 
 class Form(Protocol):
@@ -120,7 +101,7 @@ class Strict:
     """GenEval++'s kind: one verdict on the whole picture, right or wrong, with the reason."""
 
     wording: str = STRICT_WORDING
-    tokens: int = 512  # the reason comes first, and a cut reply has no verdict
+    tokens: int = 2048  # the reason comes first, a judge may think before it, and a cut reply has no verdict
     likelihoods: bool = False
 
     def __post_init__(self) -> None:
@@ -134,10 +115,10 @@ class Strict:
         return _fill_prompt(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
-        correct = read_verdict(reply.answer)
+        correct = read_verdict(reply.require_answer())
         if correct is None:
             raise _unreadable('a JSON object with "correct": 0 or 1', reply)
-        reason = (_reason(reply.answer),)
+        reason = (reason_of(reply.answer),)
         return Verdict(1.0, passed=reason) if correct else Verdict(0.0, failed=reason)
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
@@ -155,7 +136,7 @@ class YesNo:
     """
 
     wording: str = FIT_WORDING
-    tokens: int = 16  # one word, with room for a line break or quotes before it
+    tokens: int = 1024  # one word; a judge that thinks first needs the rest, and any other stops by itself
     likelihoods: bool = True
 
     def __post_init__(self) -> None:
@@ -169,8 +150,11 @@ class YesNo:
         return _fill_prompt(self.wording, prompt)
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
+        answer = read_yes_or_no(reply.require_answer())  # first: the likelihoods of a refusal say "no", too
+        if answer is None:
+            raise _unreadable("yes or no", reply)
         probability = probability_of_yes(reply)
-        score = float(yes_or_no(reply)) if probability is None else probability
+        score = float(answer) if probability is None else probability
         return Verdict(score, passed=(prompt.text,)) if score > 0.5 else Verdict(score, failed=(prompt.text,))
 
     def record(self, prompt: Prompt, reply: JudgeReply, verdict: Verdict | None) -> dict[str, Any]:
@@ -217,7 +201,7 @@ class Checklist:
 
     checks: Mapping[tuple[str, str], Checks] = field(repr=False)
     wording: str = CHECKLIST_WORDING
-    tokens: int = 1024  # a line of a few words for each question
+    tokens: int = 4096  # a line of a few words for each question, and thoughts before them
     likelihoods: bool = False
 
     def __post_init__(self) -> None:
@@ -235,7 +219,7 @@ class Checklist:
 
     def read(self, prompt: Prompt, reply: JudgeReply) -> Verdict:
         checks = self._checks_of(prompt)
-        answers = read_answers(reply.answer, len(checks.questions))
+        answers = read_answers(reply.require_answer(), len(checks.questions))
         if answers is None:
             raise _unreadable(f"{len(checks.questions)} answers, one a line", reply)
         right = [answer == truth for answer, truth in zip(answers, checks.answers, strict=True)]
@@ -252,7 +236,8 @@ class Checklist:
             "prompt": prompt.text,
             "questions": list(checks.questions),
             "gt_answers": ["yes" if answer else "no" for answer in checks.answers],
-            "model_output": reply.answer,
+            # Words without a verdict stay out of what `score` reads: a cut list may look like a whole one.
+            "model_output": "" if verdict is None else reply.answer,
         }
 
     def _checks_of(self, prompt: Prompt) -> Checks:
@@ -278,17 +263,6 @@ def probability_of_yes(reply: JudgeReply) -> float | None:
     return None
 
 
-def yes_or_no(reply: JudgeReply) -> bool:
-    """The answer in a text: its first word, or the only one of the two words in it. JudgeError if there is neither."""
-    words = re.findall(r"\w+", reply.answer.lower())
-    answers = {word for word in words if word in YES_NO}
-    if words and words[0] in answers:
-        return words[0] == "yes"
-    if len(answers) != 1:
-        raise _unreadable("yes or no", reply)
-    return answers == {"yes"}
-
-
 def read_wording(path: Path) -> str:
     """A wording from the user's copy of a benchmark: a UTF-8 text file. Raises ConfigError if it cannot be read."""
     try:
@@ -301,57 +275,8 @@ def read_wording(path: Path) -> str:
     return wording
 
 
-def read_answers(reply: Any, count: int) -> tuple[bool, ...] | None:
-    """One answer per question, in order, or None if the reply does not hold exactly `count` of them.
-
-    TIIF's own reading: every line that starts with "yes" or "no" is an answer, and other lines are reasons. Only where
-    that does not give `count` answers: lines behind a number, a bullet, markdown or "Answer:"; or a bare list of words.
-    """
-    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
-        return None
-    lines = [line.strip() for line in _without_thoughts(reply).split("\n")]
-    # TIIF's own reading first, by which published replies give their published counts (docs/tiif.md).
-    for read in (_plain, _marked, _bare):
-        answers = read(lines)
-        if answers and len(answers) == count:
-            return tuple(answers)
-    return None
-
-
-def read_verdict(reply: Any) -> bool | None:
-    """A strict verdict, or None if there is none, or two that differ.
-
-    Looked for in this order: a JSON object with "correct" (or "verdict", "answer"); the same in words, "Correct: 1";
-    a first or last line that is a word such as "yes", "1" or "incorrect" and nothing else.
-    """
-    if not isinstance(reply, str) or len(reply) > MAX_REPLY_CHARACTERS:
-        return None
-    text = _without_thoughts(reply)
-    verdicts = [_truth(record[key]) for record in _json_objects(text) for key in VERDICT_KEYS if key in record]
-    verdicts = verdicts or [_truth(value) for value in VERDICT_FIELD.findall(text)]
-    if verdicts:
-        return verdicts[0] if len(set(verdicts)) == 1 else None
-    lines = [line.strip(" \t\r*_`\"'.!()[]") for line in text.split("\n") if line.strip()]
-    truths = {_truth(line) for line in (lines[0], lines[-1])} - {None} if lines else set()
-    return truths.pop() if len(truths) == 1 else None
-
-
-def _reason(answer: str) -> str:
-    """The "reason" of the first JSON object that has one; else how the answer begins."""
-    for start in [match.start() for match in re.finditer(r"\{", answer)][:MAX_REASON_STARTS]:
-        try:
-            record, _ = json.JSONDecoder().raw_decode(answer, start)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record.get("reason"), str):
-            return " ".join(record["reason"].split())
-    return " ".join(answer[:MAX_REASON_CHARACTERS].split())
-
-
 def _unreadable(expected: str, reply: JudgeReply) -> JudgeError:
-    why = {"length": " (cut at the longest answer)", "content_filter": " (withheld by the server's filter)"}
-    start = reply.answer[:60]
-    return JudgeError(f"expected {expected}, found {start!r}{why.get(reply.finish, '')}; the verdict is missing")
+    return JudgeError(f"expected {expected}, found {reply.answer[:60]!r}; the verdict is missing")
 
 
 def _bare_word(token: str) -> str:
@@ -387,65 +312,3 @@ def _check_places(wording: str, names: Iterable[str]) -> None:
 
 def _form_name(kind: str, wording: str) -> str:
     return f"{kind}-{hashlib.sha256(wording.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-
-
-def _without_thoughts(reply: str) -> str:
-    """The reply without a reasoning model's thinking before it."""
-    return reply.rpartition(THINK_END)[2]
-
-
-def _plain(lines: list[str]) -> list[bool]:
-    return [_is_yes(match[1]) for line in lines if (match := YES_NO_LINE.match(line))]
-
-
-def _marked(lines: list[str]) -> list[bool]:
-    """Answers behind a number or another mark; none at all if the numbers do not count up from one."""
-    answers, numbers = [], []
-    for line in lines:
-        start, number = _lead(line)
-        if match := YES_NO_LINE.match(line, start):
-            answers.append(_is_yes(match[1]))
-            numbers += [] if number is None else [number]
-    return answers if not numbers or numbers == list(range(1, len(answers) + 1)) else []
-
-
-def _lead(line: str) -> tuple[int, int | None]:
-    """Where the words of a line begin, and the first number before them."""
-    start, number = 0, None
-    for _ in range(MAX_LINE_MARKS):
-        mark = LINE_MARK.match(line, start)
-        if mark is None:
-            break
-        start = mark.end()
-        if number is None and mark[1] and len(mark[1]) < 4:  # a longer number counts no questions
-            number = int(mark[1])
-    return start, number
-
-
-def _bare(lines: list[str]) -> list[bool]:
-    """Answers of a reply that holds nothing else: "yes, no, yes", or a JSON array of such words."""
-    words = [word.lower() for line in lines for word in re.findall(r"\w+", line)]
-    words = [word for word in words if word != "json"]  # the name of a fenced block
-    return [_is_yes(word) for word in words] if set(words) <= {"yes", "no"} else []
-
-
-def _is_yes(word: str) -> bool:
-    return word.lower() == "yes"
-
-
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, those inside others left out."""
-    decoder, start = json.JSONDecoder(), text.find("{")
-    for _ in range(MAX_JSON_OBJECTS):
-        if start < 0:
-            return
-        try:
-            record, end = decoder.raw_decode(text, start)
-            yield record
-        except (ValueError, RecursionError):
-            end = start + 1
-        start = text.find("{", end)
-
-
-def _truth(value: Any) -> bool | None:
-    return TRUTH_WORDS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
