@@ -9,7 +9,22 @@ import pytest
 
 HOUSE = Path(__file__).parents[1] / "triptych"
 # Each room imports from itself and from rooms further left.
-ROOMS = ["errors", "files", "seeds", "bounds", "trace", "data", "model", "loop", "rewards", "sft", "rl", "eval", "apps"]
+ROOMS = [
+    "errors",
+    "text",
+    "files",
+    "seeds",
+    "bounds",
+    "trace",
+    "data",
+    "model",
+    "loop",
+    "rewards",
+    "sft",
+    "rl",
+    "eval",
+    "apps",
+]
 SAME_IN_EVERY_COMMAND = {"run", "parse", "RENAMED_OPTIONS"}  # what `cli` asks of the module of a command
 
 

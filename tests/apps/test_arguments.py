@@ -38,9 +38,9 @@ def test_an_open_model_is_told_what_was_written():
 def test_every_prompt_of_a_file_has_its_place(tmp_path: Path):
     path = tmp_path / "mine.txt"
     path.write_text("two   cats\n\n a dog\n")
-    assert [(where, prompt.text) for where, prompt in prompts_of("", path)] == [
+    assert [(entry.where, entry.prompt.text) for entry in prompts_of("", path)] == [
         (f"{path}, line 1", "two cats"),
         (f"{path}, line 3", "a dog"),
     ]
-    ((where, prompt),) = prompts_of("two cats", None)
-    assert (where, prompt.text) == ("", "two cats")
+    (entry,) = prompts_of("two cats", None)
+    assert (entry.where, entry.prompt.text) == ("", "two cats")

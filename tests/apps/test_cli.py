@@ -211,6 +211,20 @@ def test_two_runs_do_not_share_an_output_folder(many: bool):
             assert second.folder.name == "two-cats-0-2" and len(list(Path("traces").iterdir())) == 2
 
 
+def test_ids_and_seeds_of_a_table_name_and_seed_the_traces(capsys: pytest.CaptureFixture):
+    Path("prompts.csv").write_text("id,prompt,seed\nx/1,two red cats,7\nbus,a bus,\n")
+    assert triptych("draw", "--prompts", "prompts.csv", "--seed", 3, "--out", "out", "--json") == 0
+    records = json.loads(capsys.readouterr().out)["traces"]
+    assert [Path(record["folder"]).name for record in records] == ["00000-x_1-7", "00001-bus-3"]
+    assert [record["seed"] for record in records] == [7, 3]
+
+
+def test_all_prompts_outside_the_world_are_told_at_once(capsys: pytest.CaptureFixture):
+    Path("prompts.txt").write_text("two red cats\na dragon\na unicorn\n")
+    told = refused(capsys, "draw", "--prompts", "prompts.txt")
+    assert "line 2" in told and "dragon" in told and "line 3" in told and "unicorn" in told
+
+
 def test_jsonl_prompts_bring_their_own_spec(capsys: pytest.CaptureFixture):
     record = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "a photo of two cats"}
     Path("prompts.jsonl").write_text(json.dumps(record) + "\n")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.data.prompts import benchmark, read_prompts
+from triptych.data.prompt_files import read_prompts
+from triptych.data.prompts import benchmark
 from triptych.errors import PromptError
 from triptych.trace import Item, Spec
 
@@ -39,7 +40,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path):
     """JSON may hold U+2028 and its like as they are; a byte order mark and carriage returns are no part of a prompt."""
     path = tmp_path / "mine.jsonl"
     path.write_bytes('\ufeff{"prompt": "a cat\u2028and a dog\u0085"}\r\na bird\x1con a bus\r\n'.encode())
-    assert [one.text for one in read_prompts(path)] == ["a cat\u2028and a dog\u0085", "a bird\x1con a bus"]
+    assert [one.text for one in read_prompts(path)] == ["a cat and a dog", "a bird on a bus"]
 
 
 @pytest.mark.parametrize(

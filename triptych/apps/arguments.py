@@ -5,8 +5,7 @@ Plain ranges stand beside the options (options.py, commands.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING
 from triptych.apps.commands import EvalOptions
 from triptych.apps.options import MAX_TRACES, ModelChoice, OpenModel, SamplingChoice
 from triptych.apps.output import slug
+from triptych.data.prompt_files import PromptEntry, read_entries, told_faults
 from triptych.errors import ConfigError, PromptError
 from triptych.eval.run_folder import WHOLE, Shard
 from triptych.files import check_writable, unused_name
 from triptych.model.config import BagelConfig, Sampling
+from triptych.text import clean_text
 from triptych.trace import Prompt
 
 if TYPE_CHECKING:
@@ -28,8 +29,13 @@ MAX_CHARACTERS = 10_000  # for text without spaces
 
 
 def check_text(text: str, what: str = "prompt") -> str:
-    """The text without surrounding space; PromptError if it is empty, too long, or not text at all."""
-    stripped = " ".join(text.split())  # tabs and line breaks count as spaces
+    """The text as `clean_text` leaves it; PromptError if it is empty, too long, or not text at all."""
+    try:
+        stripped = clean_text(text)
+    except ValueError as error:
+        raise PromptError(
+            f"the {what} holds bytes that are not text ({error}); expected UTF-8 without control characters"
+        ) from None
     if not stripped:
         example = "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
         raise PromptError(f"the {what} is empty; expected a sentence, such as {example!r}")
@@ -39,38 +45,37 @@ def check_text(text: str, what: str = "prompt") -> str:
     if len(stripped) > MAX_CHARACTERS:
         length = len(stripped)
         raise PromptError(f"the {what} has {length:,} characters; expected at most {MAX_CHARACTERS:,}: shorten it")
-    if not stripped.isprintable():  # neither are half surrogates, which stand for bytes that are not UTF-8
-        raise PromptError(f"the {what} holds bytes that are not text; expected UTF-8 without control characters")
     return stripped
 
 
-@contextmanager
-def placed(where: str) -> Iterator[None]:
-    """Say of a PromptError where the prompt stands; of a prompt that was typed, `where` is empty."""
-    try:
-        yield
-    except PromptError as error:
-        raise PromptError(f"{where}: {error}" if where else str(error)) from error
-
-
-def prompts_of(text: str, file: Path | None) -> list[tuple[str, Prompt]]:
-    """The prompts of a run, each with its place: the one that was typed (at ""), or those of a file at "FILE, line N".
-
-    A file is GenEval's jsonl, or plain lines.
-    """
+def prompts_of(text: str, file: Path | None) -> list[PromptEntry]:
+    """The prompts of a run: the one that was typed (with no place), or those of a file (data/prompt_files.py)."""
     if file is None:
-        return [("", Prompt(check_text(text)))]
+        return [PromptEntry("", Prompt(check_text(text)))]
     if text:
         raise ConfigError("both a prompt and --prompts were given; expected one of them")
-    from triptych.data.prompts import located_prompts
+    entries = read_entries(file)
+    if len(entries) > MAX_TRACES:
+        raise PromptError(f"{file} holds {len(entries):,} prompts; expected at most {MAX_TRACES:,}: split it")
+    return each_or_all_faults(entries, lambda prompt: replace(prompt, text=check_text(prompt.text)), file)
 
-    prompts = []
-    for where, prompt in located_prompts(file):
-        with placed(where):
-            prompts.append((where, replace(prompt, text=check_text(prompt.text))))
-    if len(prompts) > MAX_TRACES:
-        raise PromptError(f"{file} holds {len(prompts):,} prompts; expected at most {MAX_TRACES:,}: split it")
-    return prompts
+
+def each_or_all_faults(
+    entries: Sequence[PromptEntry], change: Callable[[Prompt], Prompt], file: Path | None
+) -> list[PromptEntry]:
+    """The entries with changed prompts. Raises one PromptError about every prompt that `change` refuses."""
+    changed: list[PromptEntry] = []
+    faults: list[tuple[str, str]] = []
+    for entry in entries:
+        try:
+            changed.append(replace(entry, prompt=change(entry.prompt)))
+        except PromptError as error:
+            if file is None:
+                raise
+            faults.append((entry.where.removeprefix(f"{file}, "), str(error)))
+    if faults and file is not None:
+        raise PromptError(told_faults(file, faults, len(entries)))
+    return changed
 
 
 def understand(prompt: Prompt, config: BagelConfig) -> Prompt:

@@ -35,7 +35,7 @@ class DrawOptions(PlayChoice):
     prompt: PromptText = ""
     """What to draw, in quotes."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
-    """File of prompts instead: one per line, or JSON lines in GenEval's format."""
+    """File of prompts instead: lines, JSON lines, a JSON array, CSV, TSV or parquet; ids and seeds in it are used."""
     n: Annotated[Count, arg(aliases=["-n"])] = 1
     """Traces per prompt, each with its own seed."""
     plan: bool = True

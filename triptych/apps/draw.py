@@ -15,12 +15,13 @@ from functools import partial
 from typing import Any
 
 from triptych.apps import terminal
-from triptych.apps.arguments import check_text, load_model, placed, prompts_of, sampling_of, understand
+from triptych.apps.arguments import check_text, each_or_all_faults, load_model, prompts_of, sampling_of, understand
 from triptych.apps.commands import DrawOptions, EditOptions
 from triptych.apps.options import OpenModel
 from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
 from triptych.apps.trace_view import Stop, TraceView
+from triptych.data.prompt_files import PromptEntry
 from triptych.errors import ConfigError, JudgeError, OutputError
 from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
@@ -40,6 +41,7 @@ class DrawJob:
     user_prompt: str
     prompt: Prompt
     seed: int
+    id: str = ""  # the user's own, of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -60,26 +62,26 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     """
     if isinstance(options, EditOptions):
         text = check_text(options.prompt)
-        placed_prompts, plan = [("", Prompt(text, image=read_image(options.image)))], True
+        entries, file, plan = [PromptEntry("", Prompt(text, image=read_image(options.image)))], None, True
     else:
-        placed_prompts, plan = prompts_of(options.prompt, options.prompts), options.plan
-    count = len(placed_prompts) * options.n
-    title = placed_prompts[0][1].text if len(placed_prompts) == 1 else f"{len(placed_prompts)} prompts"
+        entries, file, plan = prompts_of(options.prompt, options.prompts), options.prompts, options.plan
+    count = len(entries) * options.n
+    title = entries[0].prompt.text if len(entries) == 1 else f"{len(entries)} prompts"
     output = OutputFolder.open(options.out, title, options.seed, many=count > 1)
     policy = load_model(options, open_model)
     settings = DrawSettings(options.turns, sampling_of(policy.config, options), plan, options.batch, options.best_of)
     jobs: list[DrawJob] = []
-    for place, prompt in placed_prompts:
-        with placed(place):
-            model_prompt = understand(prompt, policy.config)
+    understood = each_or_all_faults(entries, lambda prompt: understand(prompt, policy.config), file)
+    for entry, read in zip(entries, understood, strict=True):
         # A prompt that is drawn alone under one of these seeds gives the same trace.
-        seeds = range(options.seed, options.seed + options.n * options.best_of)
-        jobs += [DrawJob(prompt.text, model_prompt, seed) for seed in seeds]
+        first = options.seed if entry.seed is None else entry.seed
+        seeds = range(first, first + options.n * options.best_of)
+        jobs += [DrawJob(entry.prompt.text, read.prompt, seed, entry.id) for seed in seeds]
     # Other images need a detector or a server: `triptych judge` has them.
     judge = WorldJudge() if policy.config.world == "stickers" else None
     record = reproduction_record(options, policy, settings, judge)
     console = terminal.open_console(options.as_json)
-    if len(placed_prompts) == 1:
+    if len(entries) == 1:
         terminal.print_prompt(console, jobs[0].user_prompt, jobs[0].prompt)
     code = 0
     try:
@@ -174,7 +176,12 @@ def _views(
             stop=stop_of(trace, settings.turns),
             turns=settings.turns,
             verdicts=verdicts,
-            settings={"asked": job.user_prompt, "again": command_line(job, settings, record), **record},
+            settings={
+                "asked": job.user_prompt,
+                **({"id": job.id} if job.id else {}),
+                "again": command_line(job, settings, record),
+                **record,
+            },
         )
         # an interrupted batch may have no traces
         for job, trace, verdicts in zip(jobs, traces, image_verdicts(traces, judge, settings.best_of > 1))  # noqa: B905

@@ -25,13 +25,14 @@ from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.errors import ConfigError, OutputError, PromptError
 from triptych.eval.recorded import RecordedVerdict
-from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_entries, printable
+from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_entries
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
 from triptych.model.images import read_image
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
 from triptych.rewards.vlm_prompts import Checks
+from triptych.text import printable
 from triptych.trace import Prompt, Trace
 
 UNREADABLE = "unread"  # the column of lines that hold no prompt

@@ -59,7 +59,8 @@ class OutputFolder:
         """Write one trace; returns its folder. OutputError if another process has taken the folder since `open`."""
         if not self.claimed:
             self._claim()
-        name = f"{len(self.records):05d}-{slug(view.user_prompt)}-{view.trace.seed}"
+        own = re.sub(r"[^A-Za-z0-9._-]+", "_", str(view.settings.get("id", "")))[:80].strip("._")  # the user's own id
+        name = f"{len(self.records):05d}-{own or slug(view.user_prompt)}-{view.trace.seed}"
         folder = self.folder / name if self.many else self.folder
         # Ctrl-C may come between the write and a later line, so the lists are filled first and checked afterwards.
         self.records.append(view.record(folder))

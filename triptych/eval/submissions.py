@@ -21,6 +21,7 @@ from triptych.eval.recorded import json_object
 from triptych.model.images import read_image
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.vlm_prompts import Checks
+from triptych.text import printable
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 MAX_METADATA = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
@@ -65,12 +66,6 @@ def list_pictures(path: Path) -> list[Entry | Fault]:
         layout = "folders such as 00000/metadata.jsonl with 00000/samples/0000.png, or a jsonl of image and prompt"
         raise PictureError(f"{printable(path)} holds no pictures to judge; expected {layout}")
     return entries
-
-
-def printable(path: Path | str) -> str:
-    """A path that can be printed anywhere: what is no plain text is escaped."""
-    text = str(path)
-    return text if text.isprintable() else text.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _folder_entries(root: Path) -> Iterator[Entry | Fault]:
