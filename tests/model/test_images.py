@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +160,66 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
     with pytest.raises(OutputError):
         write_image(tmp_path / "folder.png", np.zeros((2, 2, 3), np.uint8))
     assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
+
+
+# --- modes that are read wrongly by a plain conversion ----------------------------------------------------------------
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str, **options) -> np.ndarray:
+    image.save(tmp_path / name, **options)
+    return read_image(tmp_path / name)
+
+
+def test_one_transparent_color_is_laid_on_white(tmp_path: Path):
+    colors = np.full((4, 4, 3), (220, 30, 30), np.uint8)
+    colors[0, 0] = (10, 20, 30)
+    pixels = saved(tmp_path, Image.fromarray(colors), "a.png", transparency=(220, 30, 30))
+    assert pixels[1, 1].tolist() == [255, 255, 255] and pixels[0, 0].tolist() == [10, 20, 30]
+
+
+def test_one_transparent_level_of_16_bits_is_laid_on_white(tmp_path: Path):
+    levels = np.full((4, 4), 25700, np.uint16)
+    levels[0, 0] = 65535 // 2
+    pixels = saved(tmp_path, Image.fromarray(levels), "a.png", transparency=25700)
+    assert pixels[1, 1].tolist() == [255] * 3 and pixels[0, 0].tolist() == [127] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), 255),
+        (np.linspace(0, 255, 16, dtype=np.float32).reshape(4, 4), 255),
+        (np.linspace(0, 200, 16).astype(np.int32).reshape(4, 4), 200),
+        (np.linspace(0, 65535, 16).astype(np.int32).reshape(4, 4), 255),
+        (np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4), 255),
+    ],
+    ids=["shares", "levels", "int32 of 8 bits", "int32 of 16 bits", "16 bits"],
+)
+def test_a_tiff_of_numbers_is_scaled_and_never_black(tmp_path: Path, values: np.ndarray, expected: int):
+    pixels = saved(tmp_path, Image.fromarray(values), "a.tiff")
+    assert pixels[0, 0].tolist() == [0] * 3 and pixels[-1, -1].tolist() == [expected] * 3
+    assert (np.diff(pixels[:, :, 0].reshape(-1).astype(int)) > 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e6])
+def test_a_tiff_of_an_unknown_range_is_refused(tmp_path: Path, value: float):
+    Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(PictureError, match=r"a\.tiff"):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(PictureError, match="git lfs pull"):
+        read_image(tmp_path / "a.png")
+
+
+def test_the_shared_cases_of_pictures(shared: Path):
+    (rgb,) = (shared / "cases").glob("30-*/a.png")
+    assert read_image(rgb)[30, 5].tolist() == [255, 255, 255] or read_image(rgb)[5, 30].tolist() == [255, 255, 255]
+    for number in ("32", "33"):
+        (path,) = (shared / "cases").glob(f"{number}-*/a.tiff")
+        assert read_image(path).max() > 100
+    (pointer,) = (shared / "cases").glob("35-*/a.png")
+    with pytest.raises(PictureError, match="LFS"):
+        read_image(pointer)

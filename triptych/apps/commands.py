@@ -154,6 +154,10 @@ class ScoreOptions:
     """JSON lines, one image each, optionally gzipped; several files are scored together and one by one."""
     missing: Literal["exclude", "fail"] = "exclude"
     """Images without a verdict: exclude and list them, or refuse to score; they never count as wrong."""
+    duplicates: Literal["last", "first", "fail"] = "last"
+    """Of several verdicts on one image of a file: the last (a resumed run's newest), the first, or refuse to score."""
+    incomplete: Literal["tell", "fail"] = "tell"
+    """A set that lacks prompts, tags or images of the benchmark: say so beside the score, or refuse to score."""
     as_json: JsonFlag = False
     """Print JSON on stdout."""
 

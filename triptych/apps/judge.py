@@ -25,7 +25,15 @@ from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.errors import ConfigError, OutputError, PromptError
 from triptych.eval.recorded import RecordedVerdict
-from triptych.eval.submissions import Entry, Fault, JudgedEntry, judge_pictures, list_pictures, load_entries
+from triptych.eval.submissions import (
+    Entry,
+    Fault,
+    JudgedEntry,
+    folder_notes,
+    judge_pictures,
+    list_pictures,
+    load_entries,
+)
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
 from triptych.model.images import read_image
@@ -155,7 +163,10 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
             check_missing(options, total, without_verdict, cause, remedy)
     if line := cut_line(judge):
         print(line, file=sys.stderr, flush=True)
-    print_verdicts(options, judge, rows)
+    notes = folder_notes(options.image) if options.image.is_dir() else []
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    print_verdicts(options, judge, rows, notes)
     return 1 if missing else 0
 
 
@@ -198,7 +209,7 @@ def print_agreement(options: JudgeOptions, entries: Sequence[Entry | Fault], jud
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEntry]) -> None:
+def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEntry], notes: Sequence[str]) -> None:
     """The counts, as JSON with every verdict or as a table."""
     verdicts = [recorded_verdict(row) for row in rows]
     benchmark = options.ask
@@ -208,7 +219,7 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEnt
     record = score.score_record(benchmark, verdicts)
     if options.as_json:
         cut = {"cut": len(judge.cut)} if hasattr(judge, "cut") else {}
-        results = {"judge": judge.name, **cut, "results": [result(row) for row in rows]}
+        results = {"judge": judge.name, **cut, "notes": [*notes], "results": [result(row) for row in rows]}
         print(json.dumps({**record, **results}), flush=True)
         return
     score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts)

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from triptych.apps.commands import ScoreOptions
@@ -20,27 +21,44 @@ from triptych.apps.options import OpenModel
 from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval import recorded, suites, tiif
+from triptych.eval.completeness import (
+    Completeness,
+    Duplicates,
+    Expected,
+    completeness,
+    each_picture_once,
+    one_spelling,
+)
 from triptych.eval.recorded import RecordedVerdict
 from triptych.eval.results import OVERALL
 from triptych.eval.statistics import Estimate, Means, estimate, mean_of_columns
 from triptych.eval.tiif import ColumnCounts
 from triptych.rewards.vlm_prompts import LENGTHS
+from triptych.text import printable
 
+NAMES = {"geneval": "GenEval", "genevalpp": "GenEval++", "tiif": "TIIF"}
 MAX_LINES = 20  # missing verdicts printed one by one on stderr; --json lists all
 
 
 def run(options: ScoreOptions, open_model: OpenModel) -> int:
     """Read the files, print missing verdicts and the scores; returns the exit code."""
-    files = read_files(options.benchmark, options.files)
+    sets = [
+        settled(options.benchmark, rows, options.duplicates) for rows in read_files(options.benchmark, options.files)
+    ]
+    files = [rows for rows, _ in sets]
     rows = list(chain.from_iterable(files))
+    whole = together(options.benchmark, rows, [odd for _, odd in sets])
+    if options.incomplete == "fail" and not whole.is_complete:
+        raise JudgeError(f"{'; '.join(whole.lines(NAMES[options.benchmark]))}; see --incomplete")
     missing = [row for row in rows if row.missing]
     if missing and options.missing == "fail":
         first = f"the first is {missing[0].where}: {missing[0].missing}"
         raise JudgeError(f"{len(missing)} of {len(rows)} verdicts are missing, {first}; see --missing")
     print_faults(rows)
+    print_oddities(options.benchmark, whole)
     by_file = dict(zip(map(str, options.files), files, strict=True)) if len(files) > 1 else {}
     if options.as_json:
-        record = score_record(options.benchmark, rows)
+        record = score_record(options.benchmark, rows) | {"set": whole.to_record()}
         if by_file:
             record["files"] = {file: score_record(options.benchmark, own) for file, own in by_file.items()}
         print(json.dumps(record), flush=True)
@@ -49,6 +67,39 @@ def run(options: ScoreOptions, open_model: OpenModel) -> int:
     for title, own in {**by_file, total: rows}.items():
         print_scores(options.benchmark, title, score_record(options.benchmark, own), own)
     return 0
+
+
+def settled(
+    benchmark: str, rows: Sequence[RecordedVerdict], duplicates: Duplicates
+) -> tuple[list[RecordedVerdict], Completeness]:
+    """The rows of one file with one spelling of each tag and one verdict on each picture, and what was odd."""
+    spelled, labels = one_spelling(rows, tags_of(benchmark))
+    once, sentences = each_picture_once(spelled, duplicates)
+    return once, Completeness(duplicates=tuple(sentences), labels=labels)
+
+
+def together(benchmark: str, rows: Sequence[RecordedVerdict], sets: Sequence[Completeness]) -> Completeness:
+    """What is odd about all rows, and about each of the sets that they come from."""
+    labels: dict[str, tuple[str, ...]] = {}
+    for odd in sets:
+        labels |= {tag: tuple(sorted({*labels.get(tag, ()), *found})) for tag, found in odd.labels.items()}
+    sentences = [sentence for odd in sets for sentence in odd.duplicates]
+    return completeness(rows, expected_set(benchmark), sentences, labels)
+
+
+def tags_of(benchmark: str) -> list[str]:
+    """The tags of a benchmark, in the paper's order."""
+    if benchmark == "tiif":
+        return tiif.tiif_columns()
+    return [*(suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS)]
+
+
+def expected_set(benchmark: str) -> Expected | None:
+    """What a whole set holds; None for TIIF, whose prompts are the user's and whose absent columns are in its table."""
+    if benchmark == "tiif":
+        return None
+    suite = suites.GENEVAL if benchmark == "geneval" else suites.GENEVAL_PLUS
+    return Expected(NAMES[benchmark], frozenset(prompt.text for prompt in suite.prompts), tuple(tags_of(benchmark)))
 
 
 def read_files(benchmark: str, files: Sequence[Path]) -> list[list[RecordedVerdict]]:
@@ -147,16 +198,24 @@ def print_faults(rows: Sequence[RecordedVerdict]) -> None:
             print(line, file=sys.stderr)
 
 
+def print_oddities(benchmark: str, whole: Completeness) -> None:
+    """What is odd about the set, one line each, on stderr."""
+    for line in whole.lines(NAMES[benchmark]):
+        print(f"note: {printable(line)}", file=sys.stderr)
+
+
 def print_scores(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> None:
-    """The table on stdout."""
+    """The table on stdout; under it, what the set lacks."""
     table = _tag_table(benchmark, title, record, rows) if benchmark != "tiif" else tiif_table(title, record, rows)
+    lacking = [line for line in together(benchmark, rows, []).lines(NAMES[benchmark]) if line.startswith("incomplete")]
+    if lacking:
+        table.caption = "\n".join([*([str(table.caption)] if table.caption else []), *map(_plain_line, lacking)])
     open_console(as_json=False).print(table)
 
 
 def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> Table:
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
-    name = "GenEval" if benchmark == "geneval" else "GenEval++"
-    table = _table(f"{name}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
+    table = _table(f"{NAMES[benchmark]}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
     cells = tiif.column_counts(rows)
     # in the paper's order, and then tags that the paper does not have
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
@@ -207,6 +266,11 @@ def _cells(value: float | None, interval: Sequence[float | None] = (None, None))
 def format_share(value: float | None) -> str:
     """A share to four places, or a dash where nothing is known."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def _plain_line(text: str) -> str:
+    """A line without control characters and without rich's markup."""
+    return escape(printable(text))
 
 
 def _plain(text: str) -> str:

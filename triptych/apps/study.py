@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from rich.table import Table
 
 from triptych.apps.commands import StudyOptions
@@ -73,6 +72,8 @@ def write_study(
     record: Mapping[str, Any],
 ) -> None:
     """Write figure, text and numbers into a new folder, whole or not at all. Raises OutputError."""
+    from matplotlib import rc_context
+
     parts = ["# Study\n"]
     parts += ["![Curves](curves.svg)\n"] if training_runs else []
     parts += [studies.markdown(benchmark, rows) for benchmark, rows in tables.items()]

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -22,6 +21,9 @@ from PIL import Image
 from triptych.apps.trace_view import TraceView
 from triptych.model.templates import parse_thought
 from triptych.trace import Trace, Verdict
+
+if TYPE_CHECKING:
+    import jinja2
 
 PIXELATED_BELOW = 256  # pixels; a smaller image is enlarged without smoothing
 THUMBNAIL_SIDE = 256  # pixels; cards and galleries show no more
@@ -151,6 +153,8 @@ def flat_settings(settings: Mapping[str, Any], above: str = "") -> list[tuple[st
 @cache
 def template(name: str) -> jinja2.Template:
     """A page of this folder, by its file name."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # prompts and model texts are never markup

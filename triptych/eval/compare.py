@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from triptych.eval.results import OVERALL, Row, row_sums
 from triptych.eval.statistics import ClusterSums, Estimate, bootstrap, estimate, mean_of_columns
@@ -109,6 +108,8 @@ class RunComparison:
 
         Questions about one picture are not independent: they win or lose together, by the sum of their differences.
         """
+        from scipy.stats import binomtest  # here: SciPy is half a second of imports, which no other part of it needs
+
         # Shares of thirds do not add up exactly: within ROUNDING of 0 is a tie, and the sign test leaves ties out.
         differences: dict[int, float] = {}
         for pair in self.pairs:

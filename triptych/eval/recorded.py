@@ -32,6 +32,7 @@ from triptych.rewards.vlm_replies import read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
 MAX_LINE = 64 * 2**20  # bytes: far above any picture's replies, and a file without line ends fills no memory
+PICTURE_KEYS = ("filename", "image", "image_path", "file")  # that name the picture of a line
 GZIP = b"\x1f\x8b"  # the first two bytes of every gzip stream
 
 
@@ -48,6 +49,7 @@ class RecordedVerdict:
     reasons: tuple[str, ...] = ()
     missing: str | None = None  # why there is no verdict
     claimed: bool | None = None  # the verdict that the file itself holds, where it was derived again
+    picture: str = ""  # the name of the picture, where the file has one
 
     @property
     def where(self) -> str:
@@ -100,7 +102,8 @@ def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> It
             _damaged(path, line, f"expected {error.args[0]!r}, found {keys}")
         except (ValueError, RecursionError) as error:
             _damaged(path, line, str(error) or "nested too deeply")
-        yield RecordedVerdict(file=str(path), line=line, **row)
+        picture = next((record[key] for key in PICTURE_KEYS if isinstance(record.get(key), str)), "")
+        yield RecordedVerdict(file=str(path), line=line, picture=picture, **row)
     if not count:
         raise JudgeError(f"{path} holds no lines; expected one JSON object per picture")
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from triptych.data.language import prompt_text
 from triptych.data.prompts import read_spec
@@ -27,7 +30,7 @@ from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 MAX_METADATA = 1 << 20  # bytes of a line of metadata; GenEval's have a few hundred
 JUDGE_BATCH = 64  # pictures judged together
 BATCH_PIXELS = 100_000_000  # fewer where they are large: 300 MB
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+MAX_NOTED = 20  # files that are left out and named one by one
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,32 @@ def list_pictures(path: Path) -> list[Entry | Fault]:
         layout = "folders such as 00000/metadata.jsonl with 00000/samples/0000.png, or a jsonl of image and prompt"
         raise PictureError(f"{printable(path)} holds no pictures to judge; expected {layout}")
     return entries
+
+
+def folder_notes(root: Path) -> list[str]:
+    """What is odd about a folder in GenEval's layout: files that are left out, gaps in its numbers, prompts with fewer
+    pictures than others."""
+    left_out: list[str] = []
+    counts: dict[str, int] = {}
+    folders = [each for each in sorted(root.iterdir(), key=_natural) if (each / "samples").is_dir()]
+    for folder in folders:
+        files = [each for each in sorted((folder / "samples").iterdir(), key=_natural) if each.is_file()]
+        counts[folder.name] = sum(map(_is_picture, files))
+        left_out += [printable(each.relative_to(root)) for each in files if not _is_picture(each)]
+    notes = [f"{name} is left out: no format that is read here" for name in left_out[:MAX_NOTED]]
+    notes += [f"... and {len(left_out) - MAX_NOTED} more are left out"] if len(left_out) > MAX_NOTED else []
+    numbers = {int(name): name for name in counts if re.fullmatch(r"[0-9]{1,9}", name)}
+    gaps = [number for number in range(min(numbers, default=0), max(numbers, default=-1)) if number not in numbers]
+    if gaps:
+        width = len(next(iter(numbers.values())))
+        named = ", ".join(f"{number:0{width}d}" for number in gaps[:MAX_NOTED])
+        notes.append(f"absent: {named}{f' and {len(gaps) - MAX_NOTED} more' if len(gaps) > MAX_NOTED else ''}")
+    most = max(counts.values(), default=0)
+    fewer = [f"{printable(name)} has {count}" for name, count in counts.items() if 0 < count < most]
+    if fewer:
+        more = f" and {len(fewer) - MAX_NOTED} more" if len(fewer) > MAX_NOTED else ""
+        notes.append(f"uneven: {', '.join(fewer[:MAX_NOTED])}{more}, where others have {most} pictures")
+    return notes
 
 
 def _folder_entries(root: Path) -> Iterator[Entry | Fault]:
@@ -168,8 +197,14 @@ def _prompt_and_checks(record: Mapping[str, Any]) -> tuple[Prompt, Checks | None
     return Prompt(text, spec, source=f"tiif/{checks.length}" if checks else "pictures"), checks
 
 
+@lru_cache(maxsize=1)
+def _suffixes() -> frozenset[str]:
+    """The suffixes of all formats that the reader opens."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in _suffixes() and not path.name.startswith(".")
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

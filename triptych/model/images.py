@@ -21,6 +21,7 @@ from triptych.errors import PictureError
 from triptych.files import write_bytes
 from triptych.model.config import Resize
 
+LFS_POINTER = b"version https://git-lfs.github.com"  # the first bytes of a file that Git LFS has not fetched
 MAX_PIXELS = 50_000_000  # 150 MB of RGB; read from the file's header, before anything is decoded
 
 
@@ -69,19 +70,47 @@ def to_pixels(pixels: Float[Tensor, "*batch 3 height width"]) -> UInt8[np.ndarra
 
 
 def flatten_rgba(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB: transparency, of a palette too, is laid on white."""
-    if image.mode == "RGB":
-        return image
-    # Pillow clips 16 bits to 8 and does not scale them; mode "I" has 32 bits, of which a PNG uses 16.
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    """Any PIL image as RGB: transparency, of a palette or of one color too, is laid on white.
+
+    Raises ValueError for numbers that are no gray levels: not finite, negative, or of an unknown range.
+    """
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
     # "a" is the premultiplied alpha of the modes La and RGBa; "transparency" that of a palette or of one color.
     if "transparency" not in image.info and "A" not in image.getbands() and "a" not in image.getbands():
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")  # a palette's or a gray image's transparency becomes an alpha channel
+        return image.convert("RGB") if image.mode != "RGB" else image
+    rgba = image.convert("RGBA")  # a palette's, a gray image's or one color's transparency becomes an alpha channel
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 or 32 bits or of floats as 8-bit gray, scaled by its range and not clipped, as Pillow would."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("its pixels are not finite")
+    low, high = float(values.min()), float(values.max())
+    # PNG and the modes I;16 hold 16 bits. TIFF says nothing of the range: floats are shares or levels, and whole
+    # numbers of 32 bits are levels of 8 or of 16 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        scale = 255 / 65535
+    elif image.mode == "F" and high <= 1:
+        scale = 255.0
+    elif high <= 255:
+        scale = 1.0
+    elif high <= 65535:
+        scale = 255 / 65535
+    else:
+        low = -1  # no range that is known
+    if low < 0:
+        raise ValueError(f"its pixels run from {values.min():g} to {values.max():g}; expected 0 to 1, 255 or 65535")
+    gray = Image.fromarray((values * scale).round().astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):  # the one level that is transparent, in the file's own bits
+        alpha = Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))
+        gray = Image.merge("LA", (gray, alpha))
+    return gray
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -103,6 +132,9 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise PictureError(f"{path} is a Git LFS pointer, and not the picture itself: run git lfs pull")
     with Image.open(path) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:

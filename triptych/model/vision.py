@@ -38,7 +38,9 @@ class PositionTable(nn.Module):
 
     def __init__(self, side: int, dim: int):
         super().__init__()
-        self.register_buffer("pos_embed", sincos_table(side, dim))  # a buffer: stored, moved, and never trained
+        table = torch.empty(side * side, dim)  # on the meta device it stays empty, until a file or a table fills it
+        # A buffer: stored, moved, and never trained.
+        self.register_buffer("pos_embed", table if table.is_meta else sincos_table(side, dim))
 
     def forward(self, position_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
         return self.pos_embed[position_ids]

@@ -14,20 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from triptych.bounds import violations
 from triptych.errors import ModelError, OutputError
@@ -88,11 +88,22 @@ def outline(
             if part.hidden_size % part.num_attention_heads:
                 expected = f"a multiple of its num_attention_heads, {part.num_attention_heads}"
                 raise ValueError(f"hidden_size is {part.hidden_size}; expected {expected}")
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialization():
             return Bagel(config, tokenizer, special)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         sizes = ", ".join(name for name in _CONFIG_FILES if (folder / name).is_file())
         raise ModelError(f"the sizes in {folder} fit no model: {error}; check {sizes}, or fetch them again") from error
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves out what fills a tensor in place (`nn.init.*`, `fill_`, `normal_`): on the meta device there is nothing to
+    fill, and torch would import its compiler to find that out, a third of the CPU time of a whole draw."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def save(
@@ -138,6 +149,10 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         choices = ", ".join(["a folder", "a hub name like org/name", *sorted(map(repr, ours))])
         raise ModelError(f"no model {text!r}; expected one of: {choices}")
+    # Imported here: local folders and packaged weights need no hub client.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(text, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -339,17 +354,17 @@ def _model_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(index.values()))]
 
 
-def _tables(config: BagelConfig) -> dict[str, Tensor]:
-    """Tensors that a file may leave out, since they follow from the configuration."""
+def _tables(config: BagelConfig) -> dict[str, Callable[[], Tensor]]:
+    """Tensors that a file may leave out, since they follow from the configuration; computed where one is absent."""
     hidden = config.language.hidden_size
     return {
-        "latent_pos_embed.pos_embed": sincos_table(config.max_latent_size, hidden),
-        "vit_pos_embed.pos_embed": sincos_table(config.vision.patches_per_side, hidden),
+        "latent_pos_embed.pos_embed": partial(sincos_table, config.max_latent_size, hidden),
+        "vit_pos_embed.pos_embed": partial(sincos_table, config.vision.patches_per_side, hidden),
     }
 
 
 def _read(
-    files: list[Path], expected: Mapping[str, tuple[int, ...]], spare: Mapping[str, Tensor], folder: Path
+    files: list[Path], expected: Mapping[str, tuple[int, ...]], spare: Mapping[str, Callable[[], Tensor]], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
     """Every expected tensor, one at a time; `spare` fills in for absent ones. Names and shapes are checked first.
 
@@ -365,13 +380,13 @@ def _read(
     stored = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
     _compare(expected, stored, spare, f"{files[0]}{'' if len(files) == 1 else ' and its shards'}")
     for key in expected:
-        yield key, where[key].get_tensor(key) if key in where else spare[key]
+        yield key, where[key].get_tensor(key) if key in where else spare[key]()
 
 
 def _compare(
     expected: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, tuple[int, ...]],
-    spare: Mapping[str, Tensor],
+    spare: Mapping[str, Any],
     name: str,
 ) -> None:
     # All differences, and not the first: a pattern of names says which config is wrong.
