@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # Each takes a tenth of a second or more to import, and most commands never use it.
-LATE = {"torch._dynamo", "torch._inductor", "transformers", "diffusers", "matplotlib", "huggingface_hub", "scipy", "peft"}
+LATE = {"torch._dynamo", "torch._inductor", "transformers", "matplotlib", "huggingface_hub", "scipy", "peft"}
 
 
 def _modules(code: str, folder: Path) -> set[str]:
@@ -25,11 +25,10 @@ def test_the_package_and_its_help_need_neither_torch_nor_numpy(tmp_path: Path) -
 
 
 def test_no_module_imports_what_it_needs_only_now_and_then(tmp_path: Path) -> None:
-    # serve, trackers and workers need extras, which may be absent: they are not imported by any other module.
     code = """
 import importlib, pkgutil, triptych
 for module in pkgutil.walk_packages(triptych.__path__, "triptych."):
-    if not module.name.startswith("triptych.serve") and not module.name.endswith(("__main__", ".workers")):
+    if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 """
     modules = _modules(code, tmp_path)
