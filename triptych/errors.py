@@ -7,7 +7,8 @@
     ├── ConfigError        a setting is out of range
     ├── OutputError        a result cannot be written (folder exists, read-only, disk full)
     ├── JudgeError         a judge has no verdict: the score is missing, never 0
-    │   └── UnfinishedError    its answer was cut, which more tokens may mend
+    │   ├── UnfinishedError        its answer was cut, which more tokens may mend
+    │   └── JudgeUnavailableError  its server did not answer for as long as a run may wait
     └── TrainingError      training would learn nothing, or from what was never sampled
 
 Every message says what was expected, what was found, and what to do. The command line prints it as one line and ends
@@ -47,6 +48,10 @@ class JudgeError(TriptychError, RuntimeError):
 
 class UnfinishedError(JudgeError):
     """A judge's answer was cut, or its thought never ended: more tokens may bring a verdict."""
+
+
+class JudgeUnavailableError(JudgeError):
+    """A judge's server did not answer for as long as a run may wait; what is done is kept, to go on from."""
 
 
 class TrainingError(TriptychError, RuntimeError):
