@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from triptych.apps import info
+from triptych.apps.arguments import default_threads, set_threads
 from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_7B, SKETCH
 
@@ -24,3 +25,20 @@ def test_sizes_are_told_in_their_unit():
         "3.5 MB",
         "29.0 GB",
     ]
+
+
+def test_a_small_model_is_given_one_thread_and_a_large_one_what_torch_takes():
+    assert info.model_record("sketch")["threads"] == 1
+    assert default_threads(14_000_000_000) is None
+
+
+def test_threads_that_are_asked_for_are_set():
+    model = torch.nn.Linear(2, 2)
+    whole = torch.get_num_threads()
+    try:
+        set_threads(model, 3)
+        assert torch.get_num_threads() == 3
+        set_threads(model, 0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(whole)

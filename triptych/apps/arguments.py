@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triptych.apps.commands import EvalOptions
 from triptych.apps.options import MAX_TRACES, ModelChoice, OpenModel, SamplingChoice
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
 MAX_CHARACTERS = 10_000  # for text without spaces
+SMALL_MODEL = 100_000_000  # parameters; SKETCH has 13 million, BAGEL-7B 14 billion
 
 
 def check_text(text: str, what: str = "prompt") -> str:
@@ -115,7 +116,26 @@ def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:
     import torch
 
     dtype = None if choice.dtype == "auto" else getattr(torch, choice.dtype)  # None leaves the choice to the loader
-    return open_model(choice.model, device_of(choice.device), dtype)
+    model = open_model(choice.model, device_of(choice.device), dtype)
+    set_threads(model, choice.threads)
+    return model
+
+
+def set_threads(model: Any, threads: int) -> None:
+    """Let torch compute with so many CPU threads; 0 is `default_threads`, or no change for what is no network."""
+    import torch
+
+    if not threads and isinstance(model, torch.nn.Module):
+        threads = default_threads(sum(weight.numel() for weight in model.parameters())) or 0
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def default_threads(parameters: int) -> int | None:
+    """How many CPU threads a model of so many parameters is given, or None for torch's own number."""
+    # Products of a small model are too short to share: a second thread gains a fifth on an idle machine, and on a busy
+    # one its spinning made a draw fifteen times as slow (docs/performance.md).
+    return 1 if parameters <= SMALL_MODEL else None
 
 
 def device_of(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from triptych.apps.arguments import default_threads
 from triptych.apps.commands import InfoOptions
 from triptych.apps.options import OpenModel
 from triptych.apps.terminal import open_console
@@ -55,6 +56,7 @@ def model_record(name: str) -> dict[str, Any]:
             "train, float32 with AdamW and EMA": TRAINING_BYTES * total,
         },
         "context_tokens": context_tokens(config),
+        "threads": default_threads(total),  # on a CPU; None is torch's own number
         "config": asdict(config),
     }
 
@@ -112,6 +114,7 @@ def model_table(record: dict[str, Any]) -> Table:
     table.add_row("prompts", "of the sticker world" if record["world"] == "stickers" else "any")
     # N steps lie between N + 1 points
     table.add_row("flow steps to draw, to edit", f"{sampling['draw_points'] - 1}, {sampling['edit_points'] - 1}")
+    table.add_row("CPU threads without --threads", str(record["threads"] or "torch's own number"))
     return table
 
 

@@ -42,6 +42,8 @@ class ModelChoice:
     """Device as torch names it (cpu, cuda, cuda:1); auto takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; auto is float32 on a CPU and bfloat16 on a GPU."""
+    threads: NonNegativeInt = 0
+    """CPU threads of torch; 0 is one for a model of SKETCH's size, and torch's own number for a larger one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,9 @@ class PlayChoice(SamplingChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeChoice:
-    """Which judge scores images, and how a vision-language model is asked."""
+class VlmChoice:
+    """Where a vision-language model answers, and how it is asked."""
 
-    judge: Literal["auto", "world", "templates", "detector", "vlm"] = "auto"
-    """Of stickers: world (trained detector) or templates (slow); of any image: detector (GenEval's) or vlm."""
     address: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL")] = ()
     """Base URL of an OpenAI-compatible server of the vlm (vision-language model); repeat it for several servers."""
     judge_model: str = ""
@@ -108,5 +108,13 @@ class JudgeChoice:
     """Seconds before a request times out, from its first byte to the last of the answer."""
     tries: PositiveInt = 5
     """Attempts per request, with exponential backoff."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeChoice(VlmChoice):
+    """Which judge scores images."""
+
+    judge: Literal["auto", "world", "templates", "detector", "vlm"] = "auto"
+    """Of stickers: world (trained detector) or templates (slow); of any image: detector (GenEval's) or vlm."""
     max_missing: Share = 0.2
     """Stop when a larger share of the verdicts is missing."""

@@ -8,36 +8,51 @@ evaluations.jsonl, fixed.safetensors, rollouts, checkpoints and, at the end, the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import torch
 import tyro
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, arg, subcommand
 
-from triptych.apps.arguments import device_of
+from triptych.apps.arguments import device_of, set_threads, understand
+from triptych.apps.judge_choice import check_vlm, open_judge
+from triptych.apps.options import STICKER_JUDGES, VlmChoice
 from triptych.apps.terminal import open_console
 from triptych.apps.trackers import Kind, tracking
 from triptych.apps.tree_page import Pages, TreePages
-from triptych.bounds import check_bounds
-from triptych.data.specs import StickerPrompts
-from triptych.errors import ConfigError
+from triptych.bounds import NonNegativeFloat, Share, check_bounds
+from triptych.data.prompt_files import read_entries
+from triptych.data.prompt_stream import ListedPrompts, prompts_fingerprint, split
+from triptych.data.specs import Prompts, StickerPrompts
+from triptych.errors import ConfigError, JudgeUnavailableError, OutputError
+from triptych.eval.benchmark import Benchmark
 from triptych.eval.suites import dev_set
+from triptych.eval.tiif import load_tiif
 from triptych.eval.validation import FixedSet, ValidationConfig, ValidationLog, fixed_sets, validation_line
 from triptych.files import JsonLog
 from triptych.model import weights
 from triptych.model.bagel import Bagel
+from triptych.model.config import BagelConfig
 from triptych.rewards.judge import BrightnessJudge, Judge
+from triptych.rewards.patience import PatientJudge
 from triptych.rewards.sticker_judge import WorldJudge
+from triptych.rewards.vlm_prompts import Checks
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES, tiny
 from triptych.rl.train import Step, train
 from triptych.rl.train_log import step_line, step_row
 from triptych.rl.train_state import claim
+from triptych.text import printable
+from triptych.trace import Prompt
 
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 _COLUMNS = (
     TextColumn("{task.description:<10}"),
     BarColumn(),
@@ -124,6 +139,13 @@ class Training:
     """Where checkpoints, the log and, at the end, the folder `model` go."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on exactly where the run in --out was left."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Prompts to train on: a file as of `draw --prompts`, or your copy of TIIF-Bench; None is the recipe's own."""
+    held_out: Share = 0.1
+    """Share of the file's prompts that is not trained on, but validated on."""
+    vlm: Annotated[VlmChoice, arg(name="")] = field(default_factory=VlmChoice)
+    judge_patience: NonNegativeFloat = 3600.0
+    """Seconds to wait for a judge's server that is down; then the run checkpoints and ends with exit code 75."""
     evaluate: ValidationConfig = field(default_factory=ValidationConfig)
     pages: Pages = field(default_factory=Pages)
     tracker: Kind = "none"
@@ -131,28 +153,37 @@ class Training:
 
     def check(self) -> None:
         """Raises ConfigError for settings that cannot work."""
+        check_bounds(self)
         self.config.check()
         check_bounds(self.evaluate, "evaluate")
         self.pages.check()
+        if self.config.judge != "brightness":
+            check_vlm(self.vlm, self.config.judge)
+        if self.vlm.record is not None and self.vlm.record.exists() and not self.resume:
+            raise OutputError(f"{self.vlm.record} exists; expected a new file: choose another --record")
 
 
 def run(options: Training, open_model: Any = weights.load) -> int:
     """Train to the end; returns the exit code."""
     options.check()
     config, out, console = options.config, options.out, open_console(as_json=False)
+    source = PromptSource.of(options)
     bagel = _model(config, open_model)
-    if bagel.config.world != "stickers":
+    set_threads(bagel, config.threads)
+    world = bagel.config.world
+    if (world == "stickers") != (config.judge in (*STICKER_JUDGES, "brightness")):
         raise ConfigError(
-            f"model={config.model} draws an open world, and judge={config.judge} knows stickers alone; "
-            "from Python, give rl.train.train prompts and a judge of real pictures"
+            f"model={config.model} draws {'stickers' if world == 'stickers' else 'an open world'}, and --judge "
+            f"{config.judge} does not look at such pictures; expected --judge "
+            f"{'world or templates' if world == 'stickers' else 'vlm or detector'}"
         )
-    held_out = [prompt.spec for prompt in dev_set().prompts if prompt.spec is not None]
-    prompts = StickerPrompts.without(config.seed, held_out, config.tags)
-    judge = _judge(config)
+    prompts, held_out = source.understood(bagel.config)
+    judge = _judge(options, source, console)
     detect = judge.scenes if isinstance(judge, WorldJudge) else None
+    facts = {"judge_name": judge.name, **source.facts}
     log, pages = JsonLog(out / "steps.jsonl"), TreePages(out / "rollouts", options.pages, config)
     tracker = tracking(options.tracker, out, config)
-    claim(out, config, bagel, options.resume)  # before anything is measured or written
+    claim(out, config, bagel, options.resume, facts)  # before anything is measured or written
     try:
         with tracker as track, Progress(*_COLUMNS, console=console, refresh_per_second=2) as progress:
             bar = progress.add_task("train", total=config.steps, v=0.0)
@@ -160,7 +191,7 @@ def run(options: Training, open_model: Any = weights.load) -> int:
             def say(text: str) -> None:
                 progress.console.print(text, highlight=False, soft_wrap=True)
 
-            validator = Validator.of(options, bagel, say) if options.evaluate.every else None
+            validator = Validator.of(options, bagel, judge, held_out, say) if options.evaluate.every else None
             if validator is not None:
                 progress.update(bar, description="held out")
                 validator.measure(0, 0.0)
@@ -183,6 +214,9 @@ def run(options: Training, open_model: Any = weights.load) -> int:
     except KeyboardInterrupt:
         console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
         return 130
+    except JudgeUnavailableError as error:
+        print(f"triptych: {printable(error)}; go on with --out {out} --resume", file=sys.stderr, flush=True)
+        return EXIT_TRY_AGAIN
     weights.save(bagel, out / "model", replace=True)  # there is one where a run of fewer steps ended before
     console.print(f"{out / 'model'}/", style="bold", soft_wrap=True)
     return 0
@@ -196,19 +230,25 @@ class Validator:
     config: TrainConfig
     settings: ValidationConfig
     sets: Mapping[str, FixedSet]
-    judge: WorldJudge
+    judge: Judge
+    held_out: Benchmark
     evaluations: ValidationLog
     say: Callable[[str], None]
 
     @staticmethod
-    def of(options: Training, bagel: Bagel, say: Callable[[str], None]) -> Validator:
-        """Before the first step, while `bagel` is the model that the run starts from."""
+    def of(options: Training, bagel: Bagel, judge: Judge, held_out: Benchmark, say: Callable[[str], None]) -> Validator:
+        """Before the first step, while `bagel` is the model that the run starts from.
+
+        In the sticker world the trained detector judges, whatever rewards are; elsewhere the judge of the rewards.
+        """
         config, settings = options.config, options.evaluate
-        judge = WorldJudge(device_of(config.device))
+        stickers = bagel.config.world == "stickers"
+        judge = WorldJudge(device_of(config.device)) if stickers else judge
         with _precision(bagel, config):
             path = options.out / "fixed.safetensors"
-            sets = fixed_sets(path, bagel, judge, settings)
-        return Validator(bagel, config, settings, sets, judge, ValidationLog(options.out / "evaluations.jsonl"), say)
+            sets = fixed_sets(path, bagel, judge, settings, held_out, rendered=stickers)
+        log = ValidationLog(options.out / "evaluations.jsonl")
+        return Validator(bagel, config, settings, sets, judge, held_out, log, say)
 
     def is_due(self, step: Step) -> bool:
         """Whether a step is one of every so many. The last one is not: its model is measured as it is published."""
@@ -220,7 +260,9 @@ class Validator:
         if self.evaluations.has(step, self.settings, published):
             return
         with _precision(self.bagel, self.config):
-            row = self.evaluations.validate(self.bagel, self.settings, self.sets, self.judge, step, samples, published)
+            row = self.evaluations.validate(
+                self.bagel, self.settings, self.sets, self.judge, step, samples, published, self.held_out
+            )
         self.say(validation_line(row))
 
 
@@ -258,5 +300,79 @@ def _model(config: TrainConfig, open_model: Any) -> Bagel:
     return open_model(config.model, device, torch.bfloat16 if frozen else torch.float32)
 
 
-def _judge(config: TrainConfig) -> Judge:
-    return BrightnessJudge() if config.judge == "brightness" else WorldJudge(device_of(config.device))
+def _judge(options: Training, source: PromptSource, console: Console) -> Judge:
+    """The judge of rewards; one behind a server is waited for while that is down."""
+    config = options.config
+    if config.judge == "brightness":
+        return BrightnessJudge()
+    if config.judge == "world":
+        return WorldJudge(device_of(config.device))
+    judge = open_judge(options.vlm, config.judge, source.checklists, config.device)
+    if config.judge != "vlm":
+        return judge
+
+    def say(text: str) -> None:
+        console.print(printable(text), style="yellow", markup=False, soft_wrap=True)
+
+    return PatientJudge(judge, options.judge_patience, say)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSource:
+    """Where the prompts of a run come from: its file, of which a share is held out, or the endless set of specs."""
+
+    config: TrainConfig
+    training: tuple[Prompt, ...] = ()  # of a file
+    held_out: tuple[Prompt, ...] = ()
+    checklists: Mapping[tuple[str, str], Checks] | None = None  # questions of TIIF, by source and text
+
+    @staticmethod
+    def of(options: Training) -> PromptSource:
+        """Read before any model is loaded. Raises ConfigError or PromptError for what cannot be trained on."""
+        config = options.config
+        if options.prompts is None:
+            if options.vlm.ask == "tiif":
+                raise ConfigError("--ask tiif needs --prompts: your own copy of TIIF-Bench's prompts and questions")
+            return PromptSource(config)
+        checklists = None
+        if options.vlm.ask == "tiif" or _is_tiif(options.prompts):
+            suite = load_tiif(options.prompts)
+            prompts, checklists = list(suite.prompts), suite.checks
+        else:
+            prompts = [entry.prompt for entry in read_entries(options.prompts)]
+        if config.tags:
+            prompts = [prompt for prompt in prompts if prompt.spec is not None and prompt.spec.tag in config.tags]
+        if config.judge == "detector" and any(prompt.spec is None for prompt in prompts):
+            raise ConfigError(
+                f"{options.prompts}: GenEval's detector needs prompts in its layout, with tag and include"
+            )
+        training, held_out = split(prompts, options.held_out)
+        if not training:
+            raise ConfigError(
+                f"{options.prompts}: no prompt is left to train on; lower --held-out, or name other --tags"
+            )
+        return PromptSource(config, tuple(training), tuple(held_out), checklists)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What of it must be the same in a resumed run."""
+        return {"prompts": prompts_fingerprint((*self.training, *self.held_out))} if self.training else {}
+
+    def understood(self, config: BagelConfig) -> tuple[Prompts, Benchmark]:
+        """The stream to train on and the prompts to validate on, as a model of that config is given them."""
+        if not self.training:
+            suite = dev_set()
+            specs = [prompt.spec for prompt in suite.prompts if prompt.spec is not None]
+            return StickerPrompts.without(self.config.seed, specs, self.config.tags), suite
+        training = tuple(understand(prompt, config) for prompt in self.training)
+        held_out = tuple(understand(prompt, config) for prompt in self.held_out or self.training[:1])
+        return ListedPrompts(training, self.config.seed), Benchmark("held out", held_out, {})
+
+
+def _is_tiif(path: Path) -> bool:
+    """Whether a file or folder holds TIIF-Bench's prompts: their lines have lists of questions."""
+    if path.is_dir():
+        return True
+    with suppress(OSError), path.open("rb") as file:
+        return b'"yn_question_list"' in file.read(1 << 16)
+    return False

@@ -112,6 +112,7 @@ class StageConfig:
     picture: PictureConfig = field(default_factory=PictureConfig)
     sampling: StageSampling = field(default_factory=StageSampling)
     parents: PositiveInt = 4  # groups of one step
+    unit: NonNegativeInt = 0  # parents drawn at once, judged while the next are drawn; 0: all, judged at the end
     group_size: Annotated[int, Ge(2)] = 8  # siblings of one parent: an advantage compares two or more
     images_per_text: PositiveInt = 1  # siblings that share a text and differ in the noise of their SDE steps alone
     inner_epochs: PositiveInt = 1  # updates on one rollout
@@ -268,11 +269,14 @@ class TrainConfig:
     """Everything that fixes a run; the command line overrides any field."""
 
     model: str = "sketch"  # what training starts from: a packaged name or a folder; "tiny" is random and small
-    judge: Literal["world", "brightness"] = "world"  # brightness: for dry runs of a model that cannot draw yet
+    # Of stickers world or templates, of any picture detector (GenEval's) or vlm (a model at an --address);
+    # brightness is for dry runs of a model that cannot draw yet.
+    judge: Literal["world", "templates", "detector", "vlm", "brightness"] = "world"
     seed: NonNegativeInt = 0
     steps: PositiveInt = 400
     samples: NonNegativeInt = 0  # stop after so many texts and pictures, to compare recipes on one budget; 0: no limit
     device: str = "auto"
+    threads: NonNegativeInt = 0  # CPU threads of torch; 0: one for a model of SKETCH's size, else torch's own number
     dtype: Literal["float32", "bfloat16"] = "float32"  # of rollouts and scores alike; weights stay in float32
     save_every: PositiveInt = 20  # steps between checkpoints
     keep: PositiveInt = 2  # newest checkpoints that stay

@@ -31,7 +31,13 @@ MADE = (  # in the folder of a run, beside run.json
     *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard"),
 )
 # Settings that a resumed run may change; limits, since a run that was stopped by one must be able to go on.
-FREE = ("steps", "samples", "device", "save_every", "keep", "micro_batch_size", "gradient_checkpointing", "limits")
+FREE = (
+    *("steps", "samples", "device", "threads", "save_every", "keep"),
+    *("micro_batch_size", "gradient_checkpointing", "limits"),
+)
+
+
+FACTS = ("start", "judge_name", "prompts")  # of run.json beside the settings
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,15 @@ class TrainState:
         return self.step >= config.steps or 0 < config.samples <= self.samples
 
 
-def claim(out: Path, config: TrainConfig, start: Bagel, resume: bool) -> None:
+def claim(out: Path, config: TrainConfig, start: Bagel, resume: bool, facts: Mapping[str, str] | None = None) -> None:
     """Take a folder for a run, or find in it the same run to resume.
 
-    Raises ConfigError if neither can be done, OutputError if the folder cannot be used.
+    `facts` are further strings that must be the same in a resumed run, such as the judge's name; one that an older run
+    did not write is taken as the same. Raises ConfigError if neither can be done, OutputError if the folder cannot be
+    used.
     """
-    path, mine = Path(out) / "run.json", json.loads(json.dumps(asdict(config) | {"start": fingerprint(start)}))
+    facts = {"start": fingerprint(start), **(facts or {})}
+    path, mine = Path(out) / "run.json", json.loads(json.dumps(asdict(config) | facts))
     with files.naming_errors(path):
         if not path.exists():
             checkpoint.check_free(out, MADE, path.name)
@@ -67,12 +76,14 @@ def claim(out: Path, config: TrainConfig, start: Bagel, resume: bool) -> None:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     if not resume:
         raise ConfigError(f"{out} holds a run already; go on with it by --resume, or choose another --out")
-    if unknown := [key for key in theirs if key not in mine]:
+    if unknown := [key for key in theirs if key not in mine and key not in FACTS]:
         raise ConfigError(
             f"{path} was written by another version of triptych: it sets {', '.join(unknown)}; resume it with that "
             "version, or start a new run from its newest weights"
         )
-    older = json.loads(json.dumps(asdict(TrainConfig()))) | theirs  # a setting that is newer than the run: its default
+    older = (
+        json.loads(json.dumps(asdict(TrainConfig()) | facts)) | theirs
+    )  # a setting that is newer than the run: its default
     changed = [key for key in mine if key not in FREE and mine[key] != older.get(key)]
     if changed:
         raise ConfigError(
