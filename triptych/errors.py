@@ -3,7 +3,8 @@
     TriptychError
     ├── PromptError        a prompt is empty, too long, or names things outside the world
     ├── PictureError       a picture cannot be read, or is too large
-    ├── ModelError         a checkpoint is missing, or a name or shape in it is off
+    ├── ModelError         a checkpoint is missing, or a name, dtype or shape in it is off
+    │   └── NotFiniteError         a stage of the model gave NaN or infinity for some rows of a batch
     ├── ConfigError        a setting is out of range
     ├── OutputError        a result cannot be written (folder exists, read-only, disk full)
     ├── JudgeError         a judge has no verdict: the score is missing, never 0
@@ -16,6 +17,8 @@ with exit code 2.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class TriptychError(Exception):
@@ -32,6 +35,14 @@ class PictureError(TriptychError, ValueError):
 
 class ModelError(TriptychError, ValueError):
     """A checkpoint is missing, or a tensor in it has an unexpected name or shape."""
+
+
+class NotFiniteError(ModelError):
+    """A stage, such as "logits", gave NaN or infinity; `rows` are those rows of the batch, the others are right."""
+
+    def __init__(self, stage: str, rows: Sequence[int], cause: str = "the model is broken, or its dtype too narrow"):
+        super().__init__(f"{stage} are not finite; expected finite numbers: {cause}: fetch it again, or try float32")
+        self.stage, self.rows, self.cause = stage, tuple(rows), cause
 
 
 class ConfigError(TriptychError, ValueError):

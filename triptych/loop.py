@@ -8,13 +8,13 @@ else is carried along. A row that has stopped leaves the batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, NotFiniteError
 from triptych.model.config import BagelConfig, Sampling
 from triptych.model.templates import is_stop, parse_edit
 from triptych.seeds import derive
@@ -28,7 +28,8 @@ STREAMS = ("plan", "draw", "reflect", "edit", "sde")
 class Policy(Protocol):
     """What the loop asks of a model, such as `Bagel`.
 
-    Each verb takes and returns one element a row, and gives row i from its inputs and its seed alone.
+    Each verb takes and returns one element a row, and gives row i from its inputs and its seed alone. Raises
+    NotFiniteError, with the rows, where the numbers of some are not finite.
     """
 
     config: BagelConfig  # of which the loop reads `sampling`
@@ -87,8 +88,23 @@ def reason(
     listener: Listener = SILENT,
     seeds: Seeds | None = None,
 ) -> list[Trace]:
-    """The first beat of each trace: plan, unless `plan` is False, and draw. Adds one turn."""
+    """The first beat of each trace: plan, unless `plan` is False, and draw. Adds one turn.
+
+    A trace for which the model's numbers are not finite gets `Trace.lost` in place of a turn. Raises NotFiniteError
+    where that is every one.
+    """
     seeds = seeds or Seeds.of(traces, "plan", "draw")
+
+    def beat(rows: list[int]) -> list[Trace]:
+        own = [traces[row] for row in rows]
+        return _reason(policy, own, sampling, plan, _Renumbered(listener, rows), seeds.select(rows))
+
+    return _without_lost(beat, traces)
+
+
+def _reason(
+    policy: Policy, traces: Sequence[Trace], sampling: Sampling, plan: bool, listener: Listener, seeds: Seeds
+) -> list[Trace]:
     rows = list(range(len(traces)))
     prompts = [trace.prompt.text for trace in traces]
     seconds: dict[str, float] = {}
@@ -115,8 +131,22 @@ def refine(
     listener: Listener = SILENT,
     seeds: Seeds | None = None,
 ) -> list[Trace]:
-    """A later beat of each trace: reflect, then edit unless the reflection says stop. Adds one turn."""
+    """A later beat of each trace: reflect, then edit unless the reflection says stop. Adds one turn.
+
+    Traces are lost as in `reason`.
+    """
     seeds = seeds or Seeds.of(traces, "reflect", "edit")
+
+    def beat(rows: list[int]) -> list[Trace]:
+        own = [traces[row] for row in rows]
+        return _refine(policy, own, sampling, _Renumbered(listener, rows), seeds.select(rows))
+
+    return _without_lost(beat, traces)
+
+
+def _refine(
+    policy: Policy, traces: Sequence[Trace], sampling: Sampling, listener: Listener, seeds: Seeds
+) -> list[Trace]:
     images = [_newest(trace) for trace in traces]
     listener.on_beat("reflect", list(range(len(traces))))
     start = time.perf_counter()
@@ -132,14 +162,11 @@ def refine(
     if edited:
         listener.on_beat("edit", edited)
         edit_seeds = seeds.select(edited)  # by row, so that who else stopped changes no draw
-        edits = policy.edit(
-            [images[row] for row in edited],
-            [instructions[row] for row in edited],
-            sampling,
-            edit_seeds.noise,
-            edit_seeds.sde,
-            listener.on_step,
-        )
+        own = [images[row] for row in edited], [instructions[row] for row in edited]
+        try:
+            edits = policy.edit(*own, sampling, edit_seeds.noise, edit_seeds.sde, listener.on_step)
+        except NotFiniteError as error:  # by the numbers of this beat's traces
+            raise NotFiniteError(error.stage, [edited[row] for row in error.rows], error.cause) from error
         edit_seconds, _ = _lap(start, len(edited))
         for row, drawing in zip(edited, edits, strict=True):
             drawings[row] = drawing
@@ -166,8 +193,9 @@ def play(
 ) -> Iterator[list[Trace]]:
     """Yield all traces after the first beat and after each of up to `turns` Reflect-Refine beats.
 
-    A prompt that brings an image starts with that image in place of Reason. Finished traces stay as they are and
-    take no part in later beats; the last yield holds every trace complete. Raises ConfigError for negative turns.
+    A prompt that brings an image starts with that image in place of Reason. Finished and lost traces stay as they
+    are and take no part in later beats; the last yield holds every trace complete. Raises ConfigError for negative
+    turns, NotFiniteError where a beat loses all of its traces.
     """
     # 0 is Reason alone, the paper's baseline; the paper and the release allow 4 turns.
     if turns < 0:
@@ -181,13 +209,39 @@ def play(
             traces[row] = trace
         yield list(traces)  # a copy, since the list goes on changing
     for _ in range(turns):
-        unfinished = [row for row, trace in enumerate(traces) if not trace.finished]
+        unfinished = [row for row, trace in enumerate(traces) if not (trace.finished or trace.lost)]
         if not unfinished:
             return
-        refined = refine(policy, [traces[row] for row in unfinished], sampling, _Renumbered(listener, unfinished))
+        own = [traces[row] for row in unfinished]
+        try:
+            refined = refine(policy, own, sampling, _Renumbered(listener, unfinished))
+        except NotFiniteError as error:
+            if len(own) == len(traces):
+                raise
+            refined = [replace(trace, lost=str(error)) for trace in own]  # others have ended well
         for row, trace in zip(unfinished, refined, strict=True):
             traces[row] = trace
         yield list(traces)
+
+
+def _without_lost(beat: Callable[[list[int]], list[Trace]], traces: Sequence[Trace]) -> list[Trace]:
+    """The traces after `beat`, which is called with their rows; those that it loses are marked."""
+    after, rows = list(traces), list(range(len(traces)))
+    while True:
+        try:
+            done = beat(rows)
+            break
+        except NotFiniteError as error:
+            bad = {rows[place] for place in error.rows}
+            if len(rows) == len(bad):  # a broken model, and no accident of one row
+                raise
+            for row in bad:
+                after[row] = replace(traces[row], lost=str(error))
+            # Once more, which is seldom: a row's result does not depend on the others.
+            rows = [row for row in rows if row not in bad]
+    for row, trace in zip(rows, done, strict=True):
+        after[row] = trace
+    return after
 
 
 class _Renumbered(Listener):

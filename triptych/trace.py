@@ -170,6 +170,7 @@ class Trace:
     prompt: Prompt
     turns: tuple[Turn, ...] = ()
     seed: int = 0
+    lost: str = ""  # why the next turn has no result, where the model's numbers were not finite: it has no verdict
 
     def __add__(self, turn: Turn) -> Trace:
         return replace(self, turns=(*self.turns, turn))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
 from triptych.apps.trace_view import Stop, TraceView
 from triptych.data.prompt_files import PromptEntry
-from triptych.errors import ConfigError, JudgeError, OutputError
+from triptych.errors import ConfigError, JudgeError, NotFiniteError, OutputError
 from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
 from triptych.model.config import Sampling
@@ -95,11 +96,14 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     except KeyboardInterrupt:
         console.print(f"\n  interrupted; kept {len(output.records)} of {count} traces", style="yellow")
         code = 130  # 128 + SIGINT, as shells count
-    except OutputError:  # a full disk, perhaps: what is written stays, and its index is worth a try
+    except (OutputError, NotFiniteError):  # a full disk, perhaps: what is written stays, and its index is worth a try
         console.print(f"\n  kept {len(output.records)} of {count} traces", style="yellow")
         with suppress(OutputError):
             output.close()
         raise
+    if not code and len(output.records) < count:
+        console.print(f"\n  lost {count - len(output.records)} of {count} traces", style="yellow")
+        code = 1
     output.close()  # after Ctrl-C too: the index lists what was kept
     if output.records:
         terminal.print_folder(console, output.folder, output.page)
@@ -126,15 +130,20 @@ def trace_views(
         raise ConfigError("--best-of needs a judge, and there is none for this model's pictures: leave it out")
     # Whole sets of candidates, since the best of a set is chosen at once; a set may be larger than a batch.
     size = max(settings.batch // best_of, 1) * best_of
+    works = False  # whether any trace was not lost
     for start in range(0, len(jobs), size):
         group = jobs[start : start + size]
-        traces, complete = _play_batches(policy, group, settings, listener)
+        traces, complete = _play_batches(policy, group, settings, listener, works)
+        works = works or any(not trace.lost for trace in traces)
         try:
             views = _views(group, traces, settings, judge, record)
         except KeyboardInterrupt:  # while judging: the images are there, so they are kept without verdicts
             views, complete = _views(group, traces, settings, None, record), False
         for first in range(0, len(group), best_of):
-            candidates = [view for view in views[first : first + best_of] if view.trace.image is not None]
+            own = views[first : first + best_of]
+            for trace in (view.trace for view in own if view.trace.lost):
+                print(f"lost: {trace.prompt.text[:60]!r}, seed {trace.seed}: {trace.lost}", file=sys.stderr)
+            candidates = [view for view in own if view.trace.image is not None and not view.trace.lost]
             if candidates:  # none has an image where Ctrl-C came before the first one
                 yield best_view(candidates)
         if not complete:
@@ -142,9 +151,16 @@ def trace_views(
 
 
 def _play_batches(
-    policy: Policy, jobs: Sequence[DrawJob], settings: DrawSettings, listener: Callable[[int], TurnListener]
+    policy: Policy,
+    jobs: Sequence[DrawJob],
+    settings: DrawSettings,
+    listener: Callable[[int], TurnListener],
+    works: bool,
 ) -> tuple[list[Trace], bool]:
-    """The traces of jobs, `settings.batch` at once, and whether all of them ran to their end."""
+    """The traces of jobs, `settings.batch` at once, and whether all of them ran to their end.
+
+    A batch that is lost as a whole is an error, unless the model `works` otherwise.
+    """
     finished: list[Trace] = []
     for start in range(0, len(jobs), settings.batch):
         batch = jobs[start : start + settings.batch]
@@ -154,6 +170,10 @@ def _play_batches(
             for newest in play(policy, prompts, seeds, settings.turns, settings.sampling, settings.plan, hear):
                 traces = newest
                 hear.close()
+        except NotFiniteError as error:
+            if not (works or any(not trace.lost for trace in finished)):
+                raise
+            traces = [Trace(job.prompt, seed=job.seed, lost=str(error)) for job in batch]
         except KeyboardInterrupt:
             return finished + traces, False  # as they stood after the last whole beat
         finally:

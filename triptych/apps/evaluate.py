@@ -7,6 +7,7 @@ TIIF counts right answers where the others count right images, so it has its own
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,10 @@ def checked_rows(options: EvalOptions, play: EvalRun, out: Path) -> Iterator[Row
     judge, verdicts = play.judge, 0
     for row in play.rows:
         yield row
-        verdicts += len(row.verdicts) if judge.batches else 0  # rows of a resumed run come first, and count no more
+        if row.lost:
+            print(f"missing: {row.text[:60]!r}, seed {row.seed}: {row.lost}", file=sys.stderr)
+        elif judge.batches:  # rows of a resumed run come first, and count no more
+            verdicts += len(row.verdicts)
         if verdicts == sum(judge.batches):  # the whole batch is in the folder
             remedy = f"the others are in {out}: go on with --out {out} --resume"
             check_missing(options, verdicts, len(judge.causes), "".join(judge.causes[-1:]), remedy)

@@ -19,7 +19,7 @@ from random import Random
 from triptych.data.edits import spoil
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
-from triptych.errors import ConfigError, JudgeError, OutputError, PictureError
+from triptych.errors import ConfigError, JudgeError, NotFiniteError, OutputError, PictureError
 from triptych.eval.results import Report, Row, summarize
 from triptych.eval.run_folder import (
     WHOLE,
@@ -101,6 +101,7 @@ def run_benchmark(
 
     Raises ConfigError for settings out of range or, on resuming, other than those of the folder; OutputError if `out`
     is taken or cannot be written. A JudgeError is not raised: the picture's verdict is missing.
+    Nor is NotFiniteError, once some row was drawn: all verdicts of a lost row are missing.
     """
     if batch_size < 1 or turns < 0 or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(
@@ -115,11 +116,20 @@ def run_benchmark(
         manifest = run_manifest(benchmark, policy, judge, turns, seeds, sampling, plan)
         run_folder = RunFolder.open(out, manifest, resume, shard, keep_pictures)
 
+    works = False
+
     def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
         prompts, trace_seeds = [benchmark.prompts[index] for index, _ in jobs], [trace_seed(*job) for job in jobs]
         roots = [Trace(prompt, seed=seed) for prompt, seed in zip(prompts, trace_seeds, strict=True)]
-        beats = play(policy, prompts, seeds=trace_seeds, turns=turns, plan=plan, sampling=sampling)
-        *_, traces = roots, *beats  # no beat at all where pictures are given and turns is 0
+        nonlocal works
+        try:
+            beats = play(policy, prompts, seeds=trace_seeds, turns=turns, plan=plan, sampling=sampling)
+            *_, traces = roots, *beats  # no beat at all where pictures are given and turns is 0
+        except NotFiniteError as error:
+            if not works:  # a model that never drew is broken, and has no score
+                raise
+            traces = [replace(trace, lost=str(error)) for trace in roots]
+        works = works or any(not trace.lost for trace in traces)
         for (index, seed), trace, verdicts in zip(jobs, traces, picture_verdicts(judge, traces), strict=True):
             yield _row(benchmark, index, seed, trace, verdicts), trace.images
 
@@ -181,6 +191,8 @@ def _prefixes(trace: Trace) -> list[Trace]:
 
     A judge looks at the newest picture of a trace, so that every prefix is another question to it.
     """
+    if trace.lost and not trace.images:  # a row without a picture has a verdict that is missing, and not none
+        return [trace]
     newest = [trace.prompt.image, *(turn.drew for turn in trace.turns)]
     return [replace(trace, turns=trace.turns[:count]) for count, picture in enumerate(newest) if picture is not None]
 
@@ -197,6 +209,7 @@ def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tu
         # Of drawing: no turn holds the time of a judge.
         seconds=float(sum(sum(turn.seconds.values()) for turn in trace.turns)),
         pictures=tuple(pixels_sha256(picture) for picture in trace.images),
+        lost=trace.lost,
     )
 
 

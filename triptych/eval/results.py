@@ -38,6 +38,7 @@ class Row:
     seconds: float  # this trace's share of its batch's wall clock, judging left out
     pictures: tuple[str, ...] = ()  # `pixels_sha256` of each judged picture, in the order of `verdicts`
     group: int | None = None  # of a quiz, the prompt whose picture it asks about
+    lost: str = ""  # why the model gave no result: numbers that are not finite; all verdicts are then missing
 
     @property
     def cluster(self) -> int:

@@ -7,11 +7,13 @@ are computed once; where images differ in their SDE steps alone, up to the first
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from triptych.errors import NotFiniteError
 from triptych.model import logprobs
 from triptych.model.config import Sampling
 from triptych.model.logprobs import ImageSample, SDELogprobs, TextLogprobs, TextSample
@@ -41,7 +43,8 @@ class Bagel(Network):
         rows, places = distinct(list(zip(prompts, seeds, strict=True)))
         cache = self.prefill([self.plan_blocks(prompts[row]) for row in rows])
         on_row = _renumbered(on_text, rows)
-        plans = sample_text(self, cache, sampling, sampling.max_plan, [seeds[row] for row in rows], on_row)
+        with self._naming_rows(_outputs(places)):
+            plans = sample_text(self, cache, sampling, sampling.max_plan, [seeds[row] for row in rows], on_row)
         return [plans[place] for place in places]
 
     @torch.no_grad()
@@ -60,20 +63,21 @@ class Bagel(Network):
         keys = [None if plan is None else tuple(plan.tokens.tolist()) for plan in plans]
         rows, places = distinct(list(zip(prompts, keys, seeds, strict=True)))
         grid = self.config.token_grid  # of a new image; an edit keeps the size of its input
-        tokens, sde_steps = sample_flow(
-            self,
-            draw_branches(self, [prompts[row] for row in rows], [plans[row] for row in rows], sampling),
-            grid,
-            initial_noise(self, [seeds[row] for row in rows], grid),
-            sampling.draw_points,
-            sampling.draw_renorm,
-            sampling.eta_draw,
-            sampling,
-            sde_seeds,
-            on_step,
-            places,  # distinct rows are computed, and each output row is a copy of one until its SDE step
-        )
-        return [Drawing(*pair) for pair in zip(self.decode_images(tokens, grid), sde_steps, strict=True)]
+        with self._naming_rows([[row] for row in range(len(places))]):
+            tokens, sde_steps = sample_flow(
+                self,
+                draw_branches(self, [prompts[row] for row in rows], [plans[row] for row in rows], sampling),
+                grid,
+                initial_noise(self, [seeds[row] for row in rows], grid),
+                sampling.draw_points,
+                sampling.draw_renorm,
+                sampling.eta_draw,
+                sampling,
+                sde_seeds,
+                on_step,
+                places,  # distinct rows are computed, and each output row is a copy of one until its SDE step
+            )
+            return [Drawing(*pair) for pair in zip(self.decode_images(tokens, grid), sde_steps, strict=True)]
 
     @torch.no_grad()
     def reflect(
@@ -89,8 +93,9 @@ class Bagel(Network):
         rows, places = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
         # The newest image and the prompt alone: the chain is Markov (R3).
         cache = self.prefill([self.reflect_blocks(prompts[row], images[row]) for row in rows])
-        on_row = _renumbered(on_text, rows)
-        reflections = sample_text(self, cache, sampling, sampling.max_reflection, [seeds[row] for row in rows], on_row)
+        on_row, own_seeds = _renumbered(on_text, rows), [seeds[row] for row in rows]
+        with self._naming_rows(_outputs(places), images):
+            reflections = sample_text(self, cache, sampling, sampling.max_reflection, own_seeds, on_row)
         return [reflections[place] for place in places]
 
     @torch.no_grad()
@@ -112,21 +117,23 @@ class Bagel(Network):
             # Three numberings: output row -> place among the distinct rows -> index in this batch of one size.
             batch = [place for place, (latent, _, _) in enumerate(blocks) if latent.grid == grid]
             outputs = [row for row, place in enumerate(places) if place in batch]
-            tokens, sde_steps = sample_flow(
-                self,
-                edit_branches(self, [blocks[each][1] for each in batch], [blocks[each][2] for each in batch], sampling),
-                grid,
-                initial_noise(self, [seeds[rows[place]] for place in batch], grid),
-                sampling.edit_points,
-                sampling.edit_renorm,
-                sampling.eta_edit,
-                sampling,
-                None if sde_seeds is None else [sde_seeds[row] for row in outputs],
-                on_step,
-                [batch.index(places[row]) for row in outputs],
-            )
-            for row, image, steps in zip(outputs, self.decode_images(tokens, grid), sde_steps, strict=True):
-                drawings[row] = Drawing(image, steps)
+            own = [blocks[each][1] for each in batch], [blocks[each][2] for each in batch]
+            with self._naming_rows([[row] for row in outputs], images):
+                tokens, sde_steps = sample_flow(
+                    self,
+                    edit_branches(self, *own, sampling),
+                    grid,
+                    initial_noise(self, [seeds[rows[place]] for place in batch], grid),
+                    sampling.edit_points,
+                    sampling.edit_renorm,
+                    sampling.eta_edit,
+                    sampling,
+                    None if sde_seeds is None else [sde_seeds[row] for row in outputs],
+                    on_step,
+                    [batch.index(places[row]) for row in outputs],
+                )
+                for row, image, steps in zip(outputs, self.decode_images(tokens, grid), sde_steps, strict=True):
+                    drawings[row] = Drawing(image, steps)
         return [drawings[row] for row in range(len(images))]
 
     @torch.no_grad()
@@ -140,7 +147,8 @@ class Bagel(Network):
     ) -> list[Completion]:
         """Answer a question about each image."""
         cache = self.prefill([self.answer_blocks(*row) for row in zip(images, questions, strict=True)])
-        return sample_text(self, cache, sampling, sampling.max_answer, seeds, on_text)
+        with self._naming_rows([[row] for row in range(len(images))], images):
+            return sample_text(self, cache, sampling, sampling.max_answer, seeds, on_text)
 
     def text_logprobs(self, samples: Sequence[TextSample], sampling: Sampling) -> TextLogprobs:
         """Of texts that `plan` or `reflect` sampled with this `sampling`, with gradient."""
@@ -149,6 +157,34 @@ class Bagel(Network):
     def sde_logprobs(self, samples: Sequence[ImageSample], sampling: Sampling) -> list[SDELogprobs]:
         """Of SDE steps that `draw` or `edit` took with this `sampling`, with gradient."""
         return logprobs.sde_logprobs(self, samples, sampling)
+
+    @contextmanager
+    def _naming_rows(self, outputs: Sequence[Sequence[int]], images: Sequence[np.ndarray] = ()) -> Iterator[None]:
+        """NotFiniteError by the rows of a verb's result, row i of the batch being `outputs[i]`, with what it comes from.
+
+        What the check behind a verb sees is its last stage. An encoder that fed it is looked at here, and weights, since
+        a look at each in every call would be a wait for the GPU.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            rows = [output for row in error.rows for output in outputs[row]]
+            sources = [self._broken_encoder(images[rows[0]])] if images else []
+            if bad := [name for name, weight in self.state_dict().items() if not weight.isfinite().all()]:
+                sources.append(f"the weights {', '.join(bad[:3])}{f' and {len(bad) - 3} others' if bad[3:] else ''}")
+            cause = ", nor ".join(filter(None, sources))
+            raise NotFiniteError(error.stage, rows, f"{cause} are not" if cause else error.cause) from error
+
+    def _broken_encoder(self, image: np.ndarray) -> str:
+        """The encoder that gives numbers which are not finite for an image; empty where none does."""
+        if not self.latent_block(image).tokens.isfinite().all():
+            return "the latents of the image"
+        return "" if self.vision_tokens([self.view_block(image)]).isfinite().all() else "the states of the vision tower"
+
+
+def _outputs(places: Sequence[int]) -> list[list[int]]:
+    """The rows of a result that each distinct row stands for."""
+    return [[row for row, place in enumerate(places) if place == own] for own in range(max(places, default=-1) + 1)]
 
 
 def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:

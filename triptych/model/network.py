@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from triptych.errors import ModelError
+from triptych.errors import ModelError, NotFiniteError
 from triptych.model import templates
 from triptych.model.config import BagelConfig
 from triptych.model.images import normalize, resize, to_pixels
@@ -194,11 +194,14 @@ class Network(nn.Module):
     def decode_images(
         self, tokens: Float[Tensor, "batch patch latent"], grid: tuple[int, int]
     ) -> UInt8[np.ndarray, "batch height width 3"]:
-        """Latent tokens, row by row of `grid`, to images."""
+        """Latent tokens, row by row of `grid`, to images. Raises NotFiniteError, since NaN would be black pixels."""
         side = self.config.latent_patch_size
         latent = unpatchify(tokens, side, grid[0] * side, grid[1] * side)
         with torch.autocast(self.device.type, enabled=False):  # its own precision: bfloat16 costs visible detail
-            return to_pixels(self.autoencoder.decode(latent.to(self.autoencoder.decoder.conv_in.weight.dtype)))
+            pixels = self.autoencoder.decode(latent.to(self.autoencoder.decoder.conv_in.weight.dtype))
+        if lost := [row for row, finite in enumerate(pixels.isfinite().flatten(1).all(1).tolist()) if not finite]:
+            raise NotFiniteError("pixels of the decoder", lost)
+        return to_pixels(pixels)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of sampled ids without the end token, think tags kept."""

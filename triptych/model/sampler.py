@@ -11,6 +11,7 @@ seed means the same whatever the device and whoever else is in the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from triptych.errors import ConfigError
+from triptych.errors import ConfigError, NotFiniteError
 from triptych.model import flow
 from triptych.model.config import Renorm, Sampling
 from triptych.model.kv_cache import KVCache
@@ -102,6 +103,8 @@ def draw_tokens(
     # Times the last sum, which is 1 but for rounding; `right`, so that a token of probability 0 is never drawn.
     thresholds = torch.stack(uniform).to(device)[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, thresholds, right=True).to(logprobs.device)
+    # Sums that are NaN find a place behind the last token: a read out of bounds, which on a GPU ends the process.
+    tokens = tokens.clamp(max=logprobs.shape[-1] - 1)
     return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0], kept
 
 
@@ -135,17 +138,22 @@ def sample_text(
 ) -> list[Completion]:
     """Continue each row of `cache` as text, at most `max_tokens` tokens, the end token included.
 
-    `cache` is not changed. A row that has ended leaves the batch.
+    `cache` is not changed. A row that has ended leaves the batch. Raises NotFiniteError for the rows whose logits were
+    NaN or infinite, after the others have ended.
     """
     cache, active = cache.copy(), list(range(cache.batch))  # `active`: numbers of the rows that have not ended
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens: list[list[int]] = [[] for _ in active]
     logprobs: list[list[float]] = [[] for _ in active]
     kept: list[list[np.ndarray]] = [[] for _ in active]
+    lost: list[int] = []
     special = network.special
     hidden = network.extend(cache, [[Tokens([special.bos])] for _ in active])  # a sampled text is a block, too
     while active:
-        drawn, scores, mask = draw_tokens(network.logits(hidden[:, -1]), sampling, [generators[row] for row in active])
+        logits = network.logits(hidden[:, -1])
+        drawn, scores, mask = draw_tokens(logits, sampling, [generators[row] for row in active])
+        # Seen by the score, which is read below anyhow: a flag of its own would be a wait for the GPU in every step.
+        scores = scores.masked_fill(~logits.isfinite().all(-1), torch.nan)
         if mask is not None:
             for row, ids in zip(active, kept_ids(mask), strict=True):
                 kept[row].append(ids)
@@ -153,6 +161,9 @@ def sample_text(
         for slot, (row, token, score) in enumerate(zip(active, drawn.tolist(), scores.tolist(), strict=True)):
             tokens[row].append(token)  # the end token too: stopping is trained, which the R3 release does not
             logprobs[row].append(score)
+            if math.isnan(score):
+                lost.append(row)
+                continue
             if on_text is not None:
                 # The whole text so far: a token may be a part of a character, so that texts of tokens do not add up.
                 on_text(row, network.decode_text(tokens[row]))
@@ -163,6 +174,8 @@ def sample_text(
         if len(unfinished) < len(active):  # BAGEL decodes a batch until row 0 ends
             cache, drawn, active = cache.select(unfinished), drawn[unfinished], [active[slot] for slot in unfinished]
         hidden = network.extend(cache, [[Tokens([token])] for token in drawn.tolist()])
+    if lost:
+        raise NotFiniteError("logits", sorted(lost))
     return [
         Completion(network.decode_text(ids), np.array(ids, np.int64), np.array(scores, np.float32), tuple(sets) or None)
         for ids, scores, sets in zip(tokens, logprobs, kept, strict=True)
@@ -290,7 +303,7 @@ def sample_flow(
 
     Steps in `sampling.sde_indices` are SDE steps, whose states, means and log-probabilities are kept; the others are
     ODE steps. With `copies` the result has a row for each of them, made from the row of that number: they are one until
-    the first SDE step, and each has its own of `sde_seeds`.
+    the first SDE step, and each has its own of `sde_seeds`. Raises NotFiniteError for rows that did not stay finite.
     """
     times = flow.times(points, sampling.time_shift)
     copies = list(range(len(noise)) if copies is None else copies)
@@ -318,7 +331,11 @@ def sample_flow(
             x = flow.ode_step(x, v, dt)
         if on_step is not None:
             on_step(index + 1, points - 1)
-    return x if expanded else x[copies], _sde_steps(record, len(copies))
+    x = x if expanded else x[copies]
+    # Once, behind the last step: a velocity that is NaN or infinite leaves no later state finite.
+    if lost := [row for row, finite in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not finite]:
+        raise NotFiniteError("velocities", lost)
+    return x, _sde_steps(record, len(copies))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,12 @@ class BatchJudge(Protocol):
 def verdicts_of(judge: Judge, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
     """One verdict per trace, in order, or why it is missing.
 
-    A BatchJudge is called once. Any other judge is called again on each trace alone if it fails on all of them.
+    A BatchJudge is called once. Any other judge is called again on each trace alone if it fails on all of them. A trace
+    that was lost has no verdict, and no judge sees it.
     """
+    if any(trace.lost for trace in traces):
+        drawn = iter(verdicts_of(judge, [trace for trace in traces if not trace.lost]))
+        return [JudgeError(trace.lost) if trace.lost else next(drawn) for trace in traces]
     if not traces:
         return []
     if isinstance(judge, BatchJudge):
