@@ -20,6 +20,8 @@ def clean_text(text: str) -> str:
     words = "".join(letter for letter in text if not _is_invisible(letter)).split()
     cleaned = " ".join(words)
     for letter in cleaned:
+        if "\udc80" <= letter <= "\udcff":  # how Python keeps a byte that it could not decode
+            raise ValueError(f"byte {ord(letter) - 0xDC00:02X} is no UTF-8")
         if unicodedata.category(letter) in ("Cc", "Cs"):
             raise ValueError(f"U+{ord(letter):04X} is a control character or half a character")
     return cleaned

@@ -33,8 +33,24 @@ def entries_of(tmp_path: Path, name: str, content: str | bytes) -> list[tuple[st
         ("p.csv", '\ufeffId,Prompt\n,"a red dog, sitting"\n,a cat\n'),
         ("p.csv", 'Prompt;Note\n"a red dog, sitting";x\na cat;"two\nlines"\n'),
         ("p.tsv", "note\tcaption\nx\ta red dog, sitting\ny\ta cat\n"),
+        ("p.tsv", "\tprompt\n0\ta red dog, sitting\n1\ta cat\n"),
         ("p.txt", 'note,prompt\n1,"a red dog, sitting"\n2,a cat\n'),
         ("p.txt", "a red dog, sitting\r\na cat\r\n".encode("utf-16")),
+        ("p.txt", "a red dog, sitting\r\na cat\r\n".encode("utf-32")),
+        ("p.txt", "a red dog, sitting\ra cat\r"),
+        ("p.txt", "\ufeffa red dog, sitting\n\ufeffa cat\n"),
+        ("p.txt", "- a red dog, sitting\n- a cat\n"),
+        ("p.txt", "1. a red dog, sitting\n2. a cat\n"),
+        ("p.txt", "prompt\na red dog, sitting\na cat\n"),
+        ("p.txt", 'Prompt,Level of Challenge\n"a red dog, sitting",1\na cat,2\n'),
+        ("p.csv", 'Prompts,Category\n"a red dog, sitting",x\n,\na cat,y\n,,\n'.replace(",,", ",")),
+        ("p.csv", "sep=;\r\n# mine\r\n\r\nPrompt No;Prompt\r\n3;a red dog, sitting\r\n# 4;a bird\r\n5;a cat\r\n"),
+        ("p.csv", "id|prompt\n1|a red dog, sitting\n2|a cat\n"),
+        ("p.jsonl", "".join(json.dumps({"Prompt": text}, indent=1) + "\n" for text in DOGS)),
+        ("p.jsonl", " ".join(json.dumps({"prompt": text}) for text in DOGS)),
+        ("p.json", json.dumps({"00001": DOGS[0], "00002": DOGS[1]})),
+        ("p.json", json.dumps({"b": {"prompt": DOGS[0], "category": 1}, "a": {"prompt": DOGS[1]}}, indent=1)),
+        ("p.json", json.dumps({"images": [{"id": 1}], "annotations": [{"caption": text} for text in DOGS]})),
     ],
 )
 def test_every_container_holds_the_same_prompts(tmp_path: Path, name: str, content: str | bytes):
@@ -49,16 +65,28 @@ def test_ids_and_seeds_are_read_from_every_table(tmp_path: Path):
     assert entries_of(tmp_path, "p.json", json.dumps(lines)) == expected
 
 
+def test_one_id_with_several_seeds_is_one_prompt(tmp_path: Path):
+    expected = [("a dog", "1", 0), ("a dog", "1", 1)]
+    assert entries_of(tmp_path, "p.csv", "id,prompt,seed\n1,a dog,0\n1,a dog,1.0\n") == expected
+
+
+def test_the_quotes_of_a_table_with_tabs_may_stand_for_themselves(tmp_path: Path):
+    content = 'id\tprompt\n1\t"Stop" says the sign\n2\ta cat\n'
+    assert entries_of(tmp_path, "p.tsv", content) == [('"Stop" says the sign', "1", None), ("a cat", "2", None)]
+
+
 def test_a_parquet_file_is_read_or_refused_by_name(tmp_path: Path):
     try:
         import pyarrow as pa
         import pyarrow.parquet as parquet
     except ImportError:
-        with pytest.raises(PromptError, match="pip install pyarrow"):
+        with pytest.raises(PromptError, match=r"triptych\[parquet\]"):
             entries_of(tmp_path, "p.parquet", b"PAR1....PAR1")
         return
-    parquet.write_table(pa.table({"Prompt": ["a dog", "a cat"], "id": [4, 5]}), tmp_path / "p.parquet")
-    assert [(e.prompt.text, e.id) for e in read_entries(tmp_path / "p.parquet")] == [("a dog", "4"), ("a cat", "5")]
+    table = pa.table({"Prompt": ["a dog", "a cat"], "id": [4, 5], "seed": [7.0, float("nan")]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    read = [(entry.prompt.text, entry.id, entry.seed) for entry in read_entries(tmp_path / "p.parquet")]
+    assert read == [("a dog", "4", 7), ("a cat", "5", None)]
 
 
 def test_geneval_lines_keep_their_specs(tmp_path: Path):
@@ -83,7 +111,19 @@ def test_geneval_lines_keep_their_specs(tmp_path: Path):
         ("p.jsonl", '{"prompt": "a cat", "seed": -1}', "seed is -1"),
         ("p.jsonl", '{"prompt": "a cat", "seed": 1.5}', "seed is 1.5"),
         ("p.jsonl", '{"prompt": "a cat", "id": [1]}', "id is"),
-        ("p.jsonl", '{"prompt": "a cat", "id": 1}\n{"prompt": "a dog", "id": 1}', "line 2: id '1' stands twice"),
+        ("p.jsonl", '{"prompt": "a cat", "id": 1}\n{"prompt": "a dog", "id": 1}', "line 2: id '1' stands for two"),
+        ("p.csv", "id,prompt\n1,a cat\n1,a cat\n", "line 3: id '1' stands twice"),
+        ("p.csv", 'id,prompt\n1,a cat\n2,"a dog\n3,a bird\n', "line 3: unexpected end"),
+        ("p.jsonl", '{"prompt": "a cat", "seeds": [1, 2]}', "expected `seed`"),
+        ("p.jsonl", '{"prompt": "a cat", "negative_prompt": "blur"}', "no negative prompt"),
+        ("p.txt", "[\n 'a cat',\n]", "not JSON.*comma before the last bracket is too much"),
+        ("p.txt", "['a cat', 'a dog']", "not JSON"),
+        ("p.json", '{"author": "me", "license": "MIT"}', "JSON object of"),
+        ("p.yaml", "prompts:\n- a cat\n", "YAML"),
+        ("p.py", "prompts = ['a cat']", "Python"),
+        ("p.html", "<p>a cat</p>", "HTML"),
+        ("p.txt", "a cat\n".encode("utf-16-le"), "zero bytes"),
+        ("p.txt", b"a cat\ncaf\xe9\nbl\xe9\n", "line 2: .*byte E9 .*line 3: .*byte E9"),
         ("p.txt", "a cat\nb\x07ell\n", "line 2: .*control character"),
     ],
 )
@@ -101,7 +141,10 @@ def test_all_bad_lines_are_told_at_once(tmp_path: Path):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("text", ['"Hello" says the cat', "[red] cat and dog", "a cat, a dog", "#sunset over a hill"])
+@pytest.mark.parametrize(
+    "text",
+    ['"Hello" says the cat', "[red] cat and dog", "a cat, a dog", "#sunset over a hill", "<sks> dog", "text, neon"],
+)
 def test_sentences_that_look_like_something_else(tmp_path: Path, text: str):
     assert entries_of(tmp_path, "p.txt", text) == [(text, "", None)]
 

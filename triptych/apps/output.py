@@ -59,7 +59,13 @@ class OutputFolder:
         """Write one trace; returns its folder. OutputError if another process has taken the folder since `open`."""
         if not self.claimed:
             self._claim()
-        own = re.sub(r"[^A-Za-z0-9._-]+", "_", str(view.settings.get("id", "")))[:80].strip("._")  # the user's own id
+        # The user's own id: letters of every script, and no more bytes than leave room in a name of 255.
+        own = (
+            re.sub(r"[^\w.-]+", "_", str(view.settings.get("id", "")))
+            .encode()[:120]
+            .decode(errors="ignore")
+            .strip("._")
+        )
         name = f"{len(self.records):05d}-{own or slug(view.user_prompt)}-{view.trace.seed}"
         folder = self.folder / name if self.many else self.folder
         # Ctrl-C may come between the write and a later line, so the lists are filled first and checked afterwards.
