@@ -6,28 +6,31 @@ import numpy as np
 import pytest
 
 from triptych.errors import JudgeError, JudgeUnavailableError
-from triptych.rewards.patience import FIRST_WAIT, PatientJudge
+from triptych.rewards.patience import FIRST_WAIT, MAX_ROUNDS, PatientJudge
 from triptych.trace import Drawing, Prompt, Trace, Turn, Verdict
 
 TRACES = [Trace(Prompt(str(value))) + Turn(None, Drawing(np.full((2, 2, 3), value, np.uint8))) for value in range(4)]
 
 
 class FlakyJudge:
-    """Fails on everything for the first `down` calls, and always on the traces of `bad`."""
+    """Does not answer in the first `down` calls, is never right about `bad`, and never answers about `silent`."""
 
     name = "flaky"
 
-    def __init__(self, down: int, bad: Sequence[int] = ()):
-        self.down, self.bad, self.calls = down, bad, 0
+    def __init__(self, down: int, bad: Sequence[int] = (), silent: Sequence[int] = ()):
+        self.down, self.bad, self.silent, self.calls = down, bad, silent, 0
 
     def __call__(self, traces):
         raise AssertionError("asked one by one")
 
     def verdicts(self, traces):
         self.calls += 1
-        if self.calls <= self.down:
-            return [JudgeError("connection refused") for _ in traces]
-        return [JudgeError("odd") if index in self.bad else Verdict(1.0) for index, _ in enumerate(traces)]
+        return [self.outcome(int(trace.prompt.text)) for trace in traces]
+
+    def outcome(self, number: int):
+        if self.calls <= self.down or number in self.silent:
+            return JudgeUnavailableError("connection refused")
+        return JudgeError("odd") if number in self.bad else Verdict(1.0)
 
 
 class Clock:
@@ -57,8 +60,20 @@ def test_a_judge_that_comes_back_has_lost_nothing():
 def test_a_verdict_that_fails_alone_is_not_waited_for():
     judge, clock, _ = patient(FlakyJudge(0, bad=[0, 1, 2]), 1000)
     assert sum(isinstance(each, JudgeError) for each in judge.verdicts(TRACES)) == 3 and not clock.waits
-    judge, clock, _ = patient(FlakyJudge(0, bad=[0]), 1000)
-    assert isinstance(judge.verdicts(TRACES[:1])[0], JudgeError) and not clock.waits
+
+
+def test_what_goes_unanswered_while_others_are_answered_is_missing_in_the_end():
+    class Slow(FlakyJudge):
+        """Answers one more question in every call."""
+
+        def outcome(self, number: int):
+            return Verdict(1.0) if number < self.calls and number != 0 else JudgeUnavailableError("timeout")
+
+    traces = [*TRACES, *(Trace(Prompt(str(n)), seed=n) for n in range(4, 9))]
+    judge, clock, _ = patient(Slow(0), 10_000)
+    outcomes = judge.verdicts(traces)
+    assert isinstance(outcomes[0], JudgeUnavailableError) and len(clock.waits) == MAX_ROUNDS
+    assert [isinstance(each, Verdict) for each in outcomes[1:4]] == [True] * 3
 
 
 @pytest.mark.parametrize("patience", [0.0, 12.0, 100.0])

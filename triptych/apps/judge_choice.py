@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.apps.arguments import device_of
-from triptych.apps.options import STICKER_JUDGES, JudgeChoice, JudgeKind
+from triptych.apps.options import STICKER_JUDGES, JudgeChoice, JudgeKind, VlmChoice
 from triptych.errors import ConfigError, JudgeError
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.sticker_judge import StickerJudge, WorldJudge
@@ -34,15 +34,20 @@ def judge_kind(choice: JudgeChoice, default: JudgeKind) -> JudgeKind:
     Raises ConfigError where options contradict each other.
     """
     kind: JudgeKind = choice.judge if choice.judge != "auto" else "vlm" if choice.address else default
+    check_vlm(choice, kind)
+    return kind
+
+
+def check_vlm(choice: VlmChoice, kind: str) -> None:
+    """ConfigError for a vlm without an address, or an address for another kind of judge."""
     if kind == "vlm" and not (choice.address and choice.judge_model):
         raise ConfigError("judge vlm: expected --address and --judge-model with it, the server and the model's name")
     options = ", ".join(f"--{name}" for name in vlm_options(choice))
     if kind != "vlm" and options:
         raise ConfigError(f"{options}: of use only with a judge at an --address, not with {kind}; leave out either")
-    return kind
 
 
-def vlm_options(choice: JudgeChoice) -> list[str]:
+def vlm_options(choice: VlmChoice) -> list[str]:
     """The options that were given and that only a vision-language model has; those of `triptych judge` included."""
     unset = {"address": (), "judge_model": "", "ask": "auto", "wording": None, "cache": None, "record": None}
     unset |= {"judge_tokens": 0, "judge_thinking": "auto", "judge_temperature": 0.0, "judge_extra": ""}
@@ -52,7 +57,7 @@ def vlm_options(choice: JudgeChoice) -> list[str]:
     return [name.replace("_", "-") for name in given]
 
 
-def open_judge(choice: JudgeChoice, kind: str, checklists: Checklists | None = None, device: str = "auto") -> Judge:
+def open_judge(choice: VlmChoice, kind: str, checklists: Checklists | None = None, device: str = "auto") -> Judge:
     """The judge of a kind; `checklists` are the questions where it is asked in TIIF's format."""
     if kind in STICKER_JUDGES:
         return sticker_judge(kind)
@@ -63,7 +68,7 @@ def open_judge(choice: JudgeChoice, kind: str, checklists: Checklists | None = N
     return open_vlm(choice, checklists)
 
 
-def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
+def open_vlm(choice: VlmChoice, checklists: Checklists | None = None) -> Vlm:
     """The vision-language model; asked in TIIF's format where there are `checklists`.
 
     Raises ConfigError for an unusable file of --wording.
@@ -91,7 +96,7 @@ def open_vlm(choice: JudgeChoice, checklists: Checklists | None = None) -> Vlm:
     )
 
 
-def extra_fields(choice: JudgeChoice) -> dict[str, Any]:
+def extra_fields(choice: VlmChoice) -> dict[str, Any]:
     """The further fields of a request. Raises ConfigError for a --judge-extra that is no JSON object."""
     try:
         extra = json.loads(choice.judge_extra or "{}")

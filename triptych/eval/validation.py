@@ -1,14 +1,16 @@
 """Validation of a training run: what the model can do on prompts that no reward is given for.
 
 Prompts are those of `suites.dev_set`, which the prompts of RL leave out and no benchmark holds (of the SFT mix one
-prompt in a thousand asks what one of them asks). Each is played with a plan and without. On the model's own first
-pictures two more things are asked, as the paper asks them of R3: does the picture fit its prompt (ITA), and questions
-about it (VQA).
+prompt in a thousand asks what one of them asks), or the held-out share of a user's file. Each is played with a plan and
+without. On the model's own first pictures two more things are asked, as the paper asks them of R3: does the picture fit
+its prompt (ITA), and questions about it (VQA).
 
 False stops and false edits are counted on pictures that stay the same all along a run, right ones and flawed ones. Half
 are rendered; the others are first pictures of the model that the run starts from, drawn once. Both are kept in the
 folder of the run (fixed.safetensors), so that every validation asks about the same pixels. Validating leaves the model
 and every generator as they were.
+
+Of an open world there are no rendered pictures, and VQA needs a judge that says what it sees: both are left out there.
 """
 
 from __future__ import annotations
@@ -19,11 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from annotated_types import Interval
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -34,7 +35,7 @@ from triptych.data.edits import spoil
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
 from triptych.errors import OutputError
-from triptych.eval.benchmark import picture_verdicts, run_benchmark
+from triptych.eval.benchmark import Benchmark, picture_verdicts, run_benchmark
 from triptych.eval.probes import ProbePolicy
 from triptych.eval.results import Row
 from triptych.eval.suites import dev_set
@@ -42,7 +43,7 @@ from triptych.files import JsonLog, write_bytes
 from triptych.loop import Policy, play
 from triptych.model.templates import is_stop, parse_answer, parse_edit
 from triptych.rewards.judge import Judge
-from triptych.rewards.sticker_judge import WorldJudge
+from triptych.rewards.sticker_judge import StickerJudge
 from triptych.trace import Prompt, Spec, Trace
 
 HELD_OUT = 70  # prompts of the dev set, which the prompts of training leave out
@@ -56,10 +57,10 @@ class ValidationConfig:
 
     # 35 prompts: half of the dev set. One of them is .03 of a share (LOG.md E23).
     every: NonNegativeInt = 0  # steps; 0 is never
-    prompts: Annotated[int, Interval(ge=1, le=HELD_OUT)] = 35  # held-out prompts, evenly spread over the kinds
+    prompts: PositiveInt = 35  # held-out prompts at most, evenly spread over the kinds
     turns: NonNegativeInt = 4  # most Reflect-Refine turns
     fixed: NonNegativeInt = 35  # rendered pictures that are right, and as many with one mistake
-    own: Annotated[int, Interval(ge=0, le=HELD_OUT)] = 35  # first pictures of the model that the run starts from
+    own: NonNegativeInt = 35  # first pictures at most of the model that the run starts from
     seed: NonNegativeInt = 0
     batch: PositiveInt = 35  # traces played at once
 
@@ -94,9 +95,11 @@ class FixedSet:
         return FixedSet.of(members)
 
     @staticmethod
-    def self_generated(policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35) -> FixedSet:
+    def self_generated(
+        policy: Policy, count: int, judge: Judge, seed: int = 0, batch: int = 35, held_out: Benchmark | None = None
+    ) -> FixedSet:
         """Planned first pictures of a policy for `count` held-out prompts, without those that the judge cannot read."""
-        prompts = dev_set(HELD_OUT).thinned(count).prompts if count else ()
+        prompts = (held_out or dev_set(HELD_OUT)).thinned(count).prompts if count else ()
         traces: list[Trace] = []
         for part in _parts(len(prompts), batch):
             (beat,) = play(policy, prompts[part], [seed] * len(prompts[part]), turns=0)  # one beat: Reason
@@ -111,7 +114,11 @@ class FixedSet:
 
 
 def validate(
-    policy: ProbePolicy, config: ValidationConfig, sets: Mapping[str, FixedSet], judge: WorldJudge
+    policy: ProbePolicy,
+    config: ValidationConfig,
+    sets: Mapping[str, FixedSet],
+    judge: Judge,
+    held_out: Benchmark | None = None,
 ) -> dict[str, float]:
     """The measures of a validation, as plain numbers; what could not be measured is left out.
 
@@ -126,14 +133,15 @@ def validate(
     traces: list[Trace] = []
     with preserved_state(policy):
         for mode, plan in MODES.items():
-            mode_rows, mode_traces = _play(policy, config, judge, plan)
+            mode_rows, mode_traces = _play(policy, config, judge, plan, held_out or dev_set(HELD_OUT))
             for turn in range(config.turns + 1):
                 scores = [score for row in mode_rows if (score := row.score(turn)) is not None]
                 measures[f"{mode}_right_{turn}"] = _mean([score == 1 for score in scores])
                 measures[f"{mode}_score_{turn}"] = _mean(scores)
             rows, traces = rows + mode_rows, traces + mode_traces
         measures |= _alignment(rows, traces)
-        measures["vqa"] = _mean(_answers(policy, rows, traces, config, judge))
+        if hasattr(judge, "scenes"):  # a StickerJudge: only it says what a picture shows
+            measures["vqa"] = _mean(_answers(policy, rows, traces, config, cast(StickerJudge, judge)))
         for name, pictures in sets.items():
             measures |= _decisions(policy, name, pictures, config)
     measures["missing"] = float(sum(verdict is None for row in rows for verdict in row.verdicts))
@@ -141,7 +149,7 @@ def validate(
 
 
 def _play(
-    policy: ProbePolicy, config: ValidationConfig, judge: WorldJudge, plan: bool
+    policy: ProbePolicy, config: ValidationConfig, judge: Judge, plan: bool, held_out: Benchmark
 ) -> tuple[list[Row], list[Trace]]:
     """Held-out prompts with their rows and finished traces, in one order."""
     traces: list[Trace] = []
@@ -153,7 +161,7 @@ def _play(
             yield beat
         traces.extend(beat)
 
-    prompts = dev_set(HELD_OUT).thinned(config.prompts)
+    prompts = held_out.thinned(config.prompts)
     settings = (config.turns, (config.seed,), None, plan, config.batch)  # sampling is the model's own
     rows = list(run_benchmark(prompts, policy, judge, *settings, play=collecting_play))
     return rows, traces
@@ -174,7 +182,7 @@ def _alignment(rows: Sequence[Row], traces: Sequence[Trace]) -> dict[str, float 
 
 
 def _answers(
-    policy: ProbePolicy, rows: Sequence[Row], traces: Sequence[Trace], config: ValidationConfig, judge: WorldJudge
+    policy: ProbePolicy, rows: Sequence[Row], traces: Sequence[Trace], config: ValidationConfig, judge: StickerJudge
 ) -> list[bool]:
     """Whether a question about each own first picture is answered to the word; the truth is what the judge detects."""
     pictures = [trace.images[0] for row, trace in zip(rows, traces, strict=True) if row.score(0) is not None]
@@ -255,14 +263,15 @@ class ValidationLog:
         policy: ProbePolicy,
         config: ValidationConfig,
         sets: Mapping[str, FixedSet],
-        judge: WorldJudge,
+        judge: Judge,
         step: int,
         samples: float,
         published: bool = False,
+        held_out: Benchmark | None = None,
     ) -> dict[str, Any]:
         """Measure and append a line. `published` says that the weights are those that a run hands over (EMA)."""
         start = time.perf_counter()
-        measures = validate(policy, config, sets, judge)
+        measures = validate(policy, config, sets, judge, held_out)
         seconds = time.perf_counter() - start
         settings = {"step": step, "samples": samples, "published": published, "settings": config.settings()}
         row = {**settings, **measures, "seconds": seconds}
@@ -296,8 +305,15 @@ def validation_line(row: Mapping[str, Any]) -> str:
 # --- the fixed sets ---------------------------------------------------------------------------------------------------
 
 
-def fixed_sets(path: Path, policy: Policy, judge: Judge, config: ValidationConfig) -> dict[str, FixedSet]:
-    """The sets "fixed" (rendered) and "own" (pictures of `policy`) that the file `path` keeps.
+def fixed_sets(
+    path: Path,
+    policy: Policy,
+    judge: Judge,
+    config: ValidationConfig,
+    held_out: Benchmark | None = None,
+    rendered: bool = True,
+) -> dict[str, FixedSet]:
+    """The sets "fixed" (rendered, where the world can be) and "own" (pictures of `policy`) that the file `path` keeps.
 
     A run keeps its first sets: what the file holds is taken as it is, whatever `config` says. Raises OutputError if it
     cannot be written or read.
@@ -306,8 +322,8 @@ def fixed_sets(path: Path, policy: Policy, judge: Judge, config: ValidationConfi
         return _read(path)
     with preserved_state(policy):
         sets = {
-            "fixed": FixedSet.rendered(config.fixed, config.seed),
-            "own": FixedSet.self_generated(policy, config.own, judge, config.seed, config.batch),
+            **({"fixed": FixedSet.rendered(config.fixed, config.seed)} if rendered else {}),
+            "own": FixedSet.self_generated(policy, config.own, judge, config.seed, config.batch, held_out),
         }
     # One key for all records: safetensors keeps its keys in no fixed order, and the same sets shall be the same bytes.
     records = {"sets": json.dumps({name: _records(pictures) for name, pictures in sets.items()})}

@@ -1,8 +1,9 @@
 """A judge that waits for its server: while nobody answers, nothing is lost and nothing is learned.
 
-A verdict that fails alone is missing. Where all of them fail, the server is down: they are asked for again, after waits
-that double, until one comes or the patience is over. The pictures stay in memory meanwhile; the run goes on as if
-nothing had been, and its result is the same.
+A reply that cannot be read is a missing verdict. A server that does not answer is waited for: what it owes is asked for
+again, after waits that double, until it comes or the patience is over. The pictures stay in memory meanwhile; the run
+goes on as if nothing had been, and its result is the same. Where the server answers other questions, what it does not
+answer in MAX_ROUNDS is missing.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from triptych.errors import JudgeError, JudgeUnavailableError
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.trace import Trace, Verdict
 
-FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds between two tries; doubled from the first to the longest
-MIN_ASKED = 2  # one verdict alone that fails says little about the server
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two rounds; doubled from the first to the longest
+MAX_ROUNDS = 3  # in which a question goes unanswered while others are answered: it is at fault, and not the server
 
 
 def _silent(_: str) -> None:
@@ -25,7 +26,7 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class PatientJudge:
-    """`judge`, asked again while it has no verdict at all, for `patience` seconds; then JudgeUnavailableError.
+    """`judge`, asked again while its server does not answer, for `patience` seconds; then JudgeUnavailableError.
 
     `say` is told of every wait. `wait` stands for time.sleep, and `clock` for time.monotonic.
     """
@@ -50,19 +51,24 @@ class PatientJudge:
 
     def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
         """One per trace, in order, or why it is missing; JudgeUnavailableError where none came in time."""
-        start, pause = self.clock(), FIRST_WAIT
-        while True:
-            outcomes = verdicts_of(self.judge, traces)
-            causes = [outcome for outcome in outcomes if isinstance(outcome, JudgeError)]
-            if len(causes) < max(len(outcomes), MIN_ASKED):
-                return outcomes
+        outcomes = verdicts_of(self.judge, traces)
+        start, pause, rounds = self.clock(), FIRST_WAIT, 0
+        while owed := [index for index, each in enumerate(outcomes) if isinstance(each, JudgeUnavailableError)]:
+            cause = outcomes[owed[-1]]
             waited = self.clock() - start
             if waited >= self.patience:
                 raise JudgeUnavailableError(
-                    f"the judge gave none of {len(causes)} verdicts for {waited:.0f} s (--judge-patience "
-                    f"{self.patience:g}); the last cause: {causes[-1]}"
+                    f"the judge owes {len(owed)} verdicts for {waited:.0f} s (--judge-patience {self.patience:g}); the "
+                    f"last cause: {cause}"
                 )
             pause_now = min(pause, LONGEST_WAIT, max(self.patience - waited, 0.0))
-            self.say(f"the judge does not answer; asked again in {pause_now:.0f} s: {causes[-1]}")
+            self.say(f"the judge does not answer; asked again in {pause_now:.0f} s: {cause}")
             self.wait(pause_now)
             pause *= 2
+            again = verdicts_of(self.judge, [traces[index] for index in owed])
+            for index, outcome in zip(owed, again, strict=True):
+                outcomes[index] = outcome
+            rounds += any(not isinstance(each, JudgeUnavailableError) for each in again)
+            if rounds >= MAX_ROUNDS:
+                break
+        return outcomes

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from triptych.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, check_bounds
-from triptych.errors import ConfigError, JudgeError, UnfinishedError
+from triptych.errors import ConfigError, JudgeError, JudgeUnavailableError, UnfinishedError
 from triptych.files import naming_errors, write_text
 from triptych.rewards.vlm_replies import final_text, is_refusal
 
@@ -225,10 +225,10 @@ class Endpoints:
     def complete(self, request: Mapping[str, Any], salt: str) -> JudgeReply:
         """The answer to one chat completion, after as many tries as allowed; `salt` sets its jitter apart.
 
-        Raises JudgeError with the last cause.
+        Raises JudgeError with the last cause; JudgeUnavailableError where another time may do.
         """
         jitter = self.retry.jitter(salt)
-        cause, last = "", None
+        cause, last, unavailable = "", None, False
         for attempt in range(self.retry.tries):
             if attempt:
                 self._wait(self.retry.delay(attempt, jitter))
@@ -239,15 +239,16 @@ class Endpoints:
                 server.failures = 0
                 return reply
             except _Retry as failure:
-                cause, last = str(failure), server
+                cause, last, unavailable = str(failure), server, failure.unavailable
                 self._rest(server, failure, jitter)
                 if len(self.servers) == 1 and failure.after is not None and failure.after > self.retry.max_wait:
                     wish = f"it wants to rest for {failure.after:.0f} s, and we wait {self.retry.max_wait:g} s at most"
-                    raise JudgeError(f"{cause}; {wish}; the verdict is missing") from None
+                    raise JudgeUnavailableError(f"{cause}; {wish}; the verdict is missing") from None
             finally:
                 with self._lock:
                     server.under_way -= 1
-        raise JudgeError(f"{cause} (tried {self.retry.tries} times); the verdict is missing")
+        error = JudgeUnavailableError if unavailable else JudgeError
+        raise error(f"{cause} (tried {self.retry.tries} times); the verdict is missing")
 
     def _acquire(self, last: _Server | None) -> _Server:
         """The server for the next try, counted as busy: one that need not rest, and not the one that just failed."""
@@ -280,11 +281,12 @@ class Endpoints:
 
 class _Retry(Exception):
     """This try failed, but another may not. `after` is how long the server wants to rest, where it says so; `down`
-    means that it would fail on any request now."""
+    means that it would fail on any request now, and `late` that it did not answer in time."""
 
-    def __init__(self, message: str, after: float | None = None, down: bool = False):
+    def __init__(self, message: str, after: float | None = None, down: bool = False, late: bool = False):
         super().__init__(message)
         self.after, self.down = after, down
+        self.unavailable = down or late or after is not None
 
 
 class _Refusal(Exception):
@@ -405,9 +407,9 @@ class _Server:
             body = response.http_response.content.decode("utf-8", "replace")
             return JudgeReply.from_completion(json.loads(self._without_key(body)))
         except _TooSlow:
-            raise _Retry(f"no whole answer from {self.address} within {self.timeout:g} s") from None
+            raise _Retry(f"no whole answer from {self.address} within {self.timeout:g} s", late=True) from None
         except self.openai.APITimeoutError:
-            raise _Retry(f"no answer from {self.address} within {self.timeout:g} s") from None
+            raise _Retry(f"no answer from {self.address} within {self.timeout:g} s", late=True) from None
         except self.openai.APIConnectionError as error:
             raise _Retry(self._clean(f"no whole answer from {self.address}: {error.__cause__}"), down=True) from None
         except self.openai.APIStatusError as error:

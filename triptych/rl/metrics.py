@@ -6,9 +6,10 @@ A reward that rises while edges vanish or colors collapse is being hacked: both 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -147,20 +148,28 @@ class Timer:
 
 @dataclass(frozen=True)
 class TimedJudge:
-    """A judge whose time is measured apart from that of sampling."""
+    """A judge whose time is measured apart from that of sampling.
+
+    In another thread than the timer's, which goes on drawing meanwhile, it is not: what the run waits for it then is
+    part of the rollout.
+    """
 
     judge: Judge
     timer: Timer
+    thread: int = field(default_factory=threading.get_ident)
 
     @property
     def name(self) -> str:
         return self.judge.name
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
-        with self.timer.part("judge"):
+        with self._part():
             return self.judge(traces)
 
     def verdicts(self, traces: Sequence[Trace]) -> list[Verdict | JudgeError]:
         """One per trace, in order, or why it is missing; the judge is asked as it can be asked best."""
-        with self.timer.part("judge"):
+        with self._part():
             return verdicts_of(self.judge, traces)
+
+    def _part(self) -> AbstractContextManager[None]:
+        return self.timer.part("judge") if threading.get_ident() == self.thread else nullcontext()

@@ -40,6 +40,7 @@ from triptych.rl.config import (
 
 Stage = TypeVar("Stage", ReasonConfig, RefineConfig)
 
+GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SFT_ONLY_LR = 1e-4  # of the SFT mix where nothing else learns
 # No KL: the SFT mix holds the weights that all beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
@@ -169,6 +170,7 @@ def _release(lr: float) -> tuple[ReasonConfig, RefineConfig]:
 _REASON, _REFINE = _release(5e-6)
 RELEASE_7B = TrainConfig(
     model="ByteDance-Seed/BAGEL-7B-MoT",
+    judge="vlm",
     steps=1000,
     save_every=50,
     micro_batch_size=1,
@@ -185,6 +187,19 @@ RELEASE_7B = TrainConfig(
 # Adapters instead of all weights, and the KL from the model without them: no optimizer state and no copy of the rest.
 _REASON, _REFINE = _release(5e-5)  # ten times that of all weights, as is usual for adapters
 LORA_7B = replace(RELEASE_7B, lora=LoraConfig(rank=64, alpha=128), reference="adapter", reason=_REASON, refine=_REFINE)
+
+
+# What the paper trains on, with adapters so that it fits one GPU of 80 GB. They differ from `release-7b` in three
+# things: adapters (no optimizer state of the rest), the paper's rewards in place of the script's, and units of one
+# parent, so that the judge looks at one group while the next is drawn.
+GENEVALPP_7B = replace(
+    LORA_7B,
+    reward=RewardRule("paper"),
+    reason=replace(LORA_7B.reason, unit=1),
+    refine=replace(LORA_7B.refine, unit=1),
+)
+GENEVAL_7B = replace(GENEVALPP_7B, judge="detector", tags=GENEVAL_TAGS)  # 12,000 prompts of GenEval's six kinds
+TIIF_7B = GENEVALPP_7B  # on the user's copy of TIIF-Bench's prompts and questions
 
 
 def text_only(config: TrainConfig) -> TrainConfig:
@@ -237,7 +252,10 @@ RECIPES: dict[str, tuple[TrainConfig, str]] = {
     "kl": (rewards_only(SKETCH_RL, 0.001), "Baseline: the paper's KL in place of the SFT mix."),
     "no-kl": (rewards_only(SKETCH_RL, 0.0), "Baseline: rewards alone, neither KL nor SFT mix."),
     "sft-only": (sft_only(SKETCH_RL), "Baseline: SFT on the same rollouts instead of rewards."),
-    "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT; needs a judge of real pictures."),
+    "release-7b": (RELEASE_7B, "The authors' settings for BAGEL-7B-MoT, all weights: 294 GB on one device."),
     "lora-7b": (LORA_7B, "The same with adapters, whose absence is the KL's reference; rates are not tried yet."),
+    "genevalpp-7b": (GENEVALPP_7B, "BAGEL-7B-MoT with adapters on GenEval++'s kinds of prompts; needs a vlm."),
+    "geneval-7b": (GENEVAL_7B, "The same on GenEval's kinds of prompts, judged by its detector."),
+    "tiif-7b": (TIIF_7B, "The same on your copy of TIIF-Bench (--prompts); needs a vlm."),
     "debug": (DEBUG, "Two steps of a tiny random model, to see that it runs."),
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.data.specs import Prompts
-from triptych.errors import JudgeError, TrainingError
+from triptych.errors import JudgeError, JudgeUnavailableError, TrainingError
 from triptych.model.bagel import Bagel
 from triptych.rewards.judge import Judge
 from triptych.rl import logprob_check, sft_mix, train_state, tree
@@ -101,8 +101,13 @@ def train(
     while not state.ended(config):
         timer = make_timer()
         name, stages = _stages(config, state)
-        with timer.part("rollout"), learner.precision():
-            rollout = _roll_out(bagel, TimedJudge(judge, timer), prompts, config, state, stages, expand)
+        try:
+            with timer.part("rollout"), learner.precision():
+                rollout = _roll_out(bagel, TimedJudge(judge, timer), prompts, config, state, stages, expand)
+        except JudgeUnavailableError:
+            if out is not None:  # no weight has moved since the last whole step
+                train_state.save_state(out, state, learner)
+            raise
         with timer.part("update"):
             batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, config.seed + SFT_SEED, state.step, detect)
             metrics, finite = learner.update(_batches(rollout, stages, config), state.step, timer, batch)

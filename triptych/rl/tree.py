@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,20 +81,42 @@ def root(prompt: Prompt, seed: int = 0) -> Node:
 
 
 def expand(policy: Policy, judge: Judge, parents: Sequence[Node], rollout: StageRollout, seed: int) -> list[Group]:
-    """One group of siblings per parent: Reason from prompts, Refine from pictures. Parents are all of one kind."""
+    """One group of siblings per parent: Reason from prompts, Refine from pictures. Parents are all of one kind.
+
+    `stage.unit` parents are drawn at once, and judged in another thread while the next are drawn. The tree is the same
+    whatever the unit: a sibling's seeds follow from the number of its parent.
+    """
     stage = rollout.stage
-    traces, seeds = _siblings(parents, stage, seed)
-    if parents[0].is_root:
-        traces = reason(policy, traces, rollout.sampling, stage.has_text, seeds=seeds)
-    else:
-        traces = refine(policy, traces, rollout.sampling, seeds=seeds)
-    verdicts = judged(judge, traces, [parent.verdict for parent in parents for _ in range(stage.group_size)])
+    unit = stage.unit or len(parents)
+    grains = stage.text.grain, stage.picture.grain
 
     def reward(trace: Trace, verdict: Verdict, parent: Node) -> Reward:
-        grains = stage.text.grain, stage.picture.grain
         return stage_reward(trace.turns[-1], verdict, parent.verdict, rollout.rule, *grains)
 
-    return _groups(parents, traces, verdicts, reward)
+    def draw(first: int) -> list[Trace]:
+        traces, seeds = _siblings(parents[first : first + unit], stage, seed, first)
+        if parents[0].is_root:
+            return reason(policy, traces, rollout.sampling, stage.has_text, seeds=seeds)
+        return refine(policy, traces, rollout.sampling, seeds=seeds)
+
+    def verdicts_on(first: int, traces: list[Trace]) -> list[Verdict | JudgeError]:
+        previous = [parent.verdict for parent in parents[first : first + unit] for _ in range(stage.group_size)]
+        return judged(judge, traces, previous)
+
+    starts = range(0, len(parents), unit)
+    if len(starts) == 1:
+        drawn = draw(0)
+        return _groups(parents, drawn, verdicts_on(0, drawn), reward)
+    groups: list[Group] = []
+    # One thread: a judge has its own concurrency, and is asked in the order of the units.
+    with ThreadPoolExecutor(1) as judging:
+        units = []
+        for first in starts:
+            drawn = draw(first)
+            units.append((first, drawn, judging.submit(verdicts_on, first, drawn)))
+        for first, drawn, verdicts in units:
+            groups += _groups(parents[first : first + unit], drawn, verdicts.result(), reward)
+    return groups
 
 
 def expand_trajectories(
@@ -110,7 +133,7 @@ def expand_trajectories(
     traces, seeds = _siblings(parents, first.stage, seed)
     traces = reason(policy, traces, first.sampling, first.stage.has_text, seeds=seeds)
     for turn in range(turns):
-        running = [row for row, trace in enumerate(traces) if not trace.finished]
+        running = [row for row, trace in enumerate(traces) if not (trace.finished or trace.lost)]
         if not running:
             break
         _, seeds = _siblings(parents, first.stage, derive(seed, turn + 1))
@@ -158,11 +181,11 @@ def pick(groups: Sequence[Group], count: int, tree: TreeConfig, seed: int) -> li
     return [nodes[place] for place in rng.permutation(len(nodes))]
 
 
-def _siblings(parents: Sequence[Node], stage: StageConfig, seed: int) -> tuple[list[Trace], Seeds]:
+def _siblings(parents: Sequence[Node], stage: StageConfig, seed: int, first: int = 0) -> tuple[list[Trace], Seeds]:
     """Each parent's trace `group_size` times, and the seeds of the next beat: one initial noise per parent, one text
-    seed per `images_per_text` siblings, one seed of SDE noise for each."""
+    seed per `images_per_text` siblings, one seed of SDE noise for each. `first` is the number of the first parent."""
     traces, text, noise, sde = [], [], [], []
-    for number, parent in enumerate(parents):
+    for number, parent in enumerate(parents, first):
         for sibling in range(stage.group_size):
             sde.append(derive(seed, number, 2, sibling))
             noise.append(derive(seed, number, 1))
