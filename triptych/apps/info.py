@@ -18,8 +18,9 @@ from triptych.apps.options import OpenModel
 from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
+from triptych.model.config_files import read_config
 from triptych.model.transformer import is_generation
-from triptych.model.weights import outline, read_config, resolve_checkpoint
+from triptych.model.weights import outline, resolve_checkpoint
 
 MODEL_PARTS = ("words, shared", "understanding expert", "generation expert", "vision tower", "autoencoder")
 TRAINING_BYTES = 4 + 4 + 8 + 4  # a parameter in float32: itself, gradient, two moments, average

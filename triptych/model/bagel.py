@@ -160,10 +160,10 @@ class Bagel(Network):
 
     @contextmanager
     def _naming_rows(self, outputs: Sequence[Sequence[int]], images: Sequence[np.ndarray] = ()) -> Iterator[None]:
-        """NotFiniteError by the rows of a verb's result, row i of the batch being `outputs[i]`, with what it comes from.
+        """NotFiniteError by the rows of a verb's result, row i of the batch being `outputs[i]`, with its source.
 
-        What the check behind a verb sees is its last stage. An encoder that fed it is looked at here, and weights, since
-        a look at each in every call would be a wait for the GPU.
+        What the check behind a verb sees is its last stage. An encoder that fed it is looked at here, and weights,
+        since a look at each in every call would be a wait for the GPU.
         """
         try:
             yield

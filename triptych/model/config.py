@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from triptych.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 
 # BAGEL's names: "global" takes one norm over an image's latents, the others one per token, over its channels.
 Renorm = Literal["global", "channel", "text_channel"]
@@ -21,6 +21,13 @@ Steps = Annotated[int, Ge(1), Le(10_000)]  # flow steps; 50 is usual, and nothin
 Points = Annotated[int, Ge(2), Le(10_001)]  # N points are N-1 steps
 Guidance = Annotated[float, Ge(1), Le(1000)]  # 1 is off; no model draws at a tenth of 1000
 Temperature = Annotated[float, Ge(0), Le(1000)]  # 0 is greedy; at 1000 all tokens are as likely
+# Far above any model of this kind: a configuration from a stranger is refused before it takes memory or time.
+Layers = Annotated[int, Ge(1), Le(512)]
+Width = Annotated[int, Ge(1), Le(262_144)]
+Vocabulary = Annotated[int, Ge(1), Le(4_000_000)]
+Side = Annotated[int, Ge(1), Le(512)]  # of a table of positions, which may be computed: side x side x width numbers
+Pixels = Annotated[int, Ge(1), Le(8_192)]  # per side
+Tokens = Annotated[int, Ge(1), Le(100_000)]  # of one text
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,12 @@ class LanguageConfig:
     """The decoder (Qwen2 with two experts), by the names of llm_config.json."""
 
     # Sizes of Qwen2.5-7B, from whose weights BAGEL starts; the layers of both experts together are 14B.
-    vocab_size: PositiveInt = 152064  # rows of the embedding, some of them spare
-    hidden_size: PositiveInt = 3584
-    intermediate_size: PositiveInt = 18944
-    num_hidden_layers: PositiveInt = 28
-    num_attention_heads: PositiveInt = 28
-    num_key_value_heads: PositiveInt = 4  # grouped-query attention: 7 query heads share one
+    vocab_size: Vocabulary = 152064  # rows of the embedding, some of them spare
+    hidden_size: Width = 3584
+    intermediate_size: Width = 18944
+    num_hidden_layers: Layers = 28
+    num_attention_heads: Width = 28
+    num_key_value_heads: Width = 4  # grouped-query attention: 7 query heads share one
     rms_norm_eps: PositiveFloat = 1e-6
     rope_theta: PositiveFloat = 1e6  # base of the rotary wavelengths
 
@@ -47,15 +54,15 @@ class VisionConfig:
     """The understanding encoder (SigLIP), by the names of vit_config.json."""
 
     # Sizes of SigLIP so400m/14.
-    hidden_size: PositiveInt = 1152
-    intermediate_size: PositiveInt = 4304
-    num_hidden_layers: PositiveInt = 27  # as the file says; select_layer decides how many are used
-    num_attention_heads: PositiveInt = 16
-    patch_size: PositiveInt = 14
-    num_channels: PositiveInt = 3
+    hidden_size: Width = 1152
+    intermediate_size: Width = 4304
+    num_hidden_layers: Layers = 27  # as the file says; select_layer decides how many are used
+    num_attention_heads: Width = 16
+    patch_size: Width = 14
+    num_channels: Width = 3
     layer_norm_eps: PositiveFloat = 1e-6
     select_layer: int = -2  # BAGEL leaves the last layer out and keeps the norm behind it
-    patches_per_side: PositiveInt = 70  # side of the position table: 70 x 14 = 980 pixels, BAGEL's longest side
+    patches_per_side: Side = 70  # side of the position table: 70 x 14 = 980 pixels, BAGEL's longest side
 
     @property
     def layers_used(self) -> int:
@@ -67,12 +74,12 @@ class VisionConfig:
 class AutoencoderConfig:
     """The FLUX autoencoder, by the names of its published parameters."""
 
-    ch: PositiveInt = 128
-    ch_mult: tuple[PositiveInt, ...] = (1, 2, 4, 4)
-    num_res_blocks: PositiveInt = 2
-    z_channels: PositiveInt = 16  # the encoder has twice as many outputs: mean and log-variance
-    in_channels: PositiveInt = 3
-    out_ch: PositiveInt = 3
+    ch: Width = 128
+    ch_mult: tuple[Width, ...] = (1, 2, 4, 4)
+    num_res_blocks: Layers = 2
+    z_channels: Width = 16  # the encoder has twice as many outputs: mean and log-variance
+    in_channels: Width = 3
+    out_ch: Width = 3
     # 1 / standard deviation and mean of latents: scaled ones have about the noise's mean and variance.
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
@@ -86,10 +93,12 @@ class AutoencoderConfig:
 class Resize:
     """How a given image is brought to a size that an encoder takes, in pixels (see `images.resized_size`)."""
 
-    max_side: PositiveInt
-    min_side: PositiveInt
-    stride: PositiveInt
-    max_pixels: PositiveInt = 14 * 14 * 9 * 1024  # BAGEL's limit for both encoders; images of one row share it
+    max_side: Pixels
+    min_side: Pixels
+    stride: Pixels
+    max_pixels: Annotated[int, Ge(1), Le(8_192**2)] = (
+        14 * 14 * 9 * 1024
+    )  # BAGEL's limit for both encoders; images of one row share it
 
 
 @dataclass(frozen=True)
@@ -142,9 +151,9 @@ class Sampling:
     plan_temperature: Temperature | None = None  # of plans, where they are to be freer than reflections
     top_k: NonNegativeInt = 0  # 0 is off
     top_p: Share = 1.0  # 1 is off
-    max_plan: PositiveInt = 196  # tokens, the end token included
-    max_reflection: PositiveInt = 384
-    max_answer: PositiveInt = 64
+    max_plan: Tokens = 196  # tokens, the end token included
+    max_reflection: Tokens = 384
+    max_answer: Tokens = 64
     draw_points: Points = 50
     edit_points: Points = 50
     time_shift: PositiveFloat = 3.0  # BAGEL's at inference; above 1, more of the steps are near noise
@@ -170,7 +179,6 @@ class Sampling:
 # What 0.1 wrote into checkpoint folders, manifests and traces, which are still read.
 OLD_NAMES = {
     "fine": "sampling",
-    "draft": "rollout_sampling",
     "interval": "guidance_interval",
     "renorm_floor": "renorm_min",
     "stochastic": "sde_indices",
@@ -182,12 +190,11 @@ def current_names(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         OLD_NAMES.get(key, key): current_names(value) if isinstance(value, Mapping) else value
         for key, value in record.items()
+        if key not in ("draft", "rollout_sampling")  # of 0.1: a recipe of RL has the sampling of its rollouts
     }
 
 
 BAGEL_SAMPLING = Sampling()  # the release's evaluation settings
-# The release's training rollouts. Its script asks for a top-k of 50, too, which has no effect beside a top-p below 1.
-BAGEL_ROLLOUT = Sampling(temperature=0.9, top_p=0.9, draw_points=16, edit_points=21)
 
 # Shift and temperatures were chosen on dev prompts, guidance on fresh hard ones: at a guidance of 3, white and
 # small stickers come out as another class (`LOG.md` E74). Plans have the temperature at which they were learned; below
@@ -218,9 +225,9 @@ class BagelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    latent_patch_size: PositiveInt = 2  # with the autoencoder's 8, a token is 16 x 16 pixels
-    max_latent_size: PositiveInt = 64  # side of the latent position table, in patches: 64 x 16 = 1024 pixels
-    image_size: tuple[PositiveInt, PositiveInt] = (512, 512)  # height, width of a new image
+    latent_patch_size: Side = 2  # with the autoencoder's 8, a token is 16 x 16 pixels
+    max_latent_size: Side = 64  # side of the latent position table, in patches: 64 x 16 = 1024 pixels
+    image_size: tuple[Pixels, Pixels] = (512, 512)  # height, width of a new image
     # R3 trains at 512 pixels; BAGEL itself takes (1024, 512, 16) and (980, 224, 14).
     vae_resize: Resize = Resize(512, 256, 16)
     vit_resize: Resize = Resize(504, 252, 14)  # 36 x 14: the multiple of a patch next below 512
@@ -228,7 +235,6 @@ class BagelConfig:
     world: Literal["open", "stickers"] = "open"
     templates: Templates = R3_TEMPLATES
     sampling: Sampling = BAGEL_SAMPLING
-    rollout_sampling: Sampling = BAGEL_ROLLOUT
 
     @property
     def latent_dim(self) -> int:
@@ -277,5 +283,4 @@ SKETCH = BagelConfig(
     world="stickers",
     templates=SKETCH_TEMPLATES,
     sampling=SKETCH_SAMPLING,
-    rollout_sampling=SKETCH_SAMPLING,
 )

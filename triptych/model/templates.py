@@ -7,11 +7,13 @@ tokenized again.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
 from triptych.errors import ModelError
 
@@ -24,6 +26,12 @@ _UNPARSED = "No further edit needed"  # a reflection that never closes its thoug
 _PLAN = re.compile(r"<think>(?:(?!</?think>).)*</think>", re.DOTALL)  # a thought may have several lines
 _REFLECTION = re.compile(r"<think>(?:(?!</?think>).)*</think>(?:(?!</?think>).)+", re.DOTALL)
 
+# Qwen2's pattern of what BPE may not merge across: contractions, words, single digits, signs, line ends, spaces.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -35,18 +43,83 @@ class SpecialTokens:
     end_of_image: int
 
 
-def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
-    """The tokenizer.json of a checkpoint folder and its special tokens. Raises ModelError if either cannot be had."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
+def load_tokenizer(
+    folder: Path, base: Path | None = None, special: SpecialTokens | None = None
+) -> tuple[Tokenizer | None, SpecialTokens | None]:
+    """The tokenizer of a checkpoint folder, or of its `base`, and its special tokens.
+
+    It is tokenizer.json, or else built from vocab.json and merges.txt. None where neither is there and `special` tokens
+    were given in its place, for a model that reads ids. Raises ModelError if it cannot be had.
+    """
+    for place in filter(None, (folder, base)):
+        path = place / "tokenizer.json"
+        if path.is_file():
+            try:
+                tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+            except Exception as error:  # the library raises no narrower type
+                raise ModelError(
+                    f"{path} cannot be read: {error}; expected a whole tokenizer.json: fetch it again"
+                ) from error
+            return tokenizer, special_tokens(tokenizer)
+        if (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
+            tokenizer = _from_vocabulary(place)
+            return tokenizer, special_tokens(tokenizer)
+    if special is None:
         raise ModelError(
-            f"{path} is missing; expected the tokenizer of the checkpoint beside its weights: copy or export it there"
+            f"{folder} has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt, beside its weights: "
+            "copy or export it there"
         )
+    return None, special
+
+
+def _from_vocabulary(folder: Path) -> Tokenizer:
+    """Qwen2's byte-level BPE, as transformers builds it from vocab.json, merges.txt and the added tokens."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower type
-        raise ModelError(f"{path} cannot be read: {error}; expected a whole tokenizer.json: fetch it again") from error
-    return tokenizer, special_tokens(tokenizer)
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8-sig"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+        tokenizer = Tokenizer(BPE(vocabulary, merges))  # pyright: ignore[reportArgumentType]
+        added = _added_tokens(folder)
+        absent = set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
+    except Exception as error:  # whatever json and the library raise
+        raise ModelError(
+            f"vocab.json and merges.txt in {folder} cannot be read: {error}; expected those of Qwen2: fetch them again"
+        ) from error
+    if absent:  # words, for example: every other one would be dropped without a sign
+        raise ModelError(
+            f"{folder / 'vocab.json'} lacks {len(absent)} of 256 bytes; expected a byte-level BPE, as Qwen2's: put the "
+            "tokenizer.json of the checkpoint beside it"
+        )
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    for number, token in sorted(added.items()):
+        tokenizer.add_special_tokens([token])
+        if tokenizer.token_to_id(token.content) != number:
+            found = tokenizer.token_to_id(token.content)
+            raise ModelError(
+                f"{folder}: {token.content} would be token {found}; expected {number}, as its added tokens say: put "
+                "the tokenizer.json of the checkpoint beside it"
+            )
+    return tokenizer
+
+
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """Tokens beside the vocabulary, by id, as transformers writes them down."""
+    for name in ("tokenizer_config.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            record = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+            if name == "added_tokens.json":
+                return {
+                    int(number): AddedToken(text, normalized=False, special=True) for text, number in record.items()
+                }
+            if "added_tokens_decoder" in record:
+                entries = record["added_tokens_decoder"].items()
+                return {
+                    int(number): AddedToken(each["content"], normalized=False, special=True) for number, each in entries
+                }
+    return {}
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
