@@ -1,8 +1,9 @@
 """Seeds: known answers, since published figures and recorded runs hang on them, and independent streams."""
 
 import itertools
+import random
 
-from triptych.seeds import START, derive
+from triptych.seeds import SFT_MIX_SEED, START, STRIDE, derive, named_rng
 
 KNOWN = (7896617691693857887, 3418810207754707518, 1873002354)  # of numpy's SeedSequence, by its documented algorithm
 
@@ -20,3 +21,17 @@ def test_other_numbers_in_another_order_give_another_seed():
 def test_streams_of_different_use_start_apart():
     starts = sorted(set(START.values()))
     assert min(high - low for low, high in itertools.pairwise(starts)) >= 10**8
+
+
+def test_a_choice_has_random_numbers_of_its_own():
+    """Known answers, since benchmark sets, questions and samples hang on them: Python's generator on SHA-512."""
+    assert named_rng("hard", 7).random() == random.Random("hard 7").random() == 0.8560282049335971
+    names = [("hard", 1), ("bare", 1), ("hard", 2), ("hard", 1, 1), ("hard", 11)]
+    assert len({named_rng(*name).random() for name in names}) == len(names)
+
+
+def test_the_distances_that_published_runs_were_drawn_with_do_not_move():
+    assert (STRIDE, SFT_MIX_SEED) == (
+        {"samples": 1_000_003, "noise": 7919, "probes": 10_007, "questions": 2**48},
+        1_000,
+    )

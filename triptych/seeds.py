@@ -29,8 +29,26 @@ START = {
     "hard_prompts": 10**15,  # specs of hard SFT samples; far up, since each sample searches 10,000 of them
 }
 
+# Between the items of neighboring seeds, so that two runs or two questions share none.
+STRIDE = {
+    "samples": 1_000_003,  # of a stage of SFT: a prime above the number of samples that one stage sees
+    "noise": 7919,  # of a stage of SFT: a prime above the number of its updates
+    "probes": 10_007,  # a prime above the number of prompts that the probes ask
+    "questions": 2**48,  # about one picture, far beyond the seeds of any run
+}
+
+SFT_MIX_SEED = 1_000  # added to the seed of an RL run: its SFT mix repeats no sample of the SFT that came before
+
 # What a seed is used for in the world of stickers: one seed gives independent draws for each.
 USES = {"scene": 1, "spec": 2, "apply": 3, "fix": 4, "random_edit": 5, "spoil": 6}
+
+
+def named_rng(*words: str | int) -> Random:
+    """Random numbers of their own for one choice, such as ("hard", seed): no other draw of that seed moves with it.
+
+    Python hashes text with SHA-512, so that names and numbers that differ in anything give independent streams.
+    """
+    return Random(" ".join(map(str, words)))
 
 
 def sticker_rng(use: str, seed: int) -> Random:

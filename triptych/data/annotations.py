@@ -22,6 +22,7 @@ from triptych.data.layout import CELL, CELLS, SIZES
 from triptych.data.lexicon import EXTRA, NO, NUMBERS, YES, article, number_word, plural
 from triptych.data.scene import POSITION_BAND, Scene, Sticker, check, clearance, in_region, members, size_holds
 from triptych.data.stickers import CLASSES, COLORS
+from triptych.seeds import named_rng
 from triptych.trace import Spec
 
 EMPTY_PLAN = "nothing"  # the list of no stickers
@@ -164,7 +165,7 @@ def question_answer(scene: Scene, seed: int, kind: str | None = None) -> Questio
 
     A kind that the scene has no question of (the color of what, in an empty picture?) gives way to "presence".
     """
-    rng = Random(f"question {seed}")  # of its own: no draw of the scene with this seed moves
+    rng = named_rng("question", seed)  # of its own: no draw of the scene with this seed moves
     make = QUESTION_KINDS[kind or rng.choice(tuple(QUESTION_KINDS))]
     return make(scene, rng) or _presence(scene, rng)
 

@@ -29,7 +29,7 @@ from triptych.data.lexicon import NO, YES
 from triptych.data.scene import Scene, Sticker, check
 from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
-from triptych.seeds import START
+from triptych.seeds import START, STRIDE, named_rng
 from triptych.trace import Spec
 
 SampleKind = Literal["draw", "plan", "edit", "reflect", "answer"]
@@ -102,7 +102,7 @@ def sft_sample(kind: SampleKind, seed: int, mix: DataMix = DataMix()) -> SFTSamp
 
 def sample_spec(seed: int, mix: DataMix) -> Spec:
     """The spec of a sample: that of the endless set, or with the share `hard_prompts` a hard one."""
-    rng = random.Random(f"hard {seed}")  # of its own: the share of hard prompts moves no other draw of the sample
+    rng = named_rng("hard", seed)  # of its own: the share of hard prompts moves no other draw of the sample
     if rng.random() >= mix.hard_prompts:
         return random_spec(seed)
     weights = {"white": mix.white_weight}
@@ -124,8 +124,8 @@ def question_sample(
     Whether it fits is answered behind a reflection, and with `mix.list_first` any other first question behind a list of
     the stickers. The questions that follow find the list in the context.
     """
-    # Questions of one picture are 2^48 seeds apart, far beyond the seeds of any run; a dict drops repeated ones.
-    seeds = (seed + 2**48 * index for index in range(mix.questions_per_picture))
+    # A dict drops questions that came up before.
+    seeds = (seed + STRIDE["questions"] * index for index in range(mix.questions_per_picture))
     pairs = list(dict(question_answer(scene, each) for each in seeds).items())
     thought = plan_text(scene) if mix.list_first else None
     if fit_spec is not None:
@@ -236,7 +236,7 @@ def _prompt(spec: Spec, seed: int, mix: DataMix) -> str:
     # A free wording ("two red apples and a blue bus") had a second bus in 7 of 8 plans before (LOG.md E12).
     # Both openings, "a photo of " and "A photo of ", are of one length.
     text = prompt_text(spec, wording_of(spec))
-    return text[len("a photo of ") :] if random.Random(f"bare {seed}").random() < mix.drop_prefix else text
+    return text[len("a photo of ") :] if named_rng("bare", seed).random() < mix.drop_prefix else text
 
 
 def _mistake_count(rng: random.Random, mix: DataMix) -> int:

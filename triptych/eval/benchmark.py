@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 
 from triptych.data.edits import spoil
 from triptych.data.render import render_array
@@ -38,7 +37,7 @@ from triptych.model.config import Sampling
 from triptych.model.images import read_image
 from triptych.rewards.judge import Judge, verdicts_of
 from triptych.rewards.sticker_judge import scene_verdict
-from triptych.seeds import derive
+from triptych.seeds import derive, named_rng
 from triptych.trace import Drawing, Prompt, Spec, Trace, Turn, Verdict
 
 PlayFunction = Callable[..., Iterator[list[Trace]]]  # called as triptych.loop.play is
@@ -315,7 +314,7 @@ def synthetic_set(benchmark: Benchmark, seeds: Sequence[int], out: Path, resume:
 
 def synthetic_scene(spec: Spec, index: int, seed: int) -> Scene:
     """The scene of the prompt at `index` and a seed: right, or with a few mistakes."""
-    rng = Random(f"painted {index} {seed}")  # the name of 0.1, so that its sets stay the same
+    rng = named_rng("painted", index, seed)  # the name of 0.1, so that its sets stay the same
     (mistakes,) = rng.choices(list(MISTAKES), list(MISTAKES.values()))
     scene_seed = rng.randrange(1 << 40)
     scene = Scene.sample(spec, scene_seed)

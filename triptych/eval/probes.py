@@ -22,6 +22,7 @@ from triptych.loop import Policy, play
 from triptych.model.config import Sampling
 from triptych.model.templates import is_stop, parse_answer, parse_edit
 from triptych.rewards.sticker_judge import StickerJudge, WorldJudge
+from triptych.seeds import STRIDE
 from triptych.trace import Completion, Prompt, Spec, Trace
 
 
@@ -166,8 +167,8 @@ def run_probes(
         if on_score is not None:
             on_score(name, scores[name])
 
-    # A prompt has another seed under every seed of the probes, and no two prompts share one below 10,007 prompts.
-    rows = [(prompt, seed * 10_007 + index) for seed in seeds for index, prompt in enumerate(prompts)]
+    # A prompt has another seed under every seed of the probes, and no two prompts share one.
+    rows = [(prompt, seed * STRIDE["probes"] + index) for seed in seeds for index, prompt in enumerate(prompts)]
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     batches = [
         ([p for p, _ in part], [p.spec for p, _ in part if p.spec is not None], [s for _, s in part]) for part in parts

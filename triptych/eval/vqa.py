@@ -41,6 +41,7 @@ from triptych.eval.quiz import AnswerForm, JudgedPicture, Question, Quiz
 from triptych.eval.results import Row
 from triptych.eval.run_folder import RunFolder
 from triptych.rewards.geneval_detector import GenEvalDetector
+from triptych.seeds import named_rng
 from triptych.trace import Verdict
 
 World = Literal["open", "stickers"]
@@ -150,7 +151,7 @@ def composition_questions(picture: JudgedPicture, facts: PictureFacts, world: Wo
     """Every kind of question that can be asked, at most one for each kind and answer; the choice follows `seed`."""
     questions: list[Question] = []
     for kind, write in COMPOSITION_KINDS.items():
-        rng = Random(f"{kind} {seed}")  # its own: a new kind would not change the questions of the others
+        rng = named_rng(kind, seed)  # its own: a new kind would not change the questions of the others
         candidates = list(write(facts, rng, WORDINGS[world]))
         rng.shuffle(candidates)
         # By the place of the answer among the options, which is what `_balanced` balances. Of several questions with
@@ -306,7 +307,7 @@ def alignment(
     """
     questions: list[Question] = []
     for column in pictures.columns:
-        rng = Random(f"ITA {seed} {column}")  # its own: a limit or a missing column changes no other column
+        rng = named_rng("ITA", seed, column)  # its own: a limit or a missing column changes no other column
         pairs = _distinct(picture for picture in pictures.pictures if picture.column == column)
         fitting = [picture for picture, verdict in pairs if verdict.score == 1]
         near = [picture for picture, verdict in pairs if verdict.score < 1 and len(verdict.failed) == 1]
@@ -357,7 +358,7 @@ def composition(
         facts = PictureFacts(own, prompt_classes(picture.text), classes)
         for question in composition_questions(picture, facts, world, f"{seed} {picture.sha256}"):
             by_kind[question.column].append(question)
-    balanced = [_balanced(own, limit, Random(f"VQA {seed} {kind}")) for kind, own in by_kind.items()]
+    balanced = [_balanced(own, limit, named_rng("VQA", seed, kind)) for kind, own in by_kind.items()]
     about = {"drawn": pictures.about, "judge": detector, "seed": seed, "limit": limit, "world": world}
     return Quiz("VQA", tuple(COMPOSITION_KINDS), _by_picture(each for own in balanced for each in own), about)
 

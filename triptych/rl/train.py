@@ -27,11 +27,10 @@ from triptych.rl.logprob_check import Stages
 from triptych.rl.metrics import TimedJudge, Timer, describe
 from triptych.rl.train_state import TrainState
 from triptych.rl.tree import Expand, Group, Node, StageRollout
-from triptych.seeds import derive
+from triptych.seeds import SFT_MIX_SEED, derive
 from triptych.sft.self_generated import DetectScenes
 
 CHECK_PROMPTS = 2  # of the log-probability check before step 0
-SFT_SEED = 1_000  # added to the seed, so that the SFT mix does not repeat the samples of the SFT that came before
 MISSING_WINDOW = 20  # newest steps over which missing verdicts are counted: one bad step of a server stops no run
 
 # The seed of each random choice of a step is derive(seed, step, PURPOSE); adapters have 4 without a step (learner.py).
@@ -109,7 +108,7 @@ def train(
                 train_state.save_state(out, state, learner)
             raise
         with timer.part("update"):
-            batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, config.seed + SFT_SEED, state.step, detect)
+            batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, config.seed + SFT_MIX_SEED, state.step, detect)
             metrics, finite = learner.update(_batches(rollout, stages, config), state.step, timer, batch)
         index, state = state.step, _advance(state, rollout, finite, config)
         metrics |= describe(rollout.groups, rollout.advantages) | _counts(rollout, state, timer)

@@ -32,9 +32,9 @@ from triptych.model import weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
 from triptych.rewards.sticker_judge import WorldJudge
-from triptych.seeds import START
+from triptych.seeds import START, STRIDE
 from triptych.sft.joint import JointConfig, PreviousTokenLoss, joint_stage
-from triptych.sft.optim import SEED_STRIDE, SFTStage, copies, load_weights
+from triptych.sft.optim import SFTStage, copies, load_weights
 from triptych.sft.run import LOG, RecipeConfig
 from triptych.sft.self_generated import load_pictures, save_pictures, self_generated_pictures, self_generated_samples
 from triptych.sft.sticker_detector import DetectorRecipe
@@ -170,7 +170,7 @@ class SFTConfig(RecipeConfig):
 
     def _self_generated_samples(self, folder: Path, bagel: Bagel, ema: Mapping[str, Tensor]) -> list[SFTSample]:
         """Samples on pictures of the averaged model, which are drawn once and written to `folder`."""
-        config, seed = self.self_generated, START["self_generated"] + self.seed * SEED_STRIDE
+        config, seed = self.self_generated, START["self_generated"] + self.seed * STRIDE["samples"]
         if (drawn := load_pictures(folder)) is None:
             policy = averaged(bagel, ema)
             # Its mistakes should be of drawing: plans are as sure as the rest of what it says.

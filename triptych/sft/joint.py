@@ -29,9 +29,8 @@ from triptych.model.packing import Block, Latent, Pack, Text, View
 from triptych.model.templates import encode, wrap_answer, wrap_plan, wrap_reflection
 from triptych.model.transformer import Experts, belongs_to
 from triptych.model.vae import patchify
-from triptych.seeds import START
+from triptych.seeds import START, STRIDE
 from triptych.sft.optim import (
-    SEED_STRIDE,
     FitConfig,
     Metrics,
     Part,
@@ -153,7 +152,7 @@ def row_kinds(data: JointData) -> tuple[tuple[SampleKind, ...], ...]:
 def sft_batch(data: JointData, seed: int, step: int, self_generated: Sequence[SFTSample] = ()) -> SFTBatch:
     """The samples of an update; a share of edits, reflections and answers is taken from `self_generated`."""
     rows = data.pictures + data.edits + data.words
-    index = START["joint"] + seed * SEED_STRIDE + step * rows
+    index = START["joint"] + seed * STRIDE["samples"] + step * rows
     rng = random.Random(index)
     own = {kind: [one for one in self_generated if one.kind == kind] for kind in ("edit", "answer", "reflect")}
     stops = [one for one in own["reflect"] if one.reply is None]

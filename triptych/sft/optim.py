@@ -27,7 +27,6 @@ from triptych.errors import ConfigError, TrainingError
 from triptych.sft import checkpoint
 
 PREFETCH = 4  # batches that a worker process holds ready
-SEED_STRIDE = 1_000_003  # between the samples of two seeds: a prime above the number of samples of a stage
 
 Optimizers = dict[str, torch.optim.Optimizer]
 Metrics = dict[str, float]

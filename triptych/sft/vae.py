@@ -27,10 +27,9 @@ from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.model.config import AutoencoderConfig
 from triptych.model.vae import Autoencoder
-from triptych.seeds import START
-from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, SFTStage, adamw, copies
+from triptych.seeds import START, STRIDE, named_rng
+from triptych.sft.optim import FitConfig, Metrics, Part, SFTStage, adamw, copies
 
-NOISE_STRIDE = 7919  # between the noise seeds of two runs, above the number of updates of a stage
 ABSOLUTE_WEIGHT = 0.2  # of the absolute error beside the squared one, in the VAE stage
 BETAS = (0.9, 0.95)  # a shorter memory of squared gradients than AdamW's .999: stages are short
 MEASURED_SCENES = 64  # from which scale and shift of the latents are measured
@@ -65,7 +64,7 @@ class SceneBatch(NamedTuple):
 
 def scenes_of_step(seed: int, step: int, batch: int) -> list[Scene]:
     """Fresh scenes: scene i of the endless set is a function of (seed, i)."""
-    first = seed * SEED_STRIDE + step * batch
+    first = seed * STRIDE["samples"] + step * batch
     return [Scene.sample(random_spec(index), index) for index in range(first, first + batch)]
 
 
@@ -112,8 +111,8 @@ def vae_stage(config: VAEConfig, model_config: AutoencoderConfig, seed: int, dev
     model = Autoencoder(model_config).to(device)
 
     def samples(step: int) -> list[Part]:
-        scenes = vae_scenes(seed * SEED_STRIDE + step * config.batch, config.batch)
-        return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
+        scenes = vae_scenes(seed * STRIDE["samples"] + step * config.batch, config.batch)
+        return [(SceneBatch(scenes, seed * STRIDE["noise"] + step), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
         pixels = to_unit(render(batch.scenes, device=device))
@@ -146,14 +145,14 @@ def decoder_scenes(first: int, batch: int, few: float = 0.0) -> list[Scene]:
 
 
 def _decoder_scene(seed: int, few: float) -> Scene:
-    if Random(f"few colors {seed}").random() < few:
+    if named_rng("few colors", seed).random() < few:
         return few_colors(seed)
     return full_scene(seed, DEFAULT_LAYOUT) if seed % 3 == 0 else Scene.sample(random_spec(seed), seed)
 
 
 def few_colors(seed: int) -> Scene:
     """One to nine stickers in the middle of their cells: half of them white, all of them, or all of another color."""
-    rng = Random(f"colors {seed}")
+    rng = named_rng("colors", seed)
     stickers = full_scene(seed, DEFAULT_LAYOUT).stickers
     chosen = rng.sample(stickers, rng.randint(1, len(stickers)))
     share, color = rng.choice([(0.5, "white"), (1.0, "white"), (1.0, rng.choice(tuple(COLORS)))])
@@ -166,7 +165,7 @@ def decoder_stage(name: str, config: DecoderConfig, model: Autoencoder, seed: in
     tensors = dict(model.decoder.requires_grad_(True).named_parameters())
 
     def samples(step: int) -> list[Part]:
-        first = START["decoder"] + seed * SEED_STRIDE + step * config.batch
+        first = START["decoder"] + seed * STRIDE["samples"] + step * config.batch
         return [(SceneBatch(decoder_scenes(first, config.batch, config.few_colors), first), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:

@@ -34,9 +34,9 @@ from triptych.model.config import VisionConfig
 from triptych.model.packing import grid_ids
 from triptych.model.vae import patchify
 from triptych.model.vision import VisionTower
-from triptych.seeds import START
-from triptych.sft.optim import SEED_STRIDE, FitConfig, Metrics, Part, SFTStage, adamw, copies, muon_and_adamw
-from triptych.sft.vae import NOISE_STRIDE, Pixels, SceneBatch, scenes_of_step, to_unit
+from triptych.seeds import START, STRIDE
+from triptych.sft.optim import FitConfig, Metrics, Part, SFTStage, adamw, copies, muon_and_adamw
+from triptych.sft.vae import Pixels, SceneBatch, scenes_of_step, to_unit
 
 # LOG.md E5: at 1 with AdamW no sticker was named after 217 updates; at .05 with Muon 93 % after 467.
 NOTHING_WEIGHT = 0.05  # of an empty patch: at 1, "nothing everywhere" is where learning rests for a long time
@@ -155,7 +155,7 @@ def vision_stage(config: VisionStageConfig, model_config: VisionConfig, seed: in
         scenes, moved = scenes_of_step(seed + 1, step, config.batch), int(config.batch * TOWER_MOVED)
         for row, scene in enumerate(scenes[:moved]):
             scenes[row] = moved_anywhere(scene, step * config.batch + row)
-        return [(SceneBatch(scenes, seed * NOISE_STRIDE + step), 1.0)]
+        return [(SceneBatch(scenes, seed * STRIDE["noise"] + step), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
         pixels = to_unit(render(batch.scenes, device=device))
@@ -226,7 +226,7 @@ def connector_stage(config: ConnectorConfig, bagel: Bagel, seed: int) -> SFTStag
     tensors = dict(bagel.connector.requires_grad_(True).named_parameters())
 
     def samples(step: int) -> list[Part]:
-        first = START["connector"] + seed * SEED_STRIDE + step * config.batch
+        first = START["connector"] + seed * STRIDE["samples"] + step * config.batch
         return [(SceneBatch(connector_scenes(first, config.batch), first), 1.0)]
 
     def loss(batch: SceneBatch) -> tuple[Tensor, Metrics]:
