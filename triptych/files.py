@@ -18,6 +18,8 @@ from typing import Any
 
 from triptych.errors import OutputError
 
+LFS_POINTER = b"version https://git-lfs.github.com"  # the first bytes of a file that Git LFS has not fetched
+
 
 @contextmanager
 def naming_errors(path: Path, remedy: str = "choose a place that can be written with --out") -> Iterator[None]:
@@ -43,6 +45,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
                 file.flush()
                 os.fsync(file.fileno())  # a rename may reach the disk before the contents do
             os.replace(part, path)
+            _sync(path.parent)  # the new name itself
         finally:
             part.unlink(missing_ok=True)  # of a failed write; after a good one it has its new name
     return path
@@ -117,6 +120,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if os.path.lexists(folder):  # rename would replace an empty folder of somebody else
                 raise taken(folder)
             os.rename(part, folder)
+            _sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -139,6 +143,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 os.rename(folder, old)  # a kill between the two renames: `sweep` gives the old one its name back
             os.rename(part, folder)
+            _sync(folder.parent)  # before the older one goes
             shutil.rmtree(old, ignore_errors=True)  # the new one is in place: what stays is for `sweep`
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -215,11 +220,17 @@ def _part(path: Path, kind: str = "") -> Path:
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file of a folder to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    """Bring a folder, its folders and every file in them to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if not path.is_file() and (os.name == "nt" or not path.is_dir()):  # Windows opens no folders; nor broken links
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,7 @@
 """A set that is not what it seems is told beside its number: doubles, spellings, gaps, single tags."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,24 @@ def test_spellings_of_a_tag_are_one_tag():
     assert [row.column for row in renamed] == ["colors", "colors", "My Tag", "My Tag"]
     assert merged == {"colors": ("Colors", "colors "), "My Tag": ("My Tag", "my  tag")}
     assert one_spelling([verdict(1)], ["colors"]) == ([verdict(1)], {})
+
+
+@pytest.mark.parametrize("spelling", ["SINGLE_OBJECT", "single-object", "Single Object", " single__object\u200b"])
+def test_a_spelling_is_that_of_the_benchmark(spelling: str):
+    ((row,), merged) = one_spelling([verdict(1, tag=spelling)], ["single_object"])
+    assert row.column == "single_object" and merged == {"single_object": (spelling,)}
+
+
+def test_a_picture_keeps_its_name_under_another_path():
+    rows = [verdict(1, picture="./a//x.png"), verdict(2, picture="a/x.png"), verdict(3, picture="a\\x.png")]
+    assert [row.line for row in each_picture_once(rows, "last")[0]] == [3]
+
+
+def test_a_picture_of_two_files_is_told_and_counts_twice():
+    rows = [verdict(1, picture="x.png"), replace(verdict(1, picture="x.png"), file="g"), verdict(2, picture="y.png")]
+    assert completeness(rows, None).in_several_files == 1
+    assert "more than one file" in completeness(rows, None).lines("Toy")[0]
+    assert len(each_picture_once(rows, "last")[0]) == 3
 
 
 def test_what_a_set_lacks_is_counted():
@@ -76,6 +95,18 @@ def test_three_of_553_prompts_are_told_beside_the_number(tmp_path: Path, capsys:
     assert "3 of 553 prompts" in printed.out and "3 of 553 prompts" in printed.err
     assert main(["score", "geneval", path, "--incomplete", "fail"]) == 2
     assert "--incomplete" in capsys.readouterr().err
+
+
+def test_absent_columns_of_tiif_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = {"attribute": "Style", "length": "short", "questions": ["Is it?"], "gt_answers": ["yes"]}
+    path = tmp_path / "replies.jsonl"
+    path.write_text(json.dumps(line | {"model_output": "yes"}))
+    assert main(["score", "tiif", str(path), "--json"]) == 0
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert record["cells"] == {"style/short": {"right": 1, "asked": 1}} and len(record["set"]["absent_tags"]) == 77
+    assert "incomplete: no picture of" in printed.err and "'style/short', is spelled 'Style/short'" in printed.err
+    assert main(["score", "tiif", str(path), "--incomplete", "fail"]) == 2
 
 
 def test_the_shared_cases(shared: Path, capsys: pytest.CaptureFixture):

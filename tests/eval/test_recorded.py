@@ -247,6 +247,32 @@ def test_a_gzip_stream_that_is_cut_off(path: Path, kept: int):
         list(recorded.read_tiif(path))
 
 
+def test_all_damaged_lines_are_told_at_once(path: Path):
+    lines = [json.dumps(GENEVALPP), "{", json.dumps({"tag": "x"}), json.dumps(GENEVALPP), '{"tag": 3}', "", "not json"]
+    path.write_text("\n".join(lines))
+    with pytest.raises(JudgeError) as caught:
+        list(recorded.read_genevalpp(path))
+    message = str(caught.value)
+    assert [f"line {number}: " in message for number in (1, 2, 3, 4, 5, 7)] == [
+        False, True, True, False, True, True,
+    ]  # fmt: skip
+    assert message.endswith("(4 of 6 lines)") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[\n" + json.dumps(GENEVALPP).encode() + b"\n]", "JSON array.*jq -c"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (json.dumps(GENEVALPP).encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_what_is_no_json_lines_is_named(path: Path, content: bytes, told: str):
+    path.write_bytes(content)
+    with pytest.raises(JudgeError, match=told):
+        list(recorded.read_genevalpp(path))
+
+
 def test_files_that_are_none(tmp_path: Path):
     for content in ("", "\n \n"):
         (tmp_path / "empty").write_text(content)

@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 from triptych.errors import OutputError, PictureError
 from triptych.model import images
 from triptych.model.config import BAGEL_7B, SKETCH, Resize
-from triptych.model.images import flatten_rgba, normalize, read_image, resize, resized_size, to_pixels, write_image
+from triptych.model.images import (
+    flatten_rgba,
+    frames_note,
+    normalize,
+    read_image,
+    resize,
+    resized_size,
+    to_pixels,
+    write_image,
+)
 
 sides = st.integers(1, 6000)
 
@@ -212,6 +221,61 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path):
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(PictureError, match="git lfs pull"):
         read_image(tmp_path / "a.png")
+
+
+def png(depth: int, kind: int, row: bytes, transparent: bytes, palette: bytes = b"") -> bytes:
+    """A PNG of 2 x 1 pixels, of which Pillow writes no such kind: `kind` is 0 for gray, 2 for RGB, 3 for a palette."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), *([chunk(b"PLTE", palette)] if palette else []), chunk(b"tRNS", transparent)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (png(1, 0, b"\x40", b"\0\1"), [0, 0, 0]),
+        (png(2, 0, b"\x60", b"\0\2"), [85, 85, 85]),
+        (png(4, 0, b"\x5a", b"\0\x0a"), [85, 85, 85]),
+        (png(8, 0, b"\x05\x0a", b"\0\x0a"), [5, 5, 5]),
+        (png(16, 0, struct.pack(">HH", 25700, 60000), struct.pack(">H", 60000)), [100, 100, 100]),
+        (
+            png(16, 2, struct.pack(">6H", 256, 512, 768, 9000, 8000, 7001), struct.pack(">3H", 9000, 8000, 7001)),
+            [1, 2, 3],
+        ),
+        (png(8, 3, b"\0\1", b"\xff\0", bytes([255, 0, 0, 0, 255, 0])), [255, 0, 0]),
+    ],
+    ids=["1 bit", "2 bits", "4 bits", "8 bits", "16 bits", "RGB of 16 bits", "palette"],
+)
+def test_the_transparent_color_of_every_depth_is_white(tmp_path: Path, content: bytes, shown: list[int]):
+    (tmp_path / "a.png").write_bytes(content)
+    left, right = read_image(tmp_path / "a.png")[0]
+    assert left.tolist() == shown and right.tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_of_an_animation_the_first_frame_counts_and_that_is_told(tmp_path: Path, suffix: str):
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    red.save(tmp_path / f"one.{suffix}")
+    red.save(tmp_path / f"two.{suffix}", save_all=True, append_images=[blue])
+    assert read_image(tmp_path / f"two.{suffix}")[0, 0].tolist()[2] == 0
+    assert frames_note(tmp_path / f"one.{suffix}") == "" and "2 frames" in frames_note(tmp_path / f"two.{suffix}")
+
+
+def test_a_program_is_no_picture(tmp_path: Path):
+    """Ghostscript would run it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="is EPS, which is not read here"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_print_in_four_inks_is_read_in_three_colors(tmp_path: Path):
+    assert saved(tmp_path, Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "a.jpg")[0, 0].tolist() == [255, 0, 0]
+    assert saved(tmp_path, Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "a.tiff")[0, 0].tolist() == [255, 0, 0]
 
 
 def test_the_shared_cases_of_pictures(shared: Path):

@@ -1,4 +1,4 @@
-"""`triptych judge`: a judge's verdicts on images that any system drew: one image, a folder, or a list in JSON lines.
+"""`triptych judge`: a judge's verdicts on images that any system drew: one image, a folder, or a list of them.
 
 Without an address the judge is that of the sticker world; --judge names another (judge_choice.py). The numbers go to
 stdout; what is missing goes to stderr, a line each. A missing verdict is in no mean, and the exit code is then 1.
@@ -16,27 +16,30 @@ from typing import Any
 from rich.progress import Progress
 
 from triptych.apps import score
-from triptych.apps.arguments import check_text, understand
 from triptych.apps.commands import JudgeOptions
 from triptych.apps.judge_choice import check_missing, cut_line, judge_kind, open_judge, open_vlm, sticker_judge
 from triptych.apps.options import STICKER_JUDGES, OpenModel
 from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
+from triptych.data.prompt_checks import check_text, understand
 from triptych.errors import ConfigError, OutputError, PromptError
+from triptych.eval.completeness import completeness
 from triptych.eval.recorded import RecordedVerdict
 from triptych.eval.submissions import (
+    LISTS,
     Entry,
     Fault,
     JudgedEntry,
     folder_notes,
     judge_pictures,
+    list_notes,
     list_pictures,
     load_entries,
 )
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
-from triptych.model.images import read_image
+from triptych.model.images import frames_note, read_image
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
 from triptych.rewards.vlm_prompts import Checks
@@ -48,10 +51,12 @@ UNREADABLE = "unread"  # the column of lines that hold no prompt
 
 def run(options: JudgeOptions, open_model: OpenModel) -> int:
     """Judge the images and print the verdicts; returns the exit code, 1 where one is missing."""
-    many = options.image.is_dir() or options.image.suffix == ".jsonl"
+    many = options.image.is_dir() or options.image.suffix.lower() in LISTS
     kind = judge_kind(options, "world")
     check_options(options, many)
     if kind in STICKER_JUDGES and not many:
+        if note := frames_note(options.image):
+            print(f"note: {printable(note)}", file=sys.stderr, flush=True)
         record = judge_sticker_image(options.image, options.prompt, sticker_judge(kind))
         print(json.dumps(record) if options.as_json else verdict_lines(record), flush=True)
         return 0
@@ -108,7 +113,7 @@ def checked(entry: Entry | Fault, change: Callable[[Entry], Entry], hint: str = 
 
 def with_spec(entry: Entry) -> Entry:
     """The entry with a spec, parsed from the prompt where it brings none."""
-    return entry if entry.prompt.spec else replace(entry, prompt=understand(entry.prompt, SKETCH))
+    return entry if entry.prompt.spec else replace(entry, prompt=understand(entry.prompt, SKETCH.world))
 
 
 def drawable(entry: Entry) -> Entry:
@@ -136,7 +141,7 @@ def with_checklists(entries: Sequence[Entry | Fault]) -> tuple[list[Entry | Faul
 
 def place_of(entry: Entry | Fault) -> str:
     """Where an entry stands: its file, and its line in a list."""
-    return f"{entry.name}, line {entry.line}" if entry.line > 1 or entry.name.endswith(".jsonl") else entry.name
+    return f"{entry.name}, line {entry.line}" if entry.line > 1 or entry.name.endswith(LISTS) else entry.name
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -145,6 +150,7 @@ def place_of(entry: Entry | Fault) -> str:
 def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: Judge) -> int:
     """Judge everything, print what is missing as it happens and the counts at the end; returns the exit code."""
     rows: list[JudgedEntry] = []
+    notes = folder_notes(options.image) if options.image.is_dir() else list_notes(entries)
     total = without_verdict = missing = 0  # `missing` counts files at fault, too
     cause = ""
     remedy = f"the others are in {options.cache}" if options.cache else "--cache would keep the others"
@@ -153,6 +159,8 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
         bar = progress.add_task(name, total=len(entries), right="")
         for row in judge_pictures(entries, judge):
             rows.append(row)
+            if isinstance(row.entry, Entry) and (note := frames_note(row.entry.picture)):
+                notes.append(printable(note))
             if row.missing:
                 print(f"missing: {place_of(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
             total, missing = total + row.judged, missing + bool(row.missing)
@@ -163,7 +171,6 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
             check_missing(options, total, without_verdict, cause, remedy)
     if line := cut_line(judge):
         print(line, file=sys.stderr, flush=True)
-    notes = folder_notes(options.image) if options.image.is_dir() else []
     for note in notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     print_verdicts(options, judge, rows, notes)
@@ -217,12 +224,22 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEnt
         geneval = {row.column for row in verdicts} <= {*GENEVAL_COLUMNS, UNREADABLE}
         benchmark = "geneval" if geneval else "genevalpp"
     record = score.score_record(benchmark, verdicts)
+    # A list is a set of the user's own, and so is a folder with none of the benchmark's prompts.
+    whole = completeness(verdicts, score.expected_set(benchmark))
+    if not (options.image.is_dir() and whole.prompts):
+        whole = completeness(verdicts, None)
     if options.as_json:
         cut = {"cut": len(judge.cut)} if hasattr(judge, "cut") else {}
-        results = {"judge": judge.name, **cut, "notes": [*notes], "results": [result(row) for row in rows]}
+        results = {
+            "judge": judge.name,
+            **cut,
+            "notes": [*notes],
+            "set": whole.to_record(),
+            "results": [result(row) for row in rows],
+        }
         print(json.dumps({**record, **results}), flush=True)
         return
-    score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts)
+    score.print_scores(benchmark, f"{options.image}, judged by {judge.name}", record, verdicts, whole)
 
 
 def recorded_verdict(row: JudgedEntry) -> RecordedVerdict:
@@ -256,7 +273,7 @@ def result(row: JudgedEntry) -> dict[str, Any]:
 
 def judge_sticker_image(path: Path, text: str, judge: StickerJudge) -> dict[str, Any]:
     """Score, checks and detected stickers as JSON values. Raises PictureError, PromptError or JudgeError."""
-    prompt = understand(Prompt(check_text(text)), SKETCH)  # of SKETCH only the world counts
+    prompt = understand(Prompt(check_text(text)), SKETCH.world)
     image = read_image(path)
     (scene,) = judge.scenes([image])
     assert prompt.spec is not None  # `understand` gives one in the world of stickers

@@ -65,7 +65,8 @@ def run(options: ScoreOptions, open_model: OpenModel) -> int:
         return 0
     total = f"{len(files)} files together" if by_file else str(options.files[0])
     for title, own in {**by_file, total: rows}.items():
-        print_scores(options.benchmark, title, score_record(options.benchmark, own), own)
+        lacking = completeness(own, expected_set(options.benchmark))
+        print_scores(options.benchmark, title, score_record(options.benchmark, own), own, lacking)
     return 0
 
 
@@ -94,10 +95,10 @@ def tags_of(benchmark: str) -> list[str]:
     return [*(suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS)]
 
 
-def expected_set(benchmark: str) -> Expected | None:
-    """What a whole set holds; None for TIIF, whose prompts are the user's and whose absent columns are in its table."""
+def expected_set(benchmark: str) -> Expected:
+    """What a whole set holds; of TIIF the columns alone, for its prompts are in the user's own copy."""
     if benchmark == "tiif":
-        return None
+        return Expected(NAMES[benchmark], frozenset(), tuple(tags_of(benchmark)))
     suite = suites.GENEVAL if benchmark == "geneval" else suites.GENEVAL_PLUS
     return Expected(NAMES[benchmark], frozenset(prompt.text for prompt in suite.prompts), tuple(tags_of(benchmark)))
 
@@ -204,11 +205,13 @@ def print_oddities(benchmark: str, whole: Completeness) -> None:
         print(f"note: {printable(line)}", file=sys.stderr)
 
 
-def print_scores(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> None:
+def print_scores(
+    benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict], whole: Completeness
+) -> None:
     """The table on stdout; under it, what the set lacks."""
     table = _tag_table(benchmark, title, record, rows) if benchmark != "tiif" else tiif_table(title, record, rows)
-    lacking = [line for line in together(benchmark, rows, []).lines(NAMES[benchmark]) if line.startswith("incomplete")]
-    if lacking:
+    lacking = [line for line in whole.lines(NAMES[benchmark]) if line.startswith("incomplete")]
+    if lacking and benchmark != "tiif":  # whose table says it in its own words
         table.caption = "\n".join([*([str(table.caption)] if table.caption else []), *map(_plain_line, lacking)])
     open_console(as_json=False).print(table)
 

@@ -28,6 +28,7 @@ from typing import Any
 from triptych.data.language import prompt_text
 from triptych.data.prompts import read_spec, short
 from triptych.errors import PromptError
+from triptych.files import LFS_POINTER
 from triptych.text import clean_text, is_text
 from triptych.trace import Prompt
 
@@ -46,7 +47,7 @@ _SIGNATURES = {
     b"%PDF": "a PDF; save its prompts as text",
     b"\x89PNG": "a picture; expected a file of prompts",
     b"\xff\xd8\xff": "a picture; expected a file of prompts",
-    b"version https://git-lfs": "a Git LFS pointer; run git lfs pull",
+    LFS_POINTER: "a Git LFS pointer; run git lfs pull",
     b"ARROW1": "an Arrow file; save it as parquet, CSV or JSON lines",
     b"SQLite format": "a database; save its prompts as CSV or JSON lines",
     b"\x93NUMPY": "a NumPy array; save it as lines of text",
@@ -86,7 +87,7 @@ def read_entries(path: Path) -> list[PromptEntry]:
     path = Path(path)
     entries: list[PromptEntry] = []
     faults: list[tuple[str, str]] = []  # where, why
-    for where, record in _records(path):
+    for where, record in prompt_records(path):
         try:
             entries.append(_entry(record, f"{path}, {where}", path.stem))
         except ValueError as error:
@@ -108,19 +109,19 @@ def read_entries(path: Path) -> list[PromptEntry]:
     return entries
 
 
-def told_faults(path: Path, faults: Sequence[tuple[str, str]], total: int) -> str:
-    """One line about every fault (where, why) of a file of `total` prompts."""
+def told_faults(path: Path, faults: Sequence[tuple[str, str]], total: int, kind: str = "prompts") -> str:
+    """One line about every fault (where, why) of a file of `total` prompts, or of another kind."""
     told = "; ".join(f"{where}: {why}" for where, why in faults[:MAX_TOLD])
     others = ", ".join(where.removeprefix("line ") for where, _ in faults[MAX_TOLD : MAX_TOLD + 50])
     more = f"; and {others}{' and more' if len(faults) > MAX_TOLD + 50 else ''}" if others else ""
-    count = f" ({len(faults)} of {total} prompts)" if len(faults) > 1 else ""
+    count = f" ({len(faults)} of {total} {kind})" if len(faults) > 1 else ""
     return f"{path}, {told}{more}{count}"
 
 
 # --- containers -------------------------------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def prompt_records(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, record) of every prompt: a sentence, or an object; ValueError in place of a record that is damaged."""
     content = _content(path)
     if content[:4] == b"PAR1":

@@ -7,13 +7,17 @@ two verdicts on one picture counts, and whether an incomplete set has a number a
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from posixpath import normpath
 from typing import Any, Literal
 
 from triptych.errors import JudgeError
 from triptych.eval.recorded import RecordedVerdict
+from triptych.text import clean_text
 
 Duplicates = Literal["last", "first", "fail"]
 MAX_NAMED = 5  # of a kind, in a sentence
@@ -21,7 +25,7 @@ MAX_NAMED = 5  # of a kind, in a sentence
 
 @dataclass(frozen=True)
 class Expected:
-    """What a whole set of a benchmark holds: its name, prompts and tags."""
+    """What a whole set of a benchmark holds: its name, prompts (none where they are the user's own) and tags."""
 
     name: str
     prompts: frozenset[str]
@@ -33,6 +37,7 @@ class Completeness:
     """What is odd about a set; everything is empty, and prompts are all there, where nothing is."""
 
     duplicates: tuple[str, ...] = ()  # a sentence for each picture that stands twice
+    in_several_files: int = 0  # pictures of one name and prompt that more than one file has
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tag to the spellings that were merged
     absent_tags: tuple[str, ...] = ()
     unknown_tags: tuple[str, ...] = ()
@@ -55,6 +60,10 @@ class Completeness:
         lines = [*self.duplicates[:MAX_NAMED]]
         if len(self.duplicates) > MAX_NAMED:
             lines.append(f"... and {len(self.duplicates) - MAX_NAMED} more pictures stand twice")
+        if self.in_several_files:
+            lines.append(
+                f"{self.in_several_files} pictures stand in more than one file; each counts, as of two systems"
+            )
         for tag, spellings in self.labels.items():
             lines.append(f"one tag, {tag!r}, is spelled {', '.join(map(repr, spellings))}")
         if self.prompts < self.of_prompts:
@@ -62,28 +71,38 @@ class Completeness:
         if self.other_prompts and self.of_prompts:
             lines.append(f"{self.other_prompts} prompts are none of {name}'s")
         if self.absent_tags:
-            lines.append(f"incomplete: no picture of {', '.join(self.absent_tags)}")
+            lines.append(f"incomplete: no picture of {_named(self.absent_tags)}")
         if self.unknown_tags:
-            lines.append(f"tags that {name} does not have: {', '.join(map(repr, self.unknown_tags[:MAX_NAMED]))}")
+            lines.append(f"tags that {name} does not have: {_named([*map(repr, self.unknown_tags)])}")
         if self.uneven:
             lines.append(f"uneven: {self.uneven} prompts have fewer than {self.most_pictures} pictures")
         return lines
 
 
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 1 else f", {names[-1]}" if more else "")
+
+
 def one_spelling(rows: Sequence[RecordedVerdict], tags: Iterable[str]) -> tuple[list[RecordedVerdict], dict]:
     """The rows with one spelling of each tag, and the spellings that were merged by tag.
 
-    "Color" and "color " are "color": the benchmark's own spelling of `tags`, or else the one that comes first.
+    "Color" and "color " are "color", and "single-object" is "single_object": the benchmark's own spelling of `tags`, or
+    else the one that comes first.
     """
-    own = {tag.casefold(): tag for tag in tags}
+    own = {_key(tag): tag for tag in tags}
     spellings: dict[str, set[str]] = defaultdict(set)
     renamed = []
     for row in rows:
-        words = " ".join(row.column.split())
-        tag = own.setdefault(words.casefold(), words)
+        tag = own.setdefault(_key(row.column), clean_text(row.column))
         spellings[tag].add(row.column)
         renamed.append(row if row.column == tag else replace(row, column=tag))
     return renamed, {tag: tuple(sorted(found)) for tag, found in spellings.items() if found != {tag}}
+
+
+def _key(tag: str) -> str:
+    """What the spellings of one tag have in common: case, width, invisible marks and the sign between words aside."""
+    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", clean_text(tag)).casefold())
 
 
 def each_picture_once(rows: Sequence[RecordedVerdict], policy: Duplicates) -> tuple[list[RecordedVerdict], list[str]]:
@@ -95,7 +114,7 @@ def each_picture_once(rows: Sequence[RecordedVerdict], policy: Duplicates) -> tu
     lines_of: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         if row.picture:  # one picture may be judged against several prompts
-            lines_of[row.file, row.picture, row.column, row.prompt].append(place)
+            lines_of[row.file, _picture(row), row.column, row.prompt].append(place)
     dropped: set[int] = set()
     sentences = []
     for (_, picture, *_), places in lines_of.items():
@@ -114,6 +133,10 @@ def each_picture_once(rows: Sequence[RecordedVerdict], policy: Duplicates) -> tu
     return [row for place, row in enumerate(rows) if place not in dropped], sentences
 
 
+def _picture(row: RecordedVerdict) -> str:
+    return normpath(row.picture.replace("\\", "/"))  # "./a/0.png" of one run is "a/0.png" of the next
+
+
 def completeness(
     rows: Sequence[RecordedVerdict],
     expected: Expected | None,
@@ -125,8 +148,11 @@ def completeness(
     most = max(pictures.values(), default=0)
     found = {prompt for _, prompt in pictures}
     tags = {row.column for row in rows}
+    named = {(row.file, _picture(row), row.column, row.prompt) for row in rows if row.picture}
+    several = Counter(key[1:] for key in named)
     result = Completeness(
         duplicates=tuple(duplicates),
+        in_several_files=sum(count > 1 for count in several.values()),
         labels=labels or {},
         uneven=sum(count < most for count in pictures.values()),
         most_pictures=most,

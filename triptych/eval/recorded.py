@@ -1,9 +1,9 @@
 """Recorded verdicts, read line by line: GenEval detections and results, TIIF replies, GenEval++ verdicts.
 
 A file is JSON lines, gzipped or not; each line is one picture and becomes one `RecordedVerdict`. A line that is damaged
-(not JSON, a box of negative size, a field that is not there) is an error that names file and line, since nothing else
-in such a file can be trusted either. A line that is whole but holds no verdict (the judge failed, or its reply does not
-answer the questions) is *missing*: it is read, listed, and never counted as wrong.
+(not JSON, a box of negative size, a field that is not there) is an error that names the file and all such lines, since
+nothing else in such a file can be trusted either. A line that is whole but holds no verdict (the judge failed, or its
+reply does not answer the questions) is *missing*: it is read, listed, and never counted as wrong.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from triptych.data.prompt_files import told_faults
 from triptych.data.prompts import as_array, as_text, read_spec, short
 from triptych.errors import JudgeError
+from triptych.files import LFS_POINTER
 from triptych.rewards.geneval_rules import (
     GENEVAL_COLORS,
     Detection,
@@ -32,7 +34,7 @@ from triptych.rewards.vlm_replies import read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
 MAX_LINE = 64 * 2**20  # bytes: far above any picture's replies, and a file without line ends fills no memory
-PICTURE_KEYS = ("filename", "image", "image_path", "file")  # that name the picture of a line
+PICTURE_KEYS = ("filename", "image", "image_path", "file", "file_name", "path")  # that name the picture of a line
 GZIP = b"\x1f\x8b"  # the first two bytes of every gzip stream
 
 
@@ -91,19 +93,26 @@ def read_genevalpp(path: Path) -> Iterator[RecordedVerdict]:
 
 
 def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[RecordedVerdict]:
-    """Each line as `read` understands it. Raises JudgeError, with file and line, for the first damaged one."""
+    """Each line as `read` understands it. Raises JudgeError after the last, with all lines that are damaged."""
     count = 0
-    for line, record in read_records(path):
+    faults: list[tuple[str, str]] = []
+    for line, record in _lines(path):
         count += 1
         try:
+            if isinstance(record, ValueError):
+                raise record
             row = read(record)
         except KeyError as error:
             keys = ", ".join(sorted(map(ascii, record))[:12]) or "nothing"
-            _damaged(path, line, f"expected {error.args[0]!r}, found {keys}")
+            faults.append((f"line {line}", f"expected {error.args[0]!r}, found {keys}"))
+            continue
         except (ValueError, RecursionError) as error:
-            _damaged(path, line, str(error) or "nested too deeply")
+            faults.append((f"line {line}", str(error) or "nested too deeply"))
+            continue
         picture = next((record[key] for key in PICTURE_KEYS if isinstance(record.get(key), str)), "")
         yield RecordedVerdict(file=str(path), line=line, picture=picture, **row)
+    if faults:
+        raise JudgeError(told_faults(path, faults, count, "lines"))
     if not count:
         raise JudgeError(f"{path} holds no lines; expected one JSON object per picture")
 
@@ -111,7 +120,7 @@ def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> It
 def _geneval(record: Mapping[str, Any]) -> dict[str, Any]:
     metadata = _decoded(record["metadata"])
     spec = read_spec(metadata)
-    claimed = record["correct"] if isinstance(record.get("correct"), bool) else None
+    claimed = bool(record["correct"]) if record.get("correct") in (True, False) else None  # 1 and 0 too
     if "detections" in record:
         verdict = judge_detections(spec, read_detections(record["detections"]))
     elif "details" in record:
@@ -238,7 +247,22 @@ def _texts(value: Any, what: str) -> list[str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, JSON object) of each line that is not blank. Raises JudgeError, with file and line, for others."""
+    """(line number, JSON object) of each line that is not blank. Raises JudgeError, with file and lines, after the last
+    if there are others."""
+    faults: list[tuple[str, str]] = []
+    count = 0
+    for line, record in _lines(path):
+        count += 1
+        if isinstance(record, ValueError):
+            faults.append((f"line {line}", str(record)))
+        else:
+            yield line, record
+    if faults:
+        raise JudgeError(told_faults(path, faults, count, "lines"))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """(line number, JSON object, or why it is none) of each line that is not blank."""
     line = 0
     if path.exists() and not path.is_file():  # a pipe or a device might never end
         raise JudgeError(f"cannot read {path}: it is no file; expected a file of JSON lines")
@@ -250,14 +274,33 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             # One byte more than is allowed tells a line that is too long.
             while content := stream.readline(MAX_LINE + 1):
                 line += 1
-                if content.strip():
-                    yield line, json_object(content, MAX_LINE)
-    except ValueError as error:
-        _damaged(path, line, str(error))
+                if line == 1:
+                    _check_start(path, content)
+                if not content.strip():
+                    continue
+                try:
+                    record = json_object(content, MAX_LINE)
+                except ValueError as error:
+                    yield line, error
+                    if len(content) > MAX_LINE:
+                        return  # the rest of it would be read as lines of their own
+                else:
+                    yield line, record
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        _damaged(path, line + 1, f"the gzip stream is cut off or damaged ({error}); fetch the file again")
+        why = f"the gzip stream is cut off or damaged ({error}); fetch the file again"
+        raise JudgeError(f"{path}, line {line + 1}: {why}") from error
     except OSError as error:
         raise JudgeError(f"cannot read {path}: {error.strerror or error}; expected a file of JSON lines") from error
+
+
+def _check_start(path: Path, content: bytes) -> None:
+    """Raises JudgeError for a file that is whole, and no JSON lines: each of its lines would else be a fault."""
+    if content.startswith(LFS_POINTER):
+        raise JudgeError(f"{path} is a Git LFS pointer, and not the file itself: run git lfs pull")
+    if content.strip() == b"[":
+        raise JudgeError(f"{path} is a JSON array; expected one object per line, which `jq -c '.[]'` makes of it")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise JudgeError(f"{path} is UTF-16; expected JSON lines in UTF-8: save it anew")
 
 
 def json_object(line: bytes, limit: int) -> dict[str, Any]:
@@ -278,7 +321,3 @@ def json_object(line: bytes, limit: int) -> dict[str, Any]:
 
 def _not_finite(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number")
-
-
-def _damaged(path: Path, line: int, why: str) -> NoReturn:
-    raise JudgeError(f"{path}, line {line}: {why}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from triptych.data.prompt_files import told_faults
 from triptych.errors import JudgeError, PromptError
 from triptych.eval.benchmark import Benchmark
 from triptych.eval.recorded import RecordedVerdict, read_records
@@ -162,26 +163,34 @@ def _files(path: Path) -> list[Path]:
 
 def _instructions(file: Path) -> Iterator[tuple[Prompt, Checks]]:
     count = 0
+    faults: list[tuple[str, str]] = []
     try:
         for line, record in read_records(file):
             count += 1
             for length in LENGTHS:
-                yield _instruction(record, length, f"{file.stem}-{line}", f"{file}, line {line}")
+                try:
+                    yield _instruction(record, length, f"{file.stem}-{line}")
+                except ValueError as error:
+                    faults.append((f"line {line}", str(error)))
+                    break
     except JudgeError as error:
         raise PromptError(str(error)) from error
+    if faults:
+        raise PromptError(told_faults(file, faults, count, "lines"))
     if not count:
         raise PromptError(f"{file} holds no lines; expected one instruction of TIIF-Bench per line")
 
 
-def _instruction(record: Mapping[str, Any], length: str, index: str, where: str) -> tuple[Prompt, Checks]:
+def _instruction(record: Mapping[str, Any], length: str, index: str) -> tuple[Prompt, Checks]:
+    """One wording of a line, and its questions. Raises ValueError that says what is wrong."""
     wanted = "type, short_description, long_description, yn_question_list and yn_answer_list"
     try:
         text = record[f"{length}_description"]
         # A line's own index goes before its place in the file; `length` is ours, since a line holds both.
         checks = Checks.from_record({"index": index, **record, "length": length})
     except (KeyError, TypeError, ValueError) as error:
-        raise PromptError(f"{where}: {type(error).__name__}: {str(error)[:120]}; expected {wanted}") from error
+        raise ValueError(f"{type(error).__name__}: {str(error)[:120]}; expected {wanted}") from error
     # Half a surrogate pair is valid JSON, and no text that could be tokenized or written.
     if not isinstance(text, str) or not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise PromptError(f"{where}: {length}_description is {ascii(text)[:40]}; expected an instruction")
+        raise ValueError(f"{length}_description is {ascii(text)[:40]}; expected an instruction")
     return Prompt(text, source=f"tiif/{length}/{index}"), checks

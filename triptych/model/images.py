@@ -18,10 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from triptych.errors import PictureError
-from triptych.files import write_bytes
+from triptych.files import LFS_POINTER, write_bytes
 from triptych.model.config import Resize
 
-LFS_POINTER = b"version https://git-lfs.github.com"  # the first bytes of a file that Git LFS has not fetched
+# Formats that Pillow opens by running a program of the file's author (EPS, in Ghostscript) or hands to the system
+# (WMF), and those of which it knows the name alone. They are no pictures here.
+NO_PICTURES = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+ANIMATED = frozenset({"GIF", "WEBP", "PNG", "AVIF", "TIFF"})  # whose frames follow each other; a PSD's are its layers
 MAX_PIXELS = 50_000_000  # 150 MB of RGB; read from the file's header, before anything is decoded
 
 
@@ -139,7 +142,32 @@ def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise PictureError(f"{path} has {width}x{height} pixels; expected at most {MAX_PIXELS}: scale it down")
+        if image.format in NO_PICTURES:
+            raise PictureError(f"{path} is {image.format}, which is not read here; save it as PNG")
+        _scale_transparency(image)
         return np.array(flatten_rgba(ImageOps.exif_transpose(image)))
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """The one transparent color of a PNG in 8 bits, as Pillow gives the pixels but not that color."""
+    hidden = image.info.get("transparency")
+    layout = image.tile[0][3] if image.tile else ""
+    if layout in ("L;2", "L;4") and isinstance(hidden, int):
+        image.info["transparency"] = hidden * {"L;2": 85, "L;4": 17}[layout]
+    elif layout == "RGB;16B" and isinstance(hidden, tuple):
+        # Pillow drops the lower bytes, so that colors which differ in these alone are all taken for transparent.
+        image.info["transparency"] = tuple(level >> 8 for level in hidden)
+
+
+def frames_note(path: str | Path) -> str:
+    """That only the first frame of an animation (or the first page) is looked at; empty for a picture of one."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+    except Exception:  # what cannot be read is told by `read_image`
+        return ""
+    return f"{path} has {frames} frames; the first counts" if frames > 1 else ""
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "height width 3"]) -> Path:
