@@ -25,6 +25,10 @@ class TriptychError(Exception):
     """Root of every error that triptych raises on purpose."""
 
 
+class TriptychWarning(UserWarning):
+    """What a run goes on after, and its user should know; the command line prints it as one line."""
+
+
 class PromptError(TriptychError, ValueError):
     """A prompt is empty, too long, or names things that the world of stickers does not hold."""
 

@@ -132,11 +132,12 @@ def test_damaged_and_missing_files_are_model_errors(folder):
     (folder / "ae.safetensors").unlink()
     with pytest.raises(ModelError, match="missing"):
         weights.load(folder)
+    whole = (folder / "llm_config.json").read_text()
     (folder / "llm_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"llm_config\.json"):
         weights.load(folder)
     (folder / "ema.safetensors").unlink()
-    (folder / "llm_config.json").write_text("{}")
+    (folder / "llm_config.json").write_text(whole)
     with pytest.raises(ModelError, match="no weights"):
         weights.load(folder)
 

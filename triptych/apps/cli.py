@@ -10,8 +10,10 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -22,7 +24,7 @@ from tyro.conf import subcommand
 from triptych.apps import commands
 from triptych.apps.options import OpenModel
 from triptych.bounds import check_bounds
-from triptych.errors import ConfigError, TriptychError
+from triptych.errors import ConfigError, TriptychError, TriptychWarning
 
 if TYPE_CHECKING:
     from triptych.model.bagel import Bagel
@@ -69,7 +71,10 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
         return 0
     try:
         options = _parse(arguments)
-        return _module(arguments[0]).run(options, open_model or _load)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TriptychWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            return _module(arguments[0]).run(options, open_model or _load)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)  # 128 + SIGINT, as shells count
     except BrokenPipeError:
@@ -148,6 +153,13 @@ def _load(*arguments: Any) -> Bagel:
     from triptych.model.weights import load
 
     return load(*arguments)
+
+
+def _show_warning(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    if issubclass(category, TriptychWarning):
+        _complain(str(message), 0)
+    else:
+        otherwise(message, category, *rest)
 
 
 def _complain(text: str, code: int) -> int:

@@ -38,6 +38,8 @@ class ModelChoice:
 
     model: str = "sketch"
     """Name of packaged weights, a checkpoint folder, or a Hugging Face name such as ByteDance-Seed/BAGEL-7B-MoT."""
+    base: str = ""
+    """Model from which --model was fine-tuned: parts and files that its checkpoint leaves out are taken from there."""
     device: str = "auto"
     """Device as torch names it (cpu, cuda, cuda:1); auto takes a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

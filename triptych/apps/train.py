@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, arg, subcommand
 
-from triptych.apps.arguments import device_of, set_threads, understand
+from triptych.apps.arguments import device_of, set_threads
 from triptych.apps.judge_choice import check_vlm, open_judge
 from triptych.apps.options import STICKER_JUDGES, VlmChoice
 from triptych.apps.terminal import open_console
 from triptych.apps.trackers import Kind, tracking
 from triptych.apps.tree_page import Pages, TreePages
 from triptych.bounds import NonNegativeFloat, Share, check_bounds
+from triptych.data.prompt_checks import understand
 from triptych.data.prompt_files import read_entries
 from triptych.data.prompt_stream import ListedPrompts, prompts_fingerprint, split
 from triptych.data.specs import Prompts, StickerPrompts
@@ -137,6 +138,8 @@ class Training:
     config: Annotated[TrainConfig, arg(name="")]
     out: Path
     """Where checkpoints, the log and, at the end, the folder `model` go."""
+    base: str = ""
+    """Model from which --model was fine-tuned: parts and files that its checkpoint leaves out are taken from there."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on exactly where the run in --out was left."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -168,7 +171,7 @@ def run(options: Training, open_model: Any = weights.load) -> int:
     options.check()
     config, out, console = options.config, options.out, open_console(as_json=False)
     source = PromptSource.of(options)
-    bagel = _model(config, open_model)
+    bagel = _model(config, options.base, open_model)
     set_threads(bagel, config.threads)
     world = bagel.config.world
     if (world == "stickers") != (config.judge in (*STICKER_JUDGES, "brightness")):
@@ -291,13 +294,14 @@ def _precision(bagel: Bagel, config: TrainConfig) -> torch.autocast:
     return torch.autocast(bagel.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
-def _model(config: TrainConfig, open_model: Any) -> Bagel:
+def _model(config: TrainConfig, base: str, open_model: Any) -> Bagel:
     device = device_of(config.device)
     if config.model == "tiny":
         return tiny(config.seed).to(device)
     # Trained weights are float32, and --dtype is the precision of compute; weights under adapters are never trained.
     frozen = config.lora.rank and config.dtype == "bfloat16" and not config.train_vision
-    return open_model(config.model, device, torch.bfloat16 if frozen else torch.float32)
+    dtype = torch.bfloat16 if frozen else torch.float32
+    return open_model(config.model, device, dtype, *filter(None, [base]))
 
 
 def _judge(options: Training, source: PromptSource, console: Console) -> Judge:
@@ -364,8 +368,8 @@ class PromptSource:
             suite = dev_set()
             specs = [prompt.spec for prompt in suite.prompts if prompt.spec is not None]
             return StickerPrompts.without(self.config.seed, specs, self.config.tags), suite
-        training = tuple(understand(prompt, config) for prompt in self.training)
-        held_out = tuple(understand(prompt, config) for prompt in self.held_out or self.training[:1])
+        training = tuple(understand(prompt, config.world) for prompt in self.training)
+        held_out = tuple(understand(prompt, config.world) for prompt in self.held_out or self.training[:1])
         return ListedPrompts(training, self.config.seed), Benchmark("held out", held_out, {})
 
 

@@ -56,7 +56,6 @@ def load(
     """
     folder, device = resolve_checkpoint(name), torch.device(device)
     spare_folder = None if base is None else resolve_checkpoint(base)
-    files = model_files(folder)
     config_folder = _first_with("llm_config.json", folder, spare_folder)
     config, special = read_config(config_folder)
     tokenizer, special = templates.load_tokenizer(folder, spare_folder, special)
@@ -65,7 +64,7 @@ def load(
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     expected, state = shapes(bagel), {}
     wanted = expected["ema.safetensors"]
-    model = TensorFiles(files, wanted)
+    model = _opened(folder, wanted)
     others = None if spare_folder is None else partial(_opened, spare_folder, wanted)
     autoencoder = TensorFiles(
         [_first_with(AUTOENCODER_FILE, folder, spare_folder) / AUTOENCODER_FILE], expected[AUTOENCODER_FILE]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych import files
-from triptych.errors import ConfigError, ModelError
+from triptych.errors import ConfigError, ModelError, TriptychWarning
 
 KEEP = 2  # checkpoints kept in a folder where nothing else is asked: the last, and the one before it
 
@@ -63,12 +64,31 @@ def steps(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and record of the newest complete checkpoint, or None where there is none."""
-    if not (complete := steps(folder)):
-        return None
-    tensors = load_file(complete[-1] / "state.safetensors")  # to the CPU first: it knows few devices by name
-    record = json.loads((complete[-1] / "state.json").read_text(encoding="utf-8"))
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, record
+    """Tensors and record of the newest whole checkpoint, or None where there is none.
+
+    One that a broken disk or a copy cut short has torn is put aside with a TriptychWarning, and the one before it is
+    read. Raises ModelError where all are torn: to begin anew would throw the run away.
+    """
+    for path in reversed(complete := steps(folder)):
+        try:
+            tensors = load_file(path / "state.safetensors")  # to the CPU first: it knows few devices by name
+            record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or record.get("step") != int(path.name.removeprefix("step-")):
+                raise ValueError("state.json is of another step")
+        except (SafetensorError, FileNotFoundError, ValueError, RecursionError) as error:
+            if path == complete[0]:
+                raise ModelError(
+                    f"{path} is torn ({error}), and no whole checkpoint stands before it; expected one: put a copy "
+                    "of it there, or start a new run with another --out"
+                ) from error
+            torn = path.with_name(f"torn-{path.name}")  # out of the way: of the newest so many are kept
+            files.remove_folder(torn)
+            os.rename(path, torn)
+            text = f"{path} is torn ({error}): the checkpoint before it is used, and this one is {torn.name} now"
+            warnings.warn(text, TriptychWarning, stacklevel=2)
+        else:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}, record
+    return None
 
 
 def pack(
@@ -93,15 +113,19 @@ def unpack(
     for kind, targets in (("model", weights), ("average", ema or {})):
         for name, target in targets.items():
             saved = tensors.get(f"{kind}/{name}")
-            if saved is None or saved.shape != target.shape:
-                shape = "nothing" if saved is None else f"shape {tuple(saved.shape)}"
+            if saved is None or (saved.shape, saved.is_floating_point()) != (target.shape, target.is_floating_point()):
+                found = "nothing" if saved is None else _described(saved)
                 raise ModelError(
-                    f"{kind}/{name}: the checkpoint has {shape}, expected shape {tuple(target.shape)}: resume with the "
-                    "same config"
+                    f"{kind}/{name}: the checkpoint has {found}, expected {_described(target)}: resume with the same "
+                    "config"
                 )
             target.copy_(saved)
     for name, optimizer in optimizers.items():
         unpack_optimizer(name, optimizer, tensors)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -123,9 +147,10 @@ def unpack_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mappi
         if owner != name:
             continue
         index, field = rest.split("/")
-        if int(index) >= len(shapes) or (value.dim() and value.shape != shapes[int(index)]):
+        fits = int(index) < len(shapes) and (not value.dim() or value.shape == shapes[int(index)])
+        if not fits or not value.is_floating_point():
             raise ModelError(
-                f"optimizer state {key} of shape {tuple(value.shape)} fits no parameter: resume with the same config"
+                f"optimizer state {key} with {_described(value)} fits no parameter: resume with the same config"
             )
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
