@@ -116,7 +116,7 @@ def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:
     import torch
 
     dtype = None if choice.dtype == "auto" else getattr(torch, choice.dtype)  # None leaves the choice to the loader
-    model = open_model(choice.model, device_of(choice.device), dtype)
+    model = open_model(choice.model, device_of(choice.device), dtype, *filter(None, [choice.base]))
     set_threads(model, choice.threads)
     return model
 

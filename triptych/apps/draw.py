@@ -254,7 +254,7 @@ def command_line(job: DrawJob, settings: DrawSettings, record: Mapping[str, Any]
     else:
         words = ["triptych", "draw", job.user_prompt]
     words += ["--model", str(record.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(settings.turns)]
-    for name in ("steps", "guidance", "temperature"):
+    for name in ("base", "steps", "guidance", "temperature"):
         if record.get(name) is not None:  # None was the model's own, which its checkpoint still says
             words += [f"--{name}", str(record[name])]
     if not settings.plan:
@@ -268,6 +268,7 @@ def reproduction_record(
     """What has to be the same to get the same traces, for trace.json and the page."""
     return {
         "model": options.model,
+        "base": options.base or None,
         "weights": fingerprint(policy),  # --model may be a folder, whose contents change
         "device": str(getattr(policy, "device", "cpu")),
         "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
