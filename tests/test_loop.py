@@ -1,9 +1,12 @@
 """Laws of the loop: it grows traces, drops finished rows, is Markov, and a seed gives one trace."""
 
+import time
+
 import numpy as np
 import pytest
 from scripted import ScriptedPolicy
 
+from triptych import loop
 from triptych.data.language import parse_prompt
 from triptych.data.render import render_array
 from triptych.data.scene import Scene
@@ -104,3 +107,36 @@ def test_a_verdict_is_read_back_and_nothing_else_is_one(change):
     assert Verdict.from_record(verdict.to_record()) == verdict
     with pytest.raises((ValueError, TypeError)):
         Verdict.from_record(verdict.to_record() | change)
+
+
+class Reader(Listener):
+    def __init__(self):
+        self.texts: dict[int, list[str]] = {}
+
+    def on_text(self, row, text):
+        self.texts.setdefault(row, []).append(text)
+
+
+def test_texts_are_heard_under_the_number_of_their_trace():
+    """Also where others have stopped: the text of each trace grows to what its turns say."""
+    right, flawed = prompts(TEXTS[0], TEXTS[1])
+    given = [Prompt(right.text, right.spec, render_array(Scene.sample(right.spec, 0))), flawed]
+    reader = Reader()
+    *_, last = play(ScriptedPolicy(mistakes=1), given, [0, 1], turns=3, listener=reader)
+    for row, trace in enumerate(last):
+        said = [turn.said.text for turn in trace.turns if turn.said is not None]
+        assert said == [text for text in reader.texts[row] if text in said] and len(said) == (1, 3)[row]
+
+
+def test_a_stop_has_no_picture_and_no_instruction():
+    *_, last = play(ScriptedPolicy(mistakes=1), prompts(TEXTS[1]), [0], turns=4)
+    *_, edit, stop = last[0].turns
+    assert edit.drew is not None and edit.instruction and stop.said is not None
+    assert (stop.drew, stop.instruction) == (None, None) and set(stop.seconds) == {"reflect"}
+    assert set(edit.seconds) == {"reflect", "edit"}
+
+
+def test_rows_share_the_seconds_of_their_batch():
+    seconds, now = loop._lap(time.perf_counter() - 800, 4)
+    assert 200 <= seconds < 800 and now > 0
+    assert loop._lap(time.perf_counter() - 800, 1)[0] >= 800 and loop._lap(now, 0)[0] >= 0

@@ -587,3 +587,11 @@ def test_a_picture_that_cannot_be_kept_is_told_once(tmp_path):
         run_folder.append(row, [np.zeros((4, 4, 3), np.uint8)])
     assert str(error.value).count("cannot write") == 1 and "00000-0-0.png" in str(error.value)
     assert not run_folder.results.exists()
+
+
+def test_traces_begin_from_the_seeds_of_published_runs():
+    """Of numpy's SeedSequence over (seed, index), in this order, cut to 31 bits."""
+    assert [trace_seed(index, seed) for index, seed in ((0, 0), (1, 0), (0, 1), (5, 3))] == [
+        *(1484405855, 1982462498, 917752063, 1873002354)
+    ]
+    assert trace_seed(5, 3) == int(np.random.SeedSequence((3, 5)).generate_state(1)[0]) >> 1

@@ -46,3 +46,9 @@ def test_an_interval_leaves_out_a_fortieth_at_either_end():
     even = np.concatenate([[0.5], np.linspace(0, 1, 2001)])
     found = estimate(even)
     assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.025, 0.975))
+
+
+def test_two_thousand_resamples_and_none_missing():
+    """Published intervals were drawn so."""
+    means = bootstrap({"a": sums([0, 1])})["a"][:, 0]
+    assert len(means) == 2001 and set(means) == {0, 0.5, 1} and estimate(means).missing == 0

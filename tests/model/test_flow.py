@@ -217,3 +217,22 @@ def test_parity_a_stochastic_step_of_the_release(shared, stage, beat):
     torch.testing.assert_close(mean + std * golden[f"in.sde_noise_{beat}"].reshape(2, 16, 64), after, **near)
     expected = torch.stack([out["sample0.log_probs"], out["sample1.log_probs"]]).mean((1, 2))
     torch.testing.assert_close(flow.step_logprob(after, mean, std), expected, **near)
+
+
+def test_guidance_and_its_shortening_by_hand():
+    """Two tokens of two channels, scale 1.5: the first is 1.5 times as long after guidance, the second half as long."""
+    cond, drop = torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 2.0]]])
+    long, short = [4.5, 6.0], [0.0, 0.5]
+    whole = (26 / (56.25 + 0.25)) ** 0.5  # of all four numbers together
+    for renorm, least, expected in [
+        ("channel", 0.0, [[3.0, 4.0], short]),  # what is shorter than cond is never lengthened
+        ("text_channel", 0.0, [[3.0, 4.0], short]),
+        ("channel", 0.8, [[3.6, 4.8], short]),  # not shortened to less than 0.8 of its length
+        ("channel", 1.0, [long, short]),
+        ("global", 0.0, [[whole * each for each in token] for token in (long, short)]),
+    ]:
+        found = flow.guide(cond, drop, None, 1.5, 1.0, renorm, least)
+        assert torch.allclose(found, torch.tensor([expected]), atol=1e-5), (renorm, least)
+    # Image guidance of "text_channel" comes after the shortening, at any scale above 1.
+    found = flow.guide(cond, drop, torch.zeros_like(cond), 1.5, 1.5, "text_channel", 0.0)
+    assert torch.allclose(found, 1.5 * torch.tensor([[[3.0, 4.0], short]]), atol=1e-5)

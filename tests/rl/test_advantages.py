@@ -158,3 +158,23 @@ def test_an_edit_of_an_edit_is_of_the_newest_picture():
         assert text.image is pictures[turn - 1] and image.image is pictures[turn - 1]
     given = Trace(Prompt("a cat", image=pictures[0]), (turns[1],))  # a prompt that brings its picture
     assert text_sample(given, 0).image is pictures[0] and image_sample(given, 0).image is pictures[0]
+
+
+def test_pictures_compete_by_the_newest_instruction_and_not_by_an_older_one():
+    """With the baseline "same-text", after any number of turns."""
+    stage = replace(STAGE, picture=PictureConfig(kl_coef=0.0, baseline="same-text"))
+    drew = Drawing(np.ones((2, 2, 3), np.uint8), strokes())
+
+    def deep(picture: float, older: str, newest: str) -> Node:
+        trace = PARENT + Turn(Completion("words"), drew, older) + Turn(Completion("words"), drew, newest)
+        return Node(trace, Verdict(0.5), Reward(0.0, picture, True, True))
+
+    nodes = [deep(1.0, "a", "x"), deep(0.0, "b", "x"), deep(0.5, "a", "y"), deep(0.0, "b", "y")]
+    assert group_advantages(group(*nodes), stage).picture.tolist() == [0.5, -0.5, 0.25, -0.25]
+
+
+def test_sides_are_balanced_only_where_that_is_asked():
+    groups = [group(node(1, 0.5), node(0, 0.1), right=True), group(node(3, 0.5), node(0, 0.1))]
+    found = [group_advantages(one, STAGE) for one in groups]
+    plain, even = (loss_rows(groups, found, STAGE, **how).text_advantages for how in ({}, {"balance": True}))
+    assert plain.tolist() == [0.5, -0.5, 1.5, -1.5] and even.tolist() == [1.0, -1.0, 1.0, -1.0]

@@ -1,13 +1,14 @@
 """Laws of the losses, and the parity kit's advantages."""
 
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.rl.losses import advantages, clipped, flow_grpo, grpo, has_variance, token_kl
+from triptych.rl.losses import STD_FLOOR, advantages, clipped, flow_grpo, grpo, has_variance, token_kl
 
 rewards_of = st.lists(st.integers(-8, 8).map(lambda eighths: eighths / 8), min_size=2, max_size=12)
 
@@ -123,3 +124,28 @@ def test_k3_is_the_kl_on_average():
         [token_kl(new[None, [t]], reference[None, [t]], torch.ones(1, 1, dtype=torch.bool), 1) for t in tokens]
     )
     assert torch.allclose((new.exp() * each).sum(), estimate)
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    assert advantages(rewards).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert advantages(rewards, normalize=True).tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-4)
+
+
+def test_two_kept_rewards_that_differ_by_more_than_rounding_teach():
+    floor = torch.tensor([0.0, STD_FLOOR], dtype=torch.float64)
+    assert not has_variance(floor) and has_variance(2 * floor) and has_variance(-2 * floor)
+    assert not has_variance(torch.tensor([1.0])) and not has_variance(torch.tensor([1.0, 1.0]))
+    assert not has_variance(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([True, False, True]))
+
+
+def test_losses_by_hand():
+    """Minus what is gained, over a count that may be larger than the rows; each entry is clipped alone."""
+    new, old = torch.tensor([0.0, math.log(2)]), torch.zeros(2)
+    gain = torch.tensor([3.0, 1.0])
+    assert float(flow_grpo(new, old, gain, 0.25, 5)) == pytest.approx(-(3 + 1.25) / 5)
+    assert float(flow_grpo(new, old, -gain, 0.25, 5)) == pytest.approx((3 + 2) / 5)  # no clip where it gets worse
+    mask = torch.tensor([[True, False], [True, True]])
+    texts = grpo(new.expand(2, 2), old.expand(2, 2), gain, mask, 0.25, 5)
+    assert float(texts) == pytest.approx(-(3 + 1 + 1.25) / 5)
+    assert float(token_kl(old.expand(2, 2), new.expand(2, 2), mask, 5)) == pytest.approx((2 - math.log(2) - 1) / 5)
