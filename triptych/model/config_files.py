@@ -236,7 +236,7 @@ def _settings(path: Path) -> dict[str, Any]:
             if key in settings and settings[key] != value:
                 raise ModelError(f"{path} has two values of {key}, {settings[key]!r} and {value!r}; expected one")
             if value is not None and key not in ("rope_theta", *_ONLY):
-                raise ModelError(f"{path} sets {name}.{key} to {value!r}; expected rotary positions without it")
+                raise ModelError(f"{path} sets {name} to {str(rope)[:200]}; expected rotary positions without {key}")
             if value is not None:
                 settings[key] = value
     if settings.get("quantization_config") is not None:

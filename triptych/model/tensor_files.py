@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from triptych.errors import ModelError
+from triptych.files import LFS_POINTER
 from triptych.model.config_files import read_json
 
 # In this order: the average of the weights (EMA), as BAGEL is published, before any others of the folder.
@@ -29,7 +30,6 @@ _DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names of what a weight i
 # What wraps a module for a time and stays in the names of its weights: DDP, torch.compile, FSDP, checkpointing.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _ADAPTER = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.")
-_LFS_POINTER = b"version https://git-lfs"
 # Parts of the model that whoever trains others of them may leave out of a checkpoint.
 _PARTS = ("vit_model", "connector", "time_embedder", "vae2llm", "llm2vae", "language_model", "encoder", "decoder")
 
@@ -129,7 +129,9 @@ def tensors(
         _check_dtypes(others)
         absent = [key for key in absent if key not in others or not key.startswith(tuple(f"{part}." for part in parts))]
         _compare(expected, {key: files.shapes.get(key, others.shapes.get(key)) for key in expected}, absent, files)
-    elif parts and len(parts) < len({key.split(".")[0] for key in expected} & set(_PARTS)):
+    elif files.shapes.keys() <= expected.keys() and 0 < len(parts) < len(
+        {key.split(".")[0] for key in expected} & set(_PARTS)
+    ):
         count = sum(len(_of(part, expected)) for part in parts)
         raise ModelError(
             f"{files.name} has no {', '.join(f'{part}.*' for part in parts)} ({count} weights): a fine-tune of other "
@@ -150,7 +152,7 @@ def _open(path: Path) -> Any:
         raise ModelError(f"{path} is no file; expected weights: fetch it again")
     try:
         with suppress(OSError), path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise ModelError(f"{path} is a Git LFS pointer, and not the weights themselves: run git lfs pull")
         return safe_open(os.fspath(path), framework="pt")
     except FileNotFoundError as error:
