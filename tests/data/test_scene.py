@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.data.layout import CANVAS, CELLS, DEFAULT_LAYOUT, FREE_LAYOUT, TEMPLATES, Layout, overlap
-from triptych.data.scene import Scene, Sticker, check
+from triptych.data.scene import POSITION_BAND, REGION_BAND, Scene, Sticker, check
 from triptych.data.specs import random_spec, spec_key
 from triptych.data.stickers import COLORS
 from triptych.errors import ConfigError
@@ -162,6 +162,47 @@ def test_a_spec_key_forgets_order_and_the_side_a_relation_is_told_from():
             at(("cat", "red", 16, 16), ("cat", "blue", 48, 16), ("cat", "white", 80, 16)),
             ["two red cats: found one", "nothing else: found white cat"],
         ),
+        (
+            spec_of(Item("cat", 4)),
+            at(*[("cat", "red", x, 16) for x in (16, 48, 80)]),
+            ["four cats: found three"],
+        ),
+        (spec_of(Item("cat", 3)), at(*[("cat", "red", x, 16) for x in (12, 30, 48, 66)]), ["three cats: found four"]),
+        (
+            spec_of(Item("cat", 2, "red", region="above", size="larger")),
+            at(("cat", "blue", 16, 80), ("cat", "blue", 48, 80)),
+            ["cats are red: found blue", "cats above: found below", "cats are larger: found normal"],
+        ),
+        (
+            spec_of(Item("cat", region="left")),
+            at(("cat", "red", CANVAS / 2 - REGION_BAND, 16)),
+            [],
+        ),
+        (
+            spec_of(Item("cat", region="right")),
+            at(("cat", "red", CANVAS / 2 + REGION_BAND - 0.5, 16)),
+            ["cat on the right: found center"],
+        ),
+        (  # larger than what is absent is no size
+            spec_of(Item("cat", size="larger"), Item("dog", size="smaller")),
+            at(("cat", "red", 16, 16, "larger")),
+            ["cat is larger: found same", "one dog: found zero", "dog is smaller: found none"],
+        ),
+        (  # smaller than one of two is not smaller than both
+            spec_of(Item("cat", size="smaller"), Item("dog", 2, size="larger")),
+            at(("cat", "red", 16, 16), ("dog", "red", 48, 16, "larger"), ("dog", "red", 80, 16)),
+            ["cat is smaller: found normal", "dogs are larger: found normal"],
+        ),
+        (
+            spec_of(Item("cat", size="larger"), Item("dog", 2, size="smaller")),
+            at(("cat", "red", 16, 16), ("dog", "red", 48, 16, "smaller"), ("dog", "red", 80, 16)),
+            ["cat is larger: found normal", "dogs are smaller: found normal"],
+        ),
+        (  # at POSITION_BAND itself
+            spec_of(Item("cat"), Item("dog", position=("left of", 0))),
+            at(("cat", "red", 48, 16), ("dog", "red", 48 - POSITION_BAND, 16)),
+            ["dog left of cat: found same cell"],
+        ),
     ],
 )
 def test_checks_say_what_is_wrong_in_words(spec, scene, expected):
@@ -225,3 +266,10 @@ def test_white_is_for_those_who_ask():
     scenes = [Scene.sample(spec, seed) for seed in range(300) for spec in (free, asked)]
     colors = [sticker.color for scene in scenes for sticker in scene.stickers]
     assert set(colors[::2]) == set(COLORS) - {"white"} and set(colors[1::2]) == {"white"}
+
+
+def test_boxes_overlap_by_any_share_of_a_pixel_and_not_by_an_edge():
+    box = (20.0, 20.0, 24)
+    assert not overlap(box, (44.0, 20.0, 24)) and not overlap(box, (20.0, 44.0, 24))
+    assert overlap(box, (43.9, 20.0, 24)) and overlap(box, (20.0, 43.9, 24)) and overlap(box, (1.0, 1.0, 16))
+    assert not overlap(box, (43.9, 44.0, 24)) and not overlap(box, (0.0, 20.0, 16))
