@@ -222,3 +222,10 @@ def test_any_text_is_read_or_refused(text: str):
     except PromptError:
         return
     assert parse_prompt(prompt_text(spec)) == spec
+
+
+def test_invisible_marks_and_line_ends_are_no_words():
+    plain = parse_prompt("a red dog, a fire hydrant")
+    assert parse_prompt("\ufeffa re\u00add dog\r\na fire \u200bhydrant\u200f") == plain
+    with pytest.raises(PromptError, match="not text"):
+        parse_prompt("a red dog\x07")

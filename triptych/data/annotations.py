@@ -30,7 +30,7 @@ ALL_HELD = "all as asked"
 ABSENT_ENDING = ": found none"  # of a check about something that is not there; its count check says that already
 MAX_FAILURES = 3  # failed checks that a reflection names: enough to copy an instruction from, and short
 ANY_CLASS = "sticker"  # stands for the class that an edit does not name
-QuestionAnswer = tuple[str, str]  # question, answer
+QuestionAnswer = tuple[str, str]  # question, answer; both within the closed vocabulary
 
 
 def _group(name: str, words: Iterable[str]) -> str:
@@ -59,7 +59,7 @@ def plan_text(scene: Scene) -> str:
 
 def parse_plan(text: str) -> Scene | None:
     """The scene that a plan lists, each sticker in the center of its cell; None if the text is not such a list."""
-    text = text.strip().lower()
+    text = text.strip().lower()  # a model may begin with a capital
     if text == EMPTY_PLAN:
         return Scene(())
     matches = [_STICKER.fullmatch(part) for part in text.split(", ")]
@@ -278,7 +278,7 @@ def _relation(scene: Scene, rng: Random) -> QuestionAnswer | None:
     (one, first), (other, second) = rng.sample(candidates, 2)
     # SIZES runs from small to large.
     ranks = [*SIZES]
-    larger = ranks.index(one.size) - ranks.index(other.size)
+    larger = ranks.index(one.size) - ranks.index(other.size)  # above 0 where the first is the larger one
     if larger and rng.random() < 0.3:
         return larger_question(first, second), first if larger > 0 else second
     # By cells and not by pixels, as in a plan.

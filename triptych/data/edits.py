@@ -55,7 +55,7 @@ def apply(scene: Scene, edit: Edit, seed: int, layout: Layout = DEFAULT_LAYOUT) 
     be made: nothing in the cell, no room in the cell, or a word missing or unknown.
     """
     _check_words(edit)
-    rng = sticker_rng("apply", seed)
+    rng = sticker_rng("apply", seed)  # places alone are random: what is put there is in the edit
     goal = edit.cell if edit.kind == "add" else edit.to if edit.kind == "move" else None
     if goal is not None and any(sticker.cell == goal for sticker in scene.stickers):
         raise ValueError(f"{edit.kind}: the cell {goal!r} is taken; expected a free one")
@@ -85,7 +85,7 @@ def fix(scene: Scene, spec: Spec, seed: int) -> Edit | None:
     removed, and the first cell in reading order wins. Seeds choose colors that the spec leaves open. If every edit sets
     some check back (a crowded canvas), the one that leaves the smallest deficit is taken.
     """
-    before = deficits(scene, spec)
+    before = deficits(scene, spec)  # one number for each check, so that a repair can be seen to set none back
     if not any(before):
         return None
     # Without relations the remedies of a check come in the order of their worth, and the first good one is taken. With
@@ -105,6 +105,7 @@ def fix(scene: Scene, spec: Spec, seed: int) -> Edit | None:
             return min(improvements, key=itemgetter(0))[1]
     if candidates and min(candidates, key=itemgetter(0))[0] < sum(before):
         return min(candidates, key=itemgetter(0))[1]
+    # A crowded canvas, on which no edit helps: room is made, and what is then missing is added by later repairs.
     return _removal(_least_needed(scene, spec))
 
 
@@ -141,8 +142,10 @@ def spoil(scene: Scene, spec: Spec, seed: int, edits: int = 1) -> Scene:
     rng = sticker_rng("spoil", seed)
     for _ in range(edits):
         before = sum(deficits(scene, spec))
+        # Some mistakes break nothing (a color that the spec leaves open), so another one is drawn.
         for attempt in range(40):
             mistake = _mistake(scene, spec, rng)
+            # A seed of its own for every attempt, or all would land on the same spot.
             spoiled = apply(scene, mistake, rng.getrandbits(32)) if mistake is not None else scene
             if sum(deficits(spoiled, spec)) > before:
                 scene = spoiled
@@ -162,7 +165,7 @@ def deficits(scene: Scene, spec: Spec) -> list[int]:
     groups = [members(stickers, spec, index) for index in range(len(spec.include))]
     amounts: list[int] = []
     for item, group in zip(spec.include, groups, strict=True):
-        absent = int(not group)
+        absent = int(not group)  # nothing to judge is one away from right, and never right
         # Missing and surplus stickers weigh alike: each is one edit from right.
         amounts.append(abs(len(group) - item.count))
         if item.color is not None:
@@ -244,6 +247,7 @@ def _remedies(scene: Scene, spec: Spec, check_index: int, rng: Random) -> Iterat
         yield from (Edit("resize", one.cell, one.name, size=item.size) for one in group if one.size != item.size)
         yield from _other_sizes(spec, index, groups)
     else:
+        # A relation may be mended from either side: by the placed thing, or by what it is placed by.
         movable = [*group, *(groups[item.position[1]] if item.position and kind == "position" else ())]
         goals = _free_cells(scene)
         if kind == "region":  # cells of the region first; the others only serve where these are full
@@ -277,7 +281,7 @@ def _supplies(scene: Scene, spec: Spec, index: int, groups: list[list[Sticker]],
 def _exchange(sticker: Sticker, spec: Spec, index: int) -> Edit:
     """Replace a sticker by one of an item, in the color and size that the item demands."""
     item = spec.include[index]
-    color = item.color if item.color != sticker.color else None
+    color = item.color if item.color != sticker.color else None  # not said where it stays: the shorter order
     size = item.size or "normal"
     return Edit("swap", sticker.cell, item.name, color, size if size != sticker.size else None)
 
@@ -297,7 +301,9 @@ def _spare(spec: Spec, index: int, group: Sequence[Sticker]) -> list[Sticker]:
         misplaced = item.region is not None and not in_region(sticker, item.region)
         return misplaced or sticker.color != (item.color or sticker.color)
 
-    return sorted(reversed(group), key=wrong, reverse=True)
+    return sorted(
+        reversed(group), key=wrong, reverse=True
+    )  # True before False; sorting is stable, so the last come first
 
 
 def _least_needed(scene: Scene, spec: Spec) -> Sticker:
@@ -355,6 +361,7 @@ def _place(others: Sequence[Sticker], cell: str, side: int, rng: Random, layout:
     down = sum(one.y - middle(one.place // 3) for one in others) / count
     across, down = min(max(across, -limit), limit), min(max(down, -limit), limit)
     jitter_x, jitter_y = (rng.uniform(-layout.jitter, layout.jitter) for _ in "xy")
+    # The same jitter at full and half strength and none, so that a crowded scene keeps its look as far as it can.
     offsets = [(across + strength * jitter_x, down + strength * jitter_y) for strength in (1.0, 0.5, 0.0)]
     # In a crowded cell: the free spot that is nearest to its middle, to a pixel.
     steps = range(-CELL // 3, CELL // 3 + 1)
@@ -395,6 +402,6 @@ def _side_deficit(sticker: Sticker, region: str) -> int:
 
 def _relation_deficit(relation: str, sticker: Sticker, others: Sequence[Sticker]) -> int:
     if not others:
-        return 2
-    distance = clearance(relation, sticker, others)
+        return 2  # as far as on the opposite side, as for a sticker that is absent
+    distance = clearance(relation, sticker, others)  # px; negative on the opposite side
     return 0 if distance > POSITION_BAND else 1 if distance > -POSITION_BAND else 2

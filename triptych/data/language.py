@@ -21,15 +21,17 @@ from triptych.data.lexicon import NUMBERS, article, plural
 from triptych.data.scene import Scene
 from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ConfigError, PromptError
+from triptych.text import clean_text
 from triptych.trace import Item, Spec
 
 Wording = Literal["geneval", "genevalpp"]
 
 FREE_TAG = "free"  # the tag of a spec that is in neither benchmark's grammar
-GENEVAL_TAGS = ("single_object", "two_object", "position", "colors")  # color_attr and counting are in both benchmarks
+# Tags of GenEval alone: color_attr and counting are in both benchmarks, with other wordings.
+_GENEVAL_ONLY = ("single_object", "two_object", "position", "colors")
 COUNTED_TAGS = ("counting", "spatial_count_attr", "color_count_attr", "multi_object_count_attr")  # "one", never "a"
 
-MAX_STICKERS = len(CELLS)  # of a picture
+MAX_STICKERS = len(CELLS)  # of a picture: one a cell
 MAX_PROMPT_WORDS, MAX_PROMPT_CHARACTERS = 120, 2000  # nine things with every attribute there is are 110 words
 WORLD_SUMMARY = (
     f"SKETCH knows {len(CLASSES)} things ({', '.join(CLASSES[:3])}, ..., {CLASSES[-1]}), {len(COLORS)} colors "
@@ -51,7 +53,7 @@ def wording_of(spec: Spec) -> Wording:
     if spec.tag == "color_attr":
         return "geneval" if len(spec.include) <= 2 else "genevalpp"
     # Free specs too: GenEval++ has sizes, regions and counts of several things.
-    return "geneval" if spec.tag in GENEVAL_TAGS else "genevalpp"
+    return "geneval" if spec.tag in _GENEVAL_ONLY else "genevalpp"
 
 
 def prompt_text(spec: Spec, wording: Wording | None = None) -> str:
@@ -128,6 +130,7 @@ def check_drawable(spec: Spec) -> None:
     total = sum(item.count for item in items)
     if not 1 <= total <= MAX_STICKERS:
         raise PromptError(f"the prompt asks for {total} stickers; a picture holds 1 to {MAX_STICKERS}")
+    # Words and numbers may fit and the places not, as with seven things on one side: only a layout tells.
     try:
         Scene.sample(spec, seed=0)
     except ConfigError as error:
@@ -136,6 +139,7 @@ def check_drawable(spec: Spec) -> None:
 
 def tag_of(items: Sequence[Item], counted: bool) -> str:
     """The tag whose grammar has exactly these demands; `counted` where a number stands instead of an article."""
+    # A benchmark's grammar makes a demand of every item or of none (but for the first of a relation).
     demanded = {field for item in items for field in ("color", "region", "size", "position") if getattr(item, field)}
     everywhere = {field for field in demanded if all(getattr(item, field) for item in items)}
     single = all(item.count == 1 for item in items)
@@ -252,6 +256,11 @@ def _plain(text: str) -> str:
             f"the prompt has {len(text.split()):,} words and {len(text):,} letters; "
             f"expected at most {MAX_PROMPT_WORDS} words and {MAX_PROMPT_CHARACTERS:,} letters: ask for less"
         )
+    try:
+        # A caller of the library may pass soft hyphens and the like. By lines: a line break ends a clause.
+        text = "\n".join(map(clean_text, text.split("\n")))
+    except ValueError as error:
+        raise PromptError(f"the prompt is not text: {error}; expected a sentence") from None
     text = unicodedata.normalize("NFKC", text).lower()  # full-width letters and ligatures become plain ones
     # Marks inside a clause separate words ("left-hand"); those of the split below end a clause.
     text = re.sub(r"[-_/()*\"\u201c\u201d\u2018\u2019]", " ", text).replace("&", " and ")
@@ -265,7 +274,7 @@ def _plain(text: str) -> str:
 def _count(amount: str, noun: str) -> int:
     number = lexicon.NUMBER_WORDS[amount] if amount in lexicon.NUMBER_WORDS else int(amount)
     if amount == "a pair of" and noun in lexicon.PAIR_NOUNS:
-        return 1
+        return 1  # "a pair of scissors"; of cats it is two
     if not 1 <= number <= MAX_STICKERS:
         raise PromptError(_miscounted(amount, noun))
     return number

@@ -30,6 +30,7 @@ class ListedPrompts:
             raise ConfigError("no prompts to train on; expected one or more beside those that are held out")
 
     def __call__(self, index: int) -> Prompt:
+        # A function of the index alone, so that a resumed run goes on with the prompt at which it stopped.
         epoch, place = divmod(index, len(self.prompts))
         return self.prompts[_order(len(self.prompts), self.seed, epoch)[place]]
 

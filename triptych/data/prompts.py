@@ -32,6 +32,7 @@ def read_spec(metadata: Any, least: int = 0) -> Spec:
     tag = as_text(metadata.get("tag"), "tag")
     include, exclude = (as_array(metadata.get(key, []), key) for key in ("include", "exclude"))
     items = tuple(_item(record, index, least) for index, record in enumerate(include))
+    # An excluded item of count 0 would fail every picture: "at least none" always holds.
     return Spec(tag, items, tuple(_item(record, None, least=1) for record in exclude))
 
 
@@ -58,12 +59,13 @@ def as_text(value: Any, what: str) -> str:
 
 def short(value: Any) -> str:
     """A value in a message: never longer than a few words."""
-    text = "nothing" if value is None else ascii(value)
+    text = "nothing" if value is None else ascii(value)  # a hostile value must not steer the terminal
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 @lru_cache
 def _benchmark(name: Wording) -> tuple[Prompt, ...]:
+    # The facts alone are stored: the sentences follow by rule, and a test holds them to the published ones.
     facts = json.loads((resources.files("triptych.data") / f"{name}.json").read_text(encoding="utf-8"))
     specs = [Spec.from_metadata(fact) for fact in facts]
     return tuple(Prompt(prompt_text(spec, name), spec, source=name) for spec in specs)
@@ -73,7 +75,7 @@ def _item(record: Any, index: int | None, least: int) -> Item:
     """An item of `include` at `index`, or of `exclude`, whose items have no index to refer to."""
     record = as_object(record, "an item")
     name, count = as_text(record.get("class"), "class"), record.get("count", 1)
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
+    if not isinstance(count, int) or isinstance(count, bool) or count < least:  # True is an int in Python
         raise ValueError(f"the count of {short(name)} is {short(count)}; expected a whole number of {least} or more")
     color = None if record.get("color") is None else as_text(record["color"], f"the color of {short(name)}")
     region, size = (None if record.get(key) is None else as_text(record[key], key) for key in ("region", "size"))
@@ -83,6 +85,7 @@ def _item(record: Any, index: int | None, least: int) -> Item:
 def _position(value: Any, name: str, index: int | None) -> tuple[str, int] | None:
     if value is None or index is None:
         return None
+    # Of an earlier item alone, as in GenEval: so no two items are placed by each other in a circle.
     relation, target = value if isinstance(value, list) and len(value) == 2 else (None, None)
     if relation not in RELATIONS or not isinstance(target, int) or not 0 <= target < index:
         raise ValueError(

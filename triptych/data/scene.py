@@ -58,6 +58,7 @@ class Sticker:
     @property
     def place(self) -> int:
         """Index of the nearest cell in `CELLS`."""
+        # Clamped: a detector may see a center a little beyond the canvas.
         column, row = int(self.x // CELL), int(self.y // CELL)
         return min(max(row, 0), 2) * 3 + min(max(column, 0), 2)
 
@@ -94,6 +95,7 @@ class Scene:
         centers = scatter([(cell, SIZES[size]) for _, _, cell, size in drafts], rng, layout)
         pairs = zip(drafts, centers, strict=True)
         scene = Scene(tuple(Sticker(name, color, x, y, size) for (name, color, _, size), (x, y) in pairs))
+        # Two items of one class without colors of their own claim each other's stickers: no scene meets such a spec.
         failed = [fact.text for fact in check(scene, spec) if not fact.held]
         if failed:
             raise ConfigError(f"the spec contradicts itself: {failed[0]}; items of one class need different colors")
@@ -131,6 +133,7 @@ def check(scene: Scene, spec: Spec) -> tuple[Check, ...]:
     for index, (item, group) in enumerate(zip(spec.include, groups, strict=True)):
         name = item.name if item.count == 1 else plural(item.name)
         verb = "is" if item.count == 1 else "are"
+        # "three red cats" and not "three cats", where the spec has cats of another color, too.
         has_rival = sum(other.name == item.name for other in spec.include) > 1
         thing = f"{item.color} {name}" if has_rival and item.color else name
         demand, number = f"{number_word(item.count)} {thing}", number_word(len(group))
@@ -162,7 +165,7 @@ def members(stickers: Sequence[Sticker], spec: Spec, index: int) -> list[Sticker
     group = [sticker for sticker in stickers if sticker.name == item.name]
     rivals = [other for other in spec.include if other.name == item.name and other is not item]
     if not rivals:
-        return group
+        return group  # of any color: a blue cat, where a red one is asked for, is that cat in a wrong color
     if item.color is not None:
         group = [sticker for sticker in group if sticker.color == item.color]
     else:
@@ -174,7 +177,7 @@ def members(stickers: Sequence[Sticker], spec: Spec, index: int) -> list[Sticker
 
 def extras(stickers: Sequence[Sticker], groups: Sequence[Sequence[Sticker]]) -> list[Sticker]:
     """The stickers that are in no item's group."""
-    members_of_items = {id(sticker) for group in groups for sticker in group}
+    members_of_items = {id(sticker) for group in groups for sticker in group}  # by identity: two may be equal
     return [sticker for sticker in stickers if id(sticker) not in members_of_items]
 
 
@@ -202,7 +205,7 @@ def clearance(relation: str, sticker: Sticker, others: Sequence[Sticker]) -> flo
     return reach(relation, [(sticker.x, sticker.y)], [(other.x, other.y) for other in others])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # training samples scenes of the same specs again and again
 def _check_words(spec: Spec) -> None:
     """Raise ConfigError for a class, color, region, size or relation that is not of this world."""
     for item in spec.include:
@@ -253,6 +256,7 @@ def _wrong_relation(relation: str, group: Sequence[Sticker], others: Sequence[St
             right, down = sticker.x - other.x, sticker.y - other.y
             if max(abs(right), abs(down)) <= POSITION_BAND:  # too near to be said to stand anywhere
                 return ["same cell"]
+            # Said of the axis along which they lie farther apart, as a person would.
             if abs(right) > abs(down):
                 return ["right of" if right > 0 else "left of"]
             return ["below" if down > 0 else "above"]
