@@ -1,6 +1,7 @@
 """`triptych draw`: which candidate is kept, why a trace has ended, and that batches change neither."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_the_best_last_image_wins_then_the_fewest_edits_then_the_first():
 class Quiet(TurnListener):
     """Hears nothing; `sizes` are those of the batches."""
 
-    sizes: list[int] = []
+    sizes: ClassVar[list[int]] = []
 
     def __init__(self, size: int):
         self.sizes.append(size)
