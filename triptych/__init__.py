@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from triptych.data.scene import Scene
     from triptych.errors import TriptychError
     from triptych.eval.benchmark import Benchmark
-    from triptych.loop import play, reason, refine
+    from triptych.loop import draw, play, reason, refine
     from triptych.model.bagel import Bagel
     from triptych.model.config import BAGEL_7B, SKETCH, Sampling
     from triptych.model.templates import parse_answer
@@ -41,6 +41,7 @@ __all__ = [  # noqa: RUF022  (plain order)
     "Turn",
     "Verdict",
     "WorldJudge",
+    "draw",
     "load",
     "parse_answer",
     "parse_prompt",
@@ -58,7 +59,7 @@ _HOMES = {
     "triptych.data.scene": ("Scene",),
     "triptych.errors": ("TriptychError",),
     "triptych.eval.benchmark": ("Benchmark",),
-    "triptych.loop": ("play", "reason", "refine"),
+    "triptych.loop": ("draw", "play", "reason", "refine"),
     "triptych.model.bagel": ("Bagel",),
     "triptych.model.config": ("BAGEL_7B", "SKETCH", "Sampling"),
     "triptych.model.weights": ("load",),

@@ -8,14 +8,19 @@ else is carried along. A row that has stopped leaves the batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import lru_cache
+from itertools import islice
+from numbers import Integral, Real
+from typing import Any, Protocol, cast, overload, runtime_checkable
 
 import numpy as np
 
-from triptych.errors import ConfigError, NotFiniteError
-from triptych.model.config import BagelConfig, Sampling
+from triptych.bounds import check_bounds
+from triptych.data.prompt_checks import check_text, understand
+from triptych.errors import ConfigError, NotFiniteError, PictureError, PromptError
+from triptych.model.config import BagelConfig, Guidance, Sampling, Steps, Temperature
 from triptych.model.templates import is_stop, parse_edit
 from triptych.seeds import derive
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn
@@ -184,24 +189,40 @@ def _refine(
 
 def play(
     policy: Policy,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
+    prompts: str | Prompt | Iterable[str | Prompt],
+    seeds: int | Iterable[int],
     turns: int = 4,
     sampling: Sampling | None = None,
     plan: bool = True,
     listener: Listener = SILENT,
 ) -> Iterator[list[Trace]]:
-    """Yield all traces after the first beat and after each of up to `turns` Reflect-Refine beats.
+    """Yield all traces after the first beat and after each of up to `turns` Reflect-Refine beats; one seed a prompt.
 
     A prompt that brings an image starts with that image in place of Reason. Finished and lost traces stay as they
-    are and take no part in later beats; the last yield holds every trace complete. Raises ConfigError for negative
-    turns, NotFiniteError where a beat loses all of its traces.
+    are and take no part in later beats; the last yield holds every trace complete.
+
+    What is passed in is checked at once, before the first beat, as the command line does: PromptError for a prompt that
+    is no text or, for a model of the sticker world, shows what it cannot draw; PictureError for an image that is none;
+    ConfigError for anything else of a wrong kind or out of range. NotFiniteError where a beat loses all of its traces.
     """
+    if not isinstance(policy, Policy):
+        raise ConfigError(f'policy is {_told(policy)}; expected a model, such as load("sketch")')
+    own_prompts, own_seeds = check_prompts(prompts, policy.config.world), check_seeds(seeds)
+    if len(own_prompts) != len(own_seeds):
+        raise ConfigError(f"{len(own_prompts)} prompts and {len(own_seeds)} seeds; expected a seed for each prompt")
     # 0 is Reason alone, the paper's baseline; the paper and the release allow 4 turns.
-    if turns < 0:
-        raise ConfigError(f"turns={turns}: expected 0 or more Reflect-Refine turns; set --turns")
-    sampling = policy.config.sampling if sampling is None else sampling
-    traces = [Trace(prompt=prompt, seed=seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    if not _is_whole(turns) or turns < 0:
+        raise ConfigError(f"turns={_told(turns)}: expected 0 or more Reflect-Refine turns; set --turns")
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling is {_told(sampling)}; expected a Sampling, or None for the model's own")
+    traces = [Trace(prompt=prompt, seed=seed) for prompt, seed in zip(own_prompts, own_seeds, strict=True)]
+    # The beats are a generator of their own, so that the checks above do not wait for the first `next`.
+    return _beats(policy, traces, int(turns), policy.config.sampling if sampling is None else sampling, plan, listener)
+
+
+def _beats(
+    policy: Policy, traces: list[Trace], turns: int, sampling: Sampling, plan: bool, listener: Listener
+) -> Iterator[list[Trace]]:
     blank = [row for row, trace in enumerate(traces) if trace.image is None]
     if blank:
         drawn = reason(policy, [traces[row] for row in blank], sampling, plan, _Renumbered(listener, blank))
@@ -222,6 +243,139 @@ def play(
         for row, trace in zip(unfinished, refined, strict=True):
             traces[row] = trace
         yield list(traces)
+
+
+@overload
+def draw(prompts: str | Prompt, **options: Any) -> Trace: ...
+@overload
+def draw(prompts: Iterable[str | Prompt], **options: Any) -> list[Trace]: ...
+def draw(
+    prompts: str | Prompt | Iterable[str | Prompt],
+    model: str | Policy = "sketch",
+    seed: int = 0,
+    turns: int = 4,
+    plan: bool = True,
+    steps: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    batch: int = 16,
+    device: str = "auto",
+) -> Trace | list[Trace]:
+    """The finished trace of one prompt, or those of several in a list; options are those of `triptych draw`.
+
+    `model` is what `load` takes, and is kept in memory for the next call, or a model in memory. Every prompt is drawn
+    under `seed`, so that it gives the same trace alone as among others. Errors are those of `play` and `load`; a trace
+    that was lost says so in `Trace.lost`.
+    """
+    if not _is_whole(batch) or batch < 1:
+        raise ConfigError(f"batch={_told(batch)}: expected 1 or more traces at once")
+    policy = _loaded(model, device) if isinstance(model, str) else model
+    if not isinstance(policy, Policy):
+        raise ConfigError(f'model is {_told(model)}; expected a name, such as "sketch", or a model')
+    sampling = choose_sampling(policy.config.sampling, steps, guidance, temperature)
+    own_prompts = check_prompts(prompts, policy.config.world)
+    rest, finished = iter(own_prompts), []
+    while group := list(islice(rest, batch)):
+        traces = [Trace(prompt, seed=seed) for prompt in group]
+        # No beat at all where images are given and turns is 0.
+        *_, traces = traces, *play(policy, group, [seed] * len(group), turns, sampling, plan)
+        finished += traces
+    return finished[0] if isinstance(prompts, str | Prompt) else finished
+
+
+@lru_cache(maxsize=1)  # one: a second 7B beside the first would not fit
+def _loaded(name: str, device: str) -> Policy:
+    import torch
+
+    from triptych.model.weights import load
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return cast(Policy, load(name, device))
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What `choose_sampling` takes, for its bounds."""
+
+    steps: Steps | None
+    guidance: Guidance | None
+    temperature: Temperature | None
+
+
+def choose_sampling(
+    sampling: Sampling, steps: int | None = None, guidance: float | None = None, temperature: float | None = None
+) -> Sampling:
+    """A model's own settings with those that were chosen in their place. ConfigError for one that is out of bounds."""
+    choices = {"steps": steps, "guidance": guidance, "temperature": temperature}
+    for name, value in choices.items():
+        kind, expected = (Integral, "a whole number") if name == "steps" else (Real, "a number")
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ConfigError(f"{name}={_told(value)}: expected {expected}, or None for the model's own")
+    check_bounds(_Choices(**choices))  # by the names that the caller knows: `sampling` has other ones
+    if steps is not None:  # N steps lie between N + 1 points of the schedule
+        sampling = replace(sampling, draw_points=int(steps) + 1, edit_points=int(steps) + 1)
+    if guidance is not None:
+        sampling = replace(sampling, text_guidance=float(guidance))
+    if temperature is not None:  # plans have a temperature of their own only by default
+        sampling = replace(sampling, temperature=float(temperature), plan_temperature=None)
+    return sampling
+
+
+def check_prompts(prompts: Any, world: str) -> list[Prompt]:
+    """Prompts from a text, a Prompt, or several of these, as a model of `world` is given them.
+
+    Raises PromptError for a text that is none or that the world does not hold, PictureError for an image that is none.
+    """
+    if isinstance(prompts, str | Prompt):
+        prompts = [prompts]
+    # Bytes, dicts and paths are refused here: the first two would be iterated over as numbers and keys.
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray | Mapping):
+        raise PromptError(f"prompts is {_told(prompts)}; expected a text, a Prompt, or a list of these")
+    checked: list[Prompt] = []
+    for place, each in enumerate(prompts):
+        prompt = Prompt(each) if isinstance(each, str) else each
+        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+            wrong = prompt.text if isinstance(prompt, Prompt) else prompt
+            raise PromptError(f"prompt {place} is {_told(wrong)}; expected a text or a Prompt")
+        if prompt.image is not None:
+            _check_image(prompt.image, place)
+        text = check_text(prompt.text)
+        # A benchmark's sentence, which comes with a spec or a source, is read to the letter.
+        if prompt.spec is None and not prompt.source and text != prompt.text:
+            prompt = replace(prompt, text=text)
+        checked.append(understand(prompt, world))
+    return checked
+
+
+def _check_image(image: Any, place: int) -> None:
+    kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else _told(image)
+    pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not pixels or image.shape[2] != 3 or 0 in image.shape:
+        raise PictureError(f"the image of prompt {place} is {kind}; expected uint8 [height width 3]: use read_image")
+
+
+def check_seeds(seeds: Any) -> list[int]:
+    """Seeds as Python's whole numbers from 0 to 2**63 - 1; numpy's are read. Raises ConfigError."""
+    if _is_whole(seeds):
+        seeds = [seeds]
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | bytearray | Mapping):
+        raise ConfigError(f"seeds is {_told(seeds)}; expected a list of whole numbers, one a prompt")
+    checked = list(seeds)
+    # 63 bits, which the generators of torch and every reader of trace.json can hold.
+    if wrong := [each for each in checked if not (_is_whole(each) and 0 <= each < 1 << 63)]:
+        raise ConfigError(f"seed {_told(wrong[0])}: expected a whole number from 0 to 2**63 - 1")
+    return [int(each) for each in checked]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # True is an instance of int
+
+
+def _told(value: Any) -> str:
+    """A value as a message shows it: numbers and texts themselves, of anything else the kind."""
+    shown = value is None or isinstance(value, str | bytes | int | float | Integral)
+    return repr(value)[:60] if shown else f"of type {type(value).__name__}"
 
 
 def _without_lost(beat: Callable[[list[int]], list[Trace]], traces: Sequence[Trace]) -> list[Trace]:

@@ -7,6 +7,9 @@ an image. Pixels are uint8 RGB, height by width by 3.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -198,6 +201,41 @@ class Trace:
         """True once the model has said that no further edit is needed."""
         return bool(self.turns) and self.turns[-1].drew is None  # only a stop draws nothing
 
+    def __repr__(self) -> str:
+        """One line without pixels, such as Trace('two red apples', seed=0, 2 pictures, finished)."""
+        count = len(self.images)
+        parts = [repr(_cut(self.prompt.text)), f"seed={self.seed}", f"{count} picture{'' if count == 1 else 's'}"]
+        parts += ["finished"] if self.finished else []
+        parts += [f"lost: {_cut(self.lost)}"] if self.lost else []
+        return f"Trace({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pictures in order, each over the text that led to it. It needs no other file."""
+        # All texts are escaped: a prompt or a reply of a model is no markup.
+        cells = [] if self.prompt.image is None else [_cell(self.prompt.image, "input", None)]
+        for index, turn in enumerate(self.turns):
+            said = None if turn.said is None else turn.said.text
+            cells.append(_cell(None if turn.drew is None else turn.drew.image, f"turn {index}", said))
+        cells += [f"<div>lost: {html.escape(self.lost)}</div>"] if self.lost else []
+        style = "display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start"
+        title = f"<b>{html.escape(self.prompt.text)}</b>, seed {self.seed}"
+        return f'<div>{title}<div style="{style}">{"".join(cells)}</div></div>'
+
+    def show(self) -> None:
+        """Show the pictures in a row: in a notebook inline, elsewhere in the system's viewer. No picture, no window."""
+        images = self.images
+        if not images:
+            return
+        # Pictures of a trace may differ in size, where the first one was given: they share their upper edge.
+        strip = Image.new(
+            "RGB", (sum(each.shape[1] for each in images), max(each.shape[0] for each in images)), "white"
+        )
+        left = 0
+        for each in images:
+            strip.paste(Image.fromarray(each), (left, 0))
+            left += each.shape[1]
+        strip.show()  # IPython registers itself as Pillow's first viewer
+
     def save(
         self, folder: Path, extra: Mapping[str, Any] | None = None, pages: Mapping[str, str] | None = None
     ) -> Path:
@@ -255,6 +293,27 @@ class Trace:
         """Read a trace folder."""
         record = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))
         return Trace.from_record(record, lambda name: _pixels(Path(folder) / name))
+
+
+MAX_INLINE = 512  # pixels of the longer side of a picture in a notebook, which keeps every picture in its file
+
+
+def _cut(text: str, longest: int = 60) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _cell(image: np.ndarray | None, name: str, said: str | None) -> str:
+    """One turn as HTML."""
+    parts = [f"<div>{name}</div>"]
+    if image is not None:
+        picture, buffer = Image.fromarray(image), io.BytesIO()
+        picture.thumbnail((MAX_INLINE, MAX_INLINE))
+        picture.save(buffer, format="PNG")
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        parts.append(f'<img src="{source}" alt="{name}" style="width:192px;max-width:100%">')
+    if said is not None:
+        parts.append(f'<div style="width:192px;white-space:pre-wrap">{html.escape(said)}</div>')
+    return f"<div>{''.join(parts)}</div>"
 
 
 def _turn_record(index: int, turn: Turn) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_no_two_traces_of_a_run_begin_from_one_noise():
 
 
 def test_a_given_picture_is_judged_first_and_a_play_without_a_beat_is_whole():
-    given = Benchmark("given", (Prompt("prompt 0", image=pixels(70).image),), {})
+    given = Benchmark("given", (Prompt("a photo of a dog", image=pixels(70).image),), {})
     painter = Painter(given.prompts, blank, edits=1)
     for turns in (0, 1):
         (only,) = run_benchmark(given, painter, Scripted(), turns=turns)

@@ -13,40 +13,19 @@ from typing import TYPE_CHECKING, Any
 from triptych.apps.commands import EvalOptions
 from triptych.apps.options import MAX_TRACES, ModelChoice, OpenModel, SamplingChoice
 from triptych.apps.output import slug
+from triptych.data.prompt_checks import check_text
 from triptych.data.prompt_files import PromptEntry, read_entries, told_faults
 from triptych.errors import ConfigError, PromptError
 from triptych.eval.run_folder import WHOLE, Shard
 from triptych.files import check_writable, unused_name
+from triptych.loop import choose_sampling
 from triptych.model.config import BagelConfig, Sampling
-from triptych.text import clean_text
 from triptych.trace import Prompt
 
 if TYPE_CHECKING:
     from triptych.model.bagel import Bagel
 
-MAX_WORDS = 1_000  # the longest benchmark prompt has about 100
-MAX_CHARACTERS = 10_000  # for text without spaces
 SMALL_MODEL = 100_000_000  # parameters; SKETCH has 13 million, BAGEL-7B 14 billion
-
-
-def check_text(text: str, what: str = "prompt") -> str:
-    """The text as `clean_text` leaves it; PromptError if it is empty, too long, or not text at all."""
-    try:
-        stripped = clean_text(text)
-    except ValueError as error:
-        raise PromptError(
-            f"the {what} holds bytes that are not text ({error}); expected UTF-8 without control characters"
-        ) from None
-    if not stripped:
-        example = "how many clocks are there?" if what == "question" else "two red apples and a blue bus"
-        raise PromptError(f"the {what} is empty; expected a sentence, such as {example!r}")
-    words = stripped.count(" ") + 1
-    if words > MAX_WORDS:
-        raise PromptError(f"the {what} has {words:,} words; expected at most {MAX_WORDS:,}: shorten it")
-    if len(stripped) > MAX_CHARACTERS:
-        length = len(stripped)
-        raise PromptError(f"the {what} has {length:,} characters; expected at most {MAX_CHARACTERS:,}: shorten it")
-    return stripped
 
 
 def prompts_of(text: str, file: Path | None) -> list[PromptEntry]:
@@ -79,36 +58,9 @@ def each_or_all_faults(
     return changed
 
 
-def understand(prompt: Prompt, config: BagelConfig) -> Prompt:
-    """The prompt in the wording that the model is given.
-
-    A model of the sticker world gets the canonical wording of what was read from the text, or of the spec that came
-    with it, and the spec goes along; a benchmark's own sentence stays to the letter. PromptError names what lies
-    outside that world or cannot be laid out in it. Any other model gets the text as it is.
-    """
-    if config.world == "open":
-        return prompt
-    from triptych.data.language import check_drawable, parse_prompt, prompt_text
-
-    if prompt.spec is None:
-        spec = parse_prompt(prompt.text)
-        return replace(prompt, text=prompt_text(spec), spec=spec)
-    check_drawable(prompt.spec)
-    if prompt.text in (prompt_text(prompt.spec, "geneval"), prompt_text(prompt.spec, "genevalpp")):
-        return prompt
-    return replace(prompt, text=prompt_text(prompt.spec))
-
-
 def sampling_of(config: BagelConfig, choice: SamplingChoice) -> Sampling:
     """The model's own sampling settings, with those that were chosen in their place."""
-    sampling = config.sampling
-    if choice.steps is not None:  # N steps lie between N + 1 points of the schedule
-        sampling = replace(sampling, draw_points=choice.steps + 1, edit_points=choice.steps + 1)
-    if choice.guidance is not None:
-        sampling = replace(sampling, text_guidance=choice.guidance)
-    if choice.temperature is not None:  # plans have a temperature of their own only by default
-        sampling = replace(sampling, temperature=choice.temperature, plan_temperature=None)
-    return sampling
+    return choose_sampling(config.sampling, choice.steps, choice.guidance, choice.temperature)
 
 
 def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 
-from triptych.apps.arguments import check_text, load_model
+from triptych.apps.arguments import load_model
 from triptych.apps.commands import AskOptions
 from triptych.apps.options import OpenModel
-from triptych.model.images import read_image
+from triptych.apps.terminal import read_picture
+from triptych.data.prompt_checks import check_text
 from triptych.model.templates import CLOSE, parse_answer, parse_thought
 
 
 def run(options: AskOptions, open_model: OpenModel) -> int:
     """Print the answer, after its thought where the model wrote one; returns the exit code."""
-    question, image = check_text(options.question, "question"), read_image(options.image)
+    question, image = check_text(options.question, "question"), read_picture(options.image)
     model = load_model(options, open_model)
     (completion,) = model.answer([image], [question], model.config.sampling, [options.seed])
     answer, thought = parse_answer(completion.text), None

@@ -16,18 +16,18 @@ from functools import partial
 from typing import Any
 
 from triptych.apps import terminal
-from triptych.apps.arguments import check_text, each_or_all_faults, load_model, prompts_of, sampling_of, understand
+from triptych.apps.arguments import each_or_all_faults, load_model, prompts_of, sampling_of
 from triptych.apps.commands import DrawOptions, EditOptions
 from triptych.apps.options import OpenModel
 from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
 from triptych.apps.trace_view import Stop, TraceView
+from triptych.data.prompt_checks import check_text, understand
 from triptych.data.prompt_files import PromptEntry
 from triptych.errors import ConfigError, JudgeError, NotFiniteError, OutputError
 from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
 from triptych.model.config import Sampling
-from triptych.model.images import read_image
 from triptych.model.templates import reflection_is_formed
 from triptych.model.weights import fingerprint
 from triptych.rewards.judge import Judge
@@ -63,7 +63,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     """
     if isinstance(options, EditOptions):
         text = check_text(options.prompt)
-        entries, file, plan = [PromptEntry("", Prompt(text, image=read_image(options.image)))], None, True
+        entries, file, plan = [PromptEntry("", Prompt(text, image=terminal.read_picture(options.image)))], None, True
     else:
         entries, file, plan = prompts_of(options.prompt, options.prompts), options.prompts, options.plan
     count = len(entries) * options.n
@@ -72,7 +72,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     policy = load_model(options, open_model)
     settings = DrawSettings(options.turns, sampling_of(policy.config, options), plan, options.batch, options.best_of)
     jobs: list[DrawJob] = []
-    understood = each_or_all_faults(entries, lambda prompt: understand(prompt, policy.config), file)
+    understood = each_or_all_faults(entries, lambda prompt: understand(prompt, policy.config.world), file)
     for entry, read in zip(entries, understood, strict=True):
         # A prompt that is drawn alone under one of these seeds gives the same trace.
         first = options.seed if entry.seed is None else entry.seed

@@ -197,10 +197,11 @@ def _prefixes(trace: Trace) -> list[Trace]:
 
 
 def _row(benchmark: Benchmark, index: int, seed: int, trace: Trace, verdicts: tuple[Verdict | None, ...]) -> Row:
+    prompt = benchmark.prompts[index]  # that of the trace may be worded for the model, and have a spec read from it
     return Row(
         prompt=index,
-        text=trace.prompt.text,
-        column=benchmark.column(trace.prompt),
+        text=prompt.text,
+        column=benchmark.column(prompt),
         seed=seed,
         verdicts=verdicts,
         stopped=trace.finished,
