@@ -19,7 +19,7 @@ from triptych.apps import score
 from triptych.apps.commands import JudgeOptions
 from triptych.apps.judge_choice import check_missing, cut_line, judge_kind, open_judge, open_vlm, sticker_judge
 from triptych.apps.options import STICKER_JUDGES, OpenModel
-from triptych.apps.terminal import COUNT_COLUMNS, open_console
+from triptych.apps.terminal import COUNT_COLUMNS, open_console, read_picture
 from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.data.prompt_checks import check_text, understand
@@ -39,7 +39,7 @@ from triptych.eval.submissions import (
 )
 from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
-from triptych.model.images import frames_note, read_image
+from triptych.model.images import frames_note
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
 from triptych.rewards.vlm_prompts import Checks
@@ -55,8 +55,6 @@ def run(options: JudgeOptions, open_model: OpenModel) -> int:
     kind = judge_kind(options, "world")
     check_options(options, many)
     if kind in STICKER_JUDGES and not many:
-        if note := frames_note(options.image):
-            print(f"note: {printable(note)}", file=sys.stderr, flush=True)
         record = judge_sticker_image(options.image, options.prompt, sticker_judge(kind))
         print(json.dumps(record) if options.as_json else verdict_lines(record), flush=True)
         return 0
@@ -274,7 +272,7 @@ def result(row: JudgedEntry) -> dict[str, Any]:
 def judge_sticker_image(path: Path, text: str, judge: StickerJudge) -> dict[str, Any]:
     """Score, checks and detected stickers as JSON values. Raises PictureError, PromptError or JudgeError."""
     prompt = understand(Prompt(check_text(text)), SKETCH.world)
-    image = read_image(path)
+    image = read_picture(path)
     (scene,) = judge.scenes([image])
     assert prompt.spec is not None  # `understand` gives one in the world of stickers
     checks = scene_verdict(scene, prompt.spec)
