@@ -23,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from triptych.data.lexicon import NO, NUMBERS, YES
-from triptych.errors import OutputError, PictureError
+from triptych.errors import NotFiniteError, OutputError, PictureError
 from triptych.eval.probes import ProbePolicy
 from triptych.eval.results import OVERALL, Report, Row, summarize
 from triptych.eval.run_folder import (
@@ -170,13 +170,21 @@ def run_quiz(
         lines = [json.dumps(question.to_record(), ensure_ascii=False) + "\n" for question in quiz.questions]
         write_text(run_folder.folder / QUESTIONS_FILE, "".join(lines))
 
+    works = False
+
     def work(jobs: Sequence[EvalJob]) -> Iterator[JobResult]:
+        nonlocal works
         questions = [quiz.questions[index] for index, _ in jobs]
         start = time.perf_counter()  # of a batch, shared evenly: what one question costs within it is not known
-        replies = _replies(policy, quiz.by, questions, sampling, [seed for _, seed in jobs])
+        replies = _replies(policy, quiz.by, questions, sampling, [seed for _, seed in jobs], works)
+        works = works or any(isinstance(reply, str) for reply in replies)
         seconds = (time.perf_counter() - start) / len(jobs)
         for (index, seed), question, reply in zip(jobs, questions, replies, strict=True):
-            row = _row(question, quiz.by, index, seed, reply, seconds)
+            if isinstance(reply, str):
+                row = _row(question, quiz.by, index, seed, reply, seconds)
+            else:
+                row = _row(question, quiz.by, index, seed, "", seconds)
+                row = replace(row, verdicts=(None,), said=(None,), lost=str(reply))
             if run_folder is not None:
                 _link(question.picture.path, run_folder.picture_path(row, 0))
             yield row, ()
@@ -208,7 +216,30 @@ def quiz_manifest(quiz: Quiz, policy: ProbePolicy, sampling: Sampling) -> dict[s
 
 
 def _replies(
-    policy: ProbePolicy, by: AnswerForm, questions: Sequence[Question], sampling: Sampling, seeds: list[int]
+    policy: ProbePolicy,
+    by: AnswerForm,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    works: bool,
+) -> list[str | NotFiniteError]:
+    """A reply to each question, or that the model's numbers for it are not finite.
+
+    Raises NotFiniteError where that is every one, unless the model `works` otherwise.
+    """
+    try:
+        return list(_said(policy, by, questions, sampling, seeds))
+    except NotFiniteError as error:
+        whole = [place for place in range(len(questions)) if place not in error.rows]
+        if not (whole or works):
+            raise
+        others = [questions[place] for place in whole], sampling, [seeds[place] for place in whole], True
+        rest = iter(_replies(policy, by, *others) if whole else ())
+        return [next(rest) if place in whole else error for place in range(len(questions))]
+
+
+def _said(
+    policy: ProbePolicy, by: AnswerForm, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[int]
 ) -> list[str]:
     loaded = {question.picture.path: question.picture for question in questions}
     pixels = {path: picture.load() for path, picture in loaded.items()}  # several questions are about one picture
