@@ -33,8 +33,9 @@ STREAMS = ("plan", "draw", "reflect", "edit", "sde")
 class Policy(Protocol):
     """What the loop asks of a model, such as `Bagel`.
 
-    Each verb takes and returns one element a row, and gives row i from its inputs and its seed alone. Raises
-    NotFiniteError, with the rows, where the numbers of some are not finite.
+    Each verb takes and returns one element a row, and gives row i from its inputs and its seed alone, up to the
+    rounding of products of another size (`triptych draw --again` repeats the batch). Raises NotFiniteError, with the
+    rows, where the numbers of some are not finite.
     """
 
     config: BagelConfig  # of which the loop reads `sampling`
@@ -391,7 +392,7 @@ def _without_lost(beat: Callable[[list[int]], list[Trace]], traces: Sequence[Tra
                 raise
             for row in bad:
                 after[row] = replace(traces[row], lost=str(error))
-            # Once more, which is seldom: a row's result does not depend on the others.
+            # Once more, which is seldom: a row's result depends on the others by rounding alone.
             rows = [row for row in rows if row not in bad]
     for row, trace in zip(rows, done, strict=True):
         after[row] = trace

@@ -1,16 +1,21 @@
 """`triptych draw`: which candidate is kept, why a trace has ended, and that batches change neither."""
 
+import json
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from scripted import ScriptedPolicy
 
-from triptych.apps.draw import DrawJob, DrawSettings, best_view, stop_of, trace_views
+from triptych.apps.commands import DrawOptions
+from triptych.apps.draw import DrawJob, DrawSettings, best_view, run, stop_of, trace_views
 from triptych.apps.terminal import TurnListener
 from triptych.apps.trace_view import TraceView
 from triptych.data.language import parse_prompt
+from triptych.errors import ConfigError
 from triptych.model.templates import wrap_reflection
 from triptych.rewards.sticker_judge import WorldJudge
 from triptych.trace import Completion, Drawing, Prompt, Trace, Turn, Verdict
@@ -83,3 +88,47 @@ def test_candidates_compete_in_however_many_batches_they_were_drawn(batch: int, 
     views = list(trace_views(policy, jobs, settings, WorldJudge(), Quiet, {}))
     assert [list(each.settings["best_of"]) for each in views] == [["0", "1", "2"], ["3", "4", "5"]]
     assert Quiet.sizes == sizes
+
+
+class Mixed(ScriptedPolicy):
+    """Its pictures depend on how many are drawn together, and at which place, more than rounding makes them."""
+
+    def draw(self, *arguments: Any, **more: Any) -> list[Drawing]:
+        drawings = super().draw(*arguments, **more)
+        return [replace(one, image=one.image // (len(drawings) + row)) for row, one in enumerate(drawings)]
+
+
+def trace_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trace.json").read_text())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_a_trace_is_repeated_with_the_rows_of_its_batch(batch: int, tmp_path: Path):
+    policy = Mixed(mistakes=1)
+    first = DrawOptions(prompt="three clocks", n=3, turns=1, batch=batch, steps=5, out=tmp_path / "first")
+    assert run(first, lambda *_: policy) == 0
+    folders = sorted(path for path in (tmp_path / "first").iterdir() if path.is_dir())
+    assert len(folders) == 3
+    for number, folder in enumerate(folders):
+        again = tmp_path / str(number)
+        assert run(DrawOptions(again=folder, out=again), lambda *_: policy) == 0
+        old, new = TraceView.load(folder), TraceView.load(again)
+        assert all(np.array_equal(*pair) for pair in zip(old.trace.images, new.trace.images, strict=True))
+        assert (old.verdicts, old.stop, old.settings) == (new.verdicts, new.stop, new.settings)
+        assert len(old.settings.get("batch_rows", [0])) == (min(batch, 3) if number < 2 or batch > 2 else 1)
+
+
+def test_only_a_trace_of_these_weights_is_repeated(tmp_path: Path):
+    policy = Mixed()
+    assert run(DrawOptions(prompt="three clocks", turns=0, out=tmp_path / "one"), lambda *_: policy) == 0
+    record = trace_in(tmp_path / "one")
+    record["settings"]["weights"] = "another"
+    (tmp_path / "one" / "trace.json").write_text(json.dumps(record))
+    for options, words in [
+        ({"again": tmp_path / "one"}, "has weights .* the trace was drawn with another"),
+        ({"again": tmp_path}, "expected the folder of a trace"),
+        ({"again": tmp_path / "one", "prompt": "a cat"}, "expected no other prompt"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            run(DrawOptions(**options, out=tmp_path / "two"), lambda *_: policy)
+    assert not (tmp_path / "two").exists()

@@ -36,6 +36,8 @@ class DrawOptions(PlayChoice):
     """What to draw, in quotes."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """File of prompts instead: lines, JSON lines, a JSON array, CSV, TSV or parquet; ids and seeds in it are used."""
+    again: Annotated[Path | None, arg(metavar="TRACE")] = None
+    """Folder of a trace to repeat exactly, with the rows of its batch; model and settings are the trace's."""
     n: Annotated[Count, arg(aliases=["-n"])] = 1
     """Traces per prompt, each with its own seed."""
     plan: bool = True
@@ -84,6 +86,26 @@ class JudgeOptions(JudgeChoice):
     """Print the number of requests and an estimate of their tokens, and send none."""
     self_check: Annotated[NonNegativeInt, arg(metavar="N")] = 0
     """Instead of judging, send the first N images twice, past the cache, and print how often both verdicts agree."""
+    as_json: JsonFlag = False
+    """Print JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Make a run of pictures that another system drew: `triptych eval BENCHMARK --drawn RUN` then judges them."""
+
+    pictures: Annotated[Positional[Path], arg(metavar="DIR|LIST")]
+    """A folder with 00000/metadata.jsonl and 00000/samples/0000.png, or a list of images and prompts, such as jsonl."""
+    run: Annotated[Path, arg(name="as", metavar="RUN")]
+    """New folder of the run."""
+    benchmark: Literal["auto", "geneval", "genevalpp", "dev"] = "auto"
+    """Whose prompts these are; auto is the one that has them all, or else a set of their own."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """For TIIF: your own copy of its prompts and questions."""
+    name: str = ""
+    """Name of the system that drew, for reports."""
+    resume: Flag = False
+    """Go on with the import in --as; pictures that could not be read are tried again."""
     as_json: JsonFlag = False
     """Print JSON on stdout."""
 

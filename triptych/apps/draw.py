@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from triptych.apps import terminal
@@ -27,12 +28,12 @@ from triptych.data.prompt_files import PromptEntry
 from triptych.errors import ConfigError, JudgeError, NotFiniteError, OutputError
 from triptych.eval.run_folder import versions
 from triptych.loop import Policy, play, with_image
-from triptych.model.config import Sampling
+from triptych.model.config import Sampling, current_names
 from triptych.model.templates import reflection_is_formed
 from triptych.model.weights import fingerprint
 from triptych.rewards.judge import Judge
 from triptych.rewards.sticker_judge import WorldJudge
-from triptych.trace import Prompt, Trace, Verdict
+from triptych.trace import Prompt, Spec, Trace, Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
 
     What can be refused is refused before the model is loaded.
     """
+    if isinstance(options, DrawOptions) and options.again is not None:
+        return draw_again(options, options.again, open_model)
     if isinstance(options, EditOptions):
         text = check_text(options.prompt)
         entries, file, plan = [PromptEntry("", Prompt(text, image=terminal.read_picture(options.image)))], None, True
@@ -201,10 +204,13 @@ def _views(
                 **({"id": job.id} if job.id else {}),
                 "again": command_line(job, settings, record),
                 **record,
+                **batch_record(jobs, index, settings.batch),
             },
         )
         # an interrupted batch may have no traces
-        for job, trace, verdicts in zip(jobs, traces, image_verdicts(traces, judge, settings.best_of > 1))  # noqa: B905
+        for index, (job, trace, verdicts) in enumerate(
+            zip(jobs, traces, image_verdicts(traces, judge, settings.best_of > 1))  # noqa: B905
+        )
     ]
 
 
@@ -260,6 +266,70 @@ def command_line(job: DrawJob, settings: DrawSettings, record: Mapping[str, Any]
     if not settings.plan:
         words.append("--no-plan")
     return shlex.join(words)
+
+
+def batch_record(jobs: Sequence[DrawJob], index: int, batch: int) -> dict[str, Any]:
+    """The rows that were drawn together with job `index`, and its place among them; nothing for a row alone.
+
+    Matrix products of another size add up in another order, so that a row's numbers depend on the size of its batch by
+    rounding: log-probabilities in their last bits, pictures by a level of 255 here and there, texts hardly ever.
+    """
+    first = index - index % batch
+    rows = jobs[first : first + batch]
+    if len(rows) == 1:
+        return {}
+    records = [
+        {
+            "prompt": job.prompt.text,  # as the model was given it
+            "seed": job.seed,
+            **({} if job.prompt.spec is None else {"spec": job.prompt.spec.to_metadata()}),
+        }
+        for job in rows
+    ]
+    return {"batch_row": index - first, "batch_rows": records}
+
+
+def draw_again(options: DrawOptions, folder: Path, open_model: OpenModel) -> int:
+    """Repeat the trace of a folder with all rows of its batch: the same to the bit, on the same machine and versions.
+
+    Raises ConfigError for a folder that holds no trace, and for weights that it was not drawn with.
+    """
+    if options.prompt or options.prompts is not None:
+        raise ConfigError("--again repeats the prompt of a trace; expected no other prompt beside it")
+    try:
+        old = TraceView.load(folder)
+        record, asked = dict(old.settings), old.trace.prompt
+        rows = record.pop("batch_rows", [{"prompt": asked.text, "seed": old.trace.seed}])
+        row, sampling = record.pop("batch_row", 0), current_names(record["sampling"])
+        # JSON has no tuples.
+        sampling = Sampling(**{name: tuple(v) if isinstance(v, list) else v for name, v in sampling.items()})
+        specs = [Spec.from_metadata(each["spec"]) if "spec" in each else asked.spec for each in rows]
+        settings = DrawSettings(record["turns"], sampling, record["plan"], len(rows))
+        choice = replace(options, model=record["model"], dtype=record["dtype"], device=record["device"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--again {folder}: {error!r}; expected the folder of a trace, with its trace.json"
+        ) from error
+    output = OutputFolder.open(options.out, old.user_prompt, old.trace.seed, many=False)
+    policy = load_model(choice, open_model)
+    if (weights := fingerprint(policy)) != record["weights"]:
+        raise ConfigError(f"{choice.model} has weights {weights}, the trace was drawn with {record['weights']}")
+    jobs = [
+        DrawJob(old.user_prompt, Prompt(each["prompt"], spec, asked.image), each["seed"], record.get("id", ""))
+        for each, spec in zip(rows, specs, strict=True)
+    ]
+    console = terminal.open_console(options.as_json)
+    traces, complete = _play_batches(policy, jobs, settings, partial(terminal.TerminalListener, console), works=False)
+    if not complete:
+        raise KeyboardInterrupt
+    judge = WorldJudge() if policy.config.world == "stickers" else None
+    view = _views(jobs, traces, settings, judge, record | {"versions": versions()})[row]
+    output.write(view)
+    terminal.print_result(console, view)
+    terminal.print_folder(console, output.folder, output.page)
+    if options.as_json:
+        print(json.dumps(output.record()), flush=True)
+    return 0
 
 
 def reproduction_record(
