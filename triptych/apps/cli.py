@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "edit": (commands.EditOptions, "draw"),
     "ask": (commands.AskOptions, "ask"),
     "judge": (commands.JudgeOptions, "judge"),
+    "import": (commands.ImportOptions, "import_run"),
     "eval": (commands.EvalOptions, "evaluate"),
     "probe": (commands.ProbeOptions, "probe"),
     "score": (commands.ScoreOptions, "score"),

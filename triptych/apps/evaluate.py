@@ -113,7 +113,9 @@ def rejudged_run(options: EvalOptions, benchmark: Benchmark, out: Path, shard: S
         raise ConfigError(f"{unused}: of no use with --drawn, whose pictures are there; leave it out")
     source = RunFolder.read(options.drawn)
     check_source(benchmark, source)
-    world = "stickers" if source.manifest.get("judge", "").startswith(STICKER_JUDGES) else "open"
+    # Nobody has judged an imported run: there, the judge that is asked for says which world it is.
+    judged_by = source.manifest.get("judge") or options.judge
+    world = "stickers" if judged_by.startswith(STICKER_JUDGES) else "open"
     judge = LoggingJudge(judge_of(options, benchmark, world, str(options.drawn)))
     rows = rejudge(benchmark, source, judge, options.batch, out, options.resume, shard, options.keep_pictures)
     return EvalRun(judge, source.manifest["turns"], len(source.jobs), rows, None)

@@ -256,15 +256,22 @@ def check_source(benchmark: Benchmark, source: RunFolder) -> list[Row]:
     if left := len(source.open_jobs(rows)):
         raise OutputError(f"{source.folder} is not finished, {left} jobs are open; expected a whole run: --resume it")
     for row in rows:
-        for turn in range(len(row.verdicts)):
+        for turn in range(drawn_count(row)):
             source.kept_picture(row, turn)
     return rows
 
 
+def drawn_count(row: Row) -> int:
+    """How many pictures a row has: one a verdict, but for a row that was lost before its first picture."""
+    return len(row.pictures) if row.lost else len(row.verdicts)
+
+
 def recorded_trace(benchmark: Benchmark, source: RunFolder, row: Row) -> Trace:
     """The trace of a row, as far as a judge looks: its prompt, and its pictures in order."""
-    trace = Trace(replace(benchmark.prompts[row.prompt], image=None), seed=row.seed)  # a given one is among the others
-    for turn in range(len(row.verdicts)):
+    trace = Trace(
+        replace(benchmark.prompts[row.prompt], image=None), seed=row.seed, lost=row.lost
+    )  # a given one is among the others
+    for turn in range(drawn_count(row)):
         path = source.kept_picture(row, turn)
         try:
             picture = read_image(path)

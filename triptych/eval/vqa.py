@@ -287,6 +287,8 @@ class PictureSet:
 
 
 def _judged_pictures(run_folder: RunFolder, row: Row) -> Iterator[JudgedPicture]:
+    if row.lost and not row.pictures:
+        return  # the one verdict of such a row is missing, and is on no picture
     for turn, verdict in enumerate(row.verdicts):
         path = run_folder.kept_picture(row, turn)
         if turn >= len(row.pictures):
