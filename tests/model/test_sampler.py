@@ -1,5 +1,6 @@
 """What a token's probability is, and that drawing and re-scoring agree on it."""
 
+import copy
 import json
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file
+from tiny_bagel import TINY
 
 from triptych.errors import ConfigError
 from triptych.model.config import Sampling
+from triptych.model.kv_cache import KVCache
+from triptych.model.linear import product
 from triptych.model.sampler import draw_tokens, kept_ids, token_distribution, token_logprobs
 
 SAMPLINGS = [
@@ -141,3 +145,31 @@ def test_parity_text_sampling(shared):
     for index, run in enumerate(case["runs"]):
         out = token_distribution(golden["in.logits"], run["temperature"], run["topk"], run["top_p"])
         torch.testing.assert_close(out, golden[f"out.run{index}.sampling_distribution"], atol=5e-5, rtol=1e-4)
+
+
+def test_rows_that_leave_a_cache_are_replaced_from_its_end():
+    cache = KVCache.empty(TINY.language, 5, torch.device("cpu"), torch.float32)
+    cache.position = torch.arange(5)
+    cache.keys[0][:] = torch.arange(5.0)[:, None, None, None]
+    kept = cache.retain([1, 4])
+    assert kept == [4, 1] and cache.position.tolist() == kept and cache.batch == 2
+    assert cache.keys[0][:, 0, 0, 0].tolist() == [4.0, 1.0]
+
+
+@pytest.mark.parametrize("change", ["in place", "other numbers", "through a copy"])
+def test_joined_weights_follow_their_layers(change):
+    layers = [torch.nn.Linear(3, size) for size in (2, 4)]
+    x = torch.randn(5, 3)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = torch.cat([layer(x) for layer in layers], dim=1)
+            assert torch.allclose(product(x, layers), expected, atol=1e-6)
+            if change == "in place":
+                layers[1].weight.add_(1)
+            elif change == "other numbers":
+                layers[1].bias.data = torch.randn(4)
+            else:
+                layers = copy.deepcopy(layers)
+                layers[0].weight.mul_(2)
+    product(x, layers).sum().backward()
+    assert all(layer.weight.grad is not None and layer.bias.grad is not None for layer in layers)

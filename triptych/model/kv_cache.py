@@ -28,8 +28,10 @@ class KVCache:
         valid: Bool[Tensor, "batch slot"],
         position: Int[Tensor, "batch"],
         length: int,
+        full: bool = True,
     ):
         self.keys, self.values, self.valid, self.position, self.length = keys, values, valid, position, length
+        self.full = full  # whether all slots of all rows are valid, known without a look at `valid`
 
     @staticmethod
     def empty(
@@ -82,15 +84,33 @@ class KVCache:
         self.values[layer][:, :, self.length : end] = value
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def advance(self, valid: Bool[Tensor, "batch time"], position: Int[Tensor, "batch"]) -> None:
-        """Keep what `update` put there: `valid` says what counts, `position` is where each row goes on."""
+    def advance(self, valid: Bool[Tensor, "batch time"], position: Int[Tensor, "batch"], full: bool = False) -> None:
+        """Keep what `update` put there: `valid` says what counts (`full`: all), `position` where each row goes on."""
         end = self.length + valid.shape[1]
         self.valid[:, self.length : end] = valid
-        self.position, self.length = position, end
+        self.position, self.length, self.full = position, end, self.full and full
 
-    def copy(self) -> KVCache:
-        """A copy that can be extended on its own."""
-        return self.select(range(self.batch))  # `index_select` copies, where a slice would share memory
+    def copy(self, extra: int = 0) -> KVCache:
+        """A copy that can be extended on its own, with room for `extra` more slots."""
+        return KVCache.cat([self], extra)
+
+    def retain(self, rows: Sequence[int]) -> list[int]:
+        """Let all but the given rows go; returns the rows in their new order.
+
+        Rows at the end move into the places of those that go: nothing else is copied.
+        """
+        staying, order = set(rows), list(range(len(rows)))
+        holes = [place for place in order if place not in staying]
+        moved = sorted(row for row in staying if row >= len(rows))
+        for hole, row in zip(holes, moved, strict=True):
+            order[hole] = row
+        for tensor in (*self.keys, *self.values, self.valid, self.position):
+            if holes:
+                tensor[holes] = tensor[moved]
+        self.keys = [key[: len(rows)] for key in self.keys]
+        self.values = [value[: len(rows)] for value in self.values]
+        self.valid, self.position = self.valid[: len(rows)], self.position[: len(rows)]
+        return order
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """The given rows alone, in the given order (a row may repeat)."""
@@ -101,6 +121,7 @@ class KVCache:
             valid=self.valid.index_select(0, index),
             position=self.position.index_select(0, index),
             length=self.length,  # of all rows: slots that none of the given ones uses stay, and are not valid
+            full=self.full,
         )
 
     @staticmethod
@@ -119,6 +140,7 @@ class KVCache:
             valid=join([c.valid[:, : c.length] for c in caches], 1),
             position=torch.cat([c.position for c in caches]),
             length=length,
+            full=all(cache.full and cache.length == length for cache in caches),
         )
 
 

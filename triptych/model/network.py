@@ -7,6 +7,7 @@ which score in one pass what was sampled. Sampling itself is in sampler.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, time: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token hidden"]:
         """Equal times are embedded once."""
+        if time.numel() == 1:  # a denoising step: a search for equal times would have a GPU wait
+            return self.mlp(timestep_embedding(time[0]).to(next(self.mlp.parameters()).dtype))[None]
         times, index = torch.unique(time, return_inverse=True)  # a pack has thousands of tokens and a handful of times
         # Sinusoids in float32, and then cast: bfloat16 would round the times themselves.
         return self.mlp(timestep_embedding(times).to(next(self.mlp.parameters()).dtype))[index]
@@ -114,7 +117,12 @@ class Network(nn.Module):
             # In place of the embeddings of the zeros that stand for patches in `ids`.
             und = und.flatten(0, 1).index_copy(0, pack.view_slots, vision).view(und.shape)
         gen = self.latent_tokens(pack.latents, pack.time, pack.latent_ids)
-        return self.language_model.model(und, gen, pack.layout, cache, layer_outputs)
+        frame = pack.frame or self.language_model.model.frame(pack.layout, cache)
+        return self.language_model.model(und, gen, frame, cache, layer_outputs)
+
+    def framed(self, pack: Pack, cache: KVCache) -> Pack:
+        """A pack that is used again and again behind a cache that stays as it is: its mask and positions, once."""
+        return replace(pack, frame=self.language_model.model.frame(pack.layout, cache))
 
     def vision_tokens(self, views: Sequence[View]) -> Float[Tensor, "patch hidden"]:
         """Understanding tokens of the patches of all views, one view after the other; sizes may differ."""
@@ -137,7 +145,7 @@ class Network(nn.Module):
     def latent_tokens(
         self,
         latents: Float[Tensor, "batch gen latent"],
-        time: Float[Tensor, "batch gen"],
+        time: Float[Tensor, "batch gen"] | Float[Tensor, "1 1"],
         ids: Int[Tensor, "batch gen"],
     ) -> Float[Tensor, "batch gen hidden"]:
         """Latents as decoder inputs; clean ones carry time 0 and its embedding too."""
@@ -158,7 +166,16 @@ class Network(nn.Module):
         if pack.layout.valid.shape[1] == 0:  # the empty context of a drop branch
             return torch.zeros(len(rows), 0, self.config.language.hidden_size, device=self.device, dtype=self.dtype)
         hidden, _ = self(pack, cache)
-        cache.advance(pack.layout.valid, pack.position)  # only here: a denoising step leaves the cache as it was
+        cache.advance(
+            pack.layout.valid, pack.position, pack.full
+        )  # only here: a denoising step leaves the cache as it was
+        return hidden
+
+    def extend_by_tokens(self, cache: KVCache, ids: Int[Tensor, "batch"]) -> Float[Tensor, "batch 1 hidden"]:
+        """`extend` by one token a row, from ids on the device: no block is packed, and nothing waits for a GPU."""
+        und = self.language_model.model.embed_tokens(ids[:, None])
+        hidden, _ = self.language_model.model(und, und[:, :0], self.language_model.model.token_frame(cache), cache)
+        cache.advance(torch.ones_like(ids, dtype=torch.bool)[:, None], cache.position + 1, full=True)
         return hidden
 
     def prefill(self, rows: Sequence[Sequence[Block]]) -> KVCache:

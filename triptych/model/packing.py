@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triptych.model.templates import SpecialTokens
-from triptych.model.transformer import PackLayout
+from triptych.model.transformer import Frame, PackLayout
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class Pack:
     views: tuple[View, ...]
     view_slots: Int[Tensor, "view_patch"]  # of all views, one after the other
     latents: Float[Tensor, "batch gen latent"]  # float32
-    time: Float[Tensor, "batch gen"]
+    time: Float[Tensor, "batch gen"] | Float[Tensor, "1 1"]  # one number where all are at one time
     latent_ids: Int[Tensor, "batch gen"]  # rows of the position table
     layout: PackLayout
     position: Int[Tensor, "batch"]  # at which the next block of each row starts
     ce_slots: Int[Tensor, "ce"]  # und slots whose next token is to be predicted (cross entropy)
     ce_targets: Int[Tensor, "ce"]
     mse_slots: Int[Tensor, "mse"]  # latent slots of blocks with loss
+    full: bool = False  # no row has padding
+    frame: Frame | None = None  # of the layout behind some cache, where it is used again and again
 
     @property
     def und(self) -> int:
@@ -81,7 +83,7 @@ class Pack:
 
     def at(self, latents: Float[Tensor, "batch gen latent"], time: float) -> Pack:
         """The same batch with other latents, all at one time: a denoising step."""
-        return replace(self, latents=latents, time=torch.full_like(self.time, time))
+        return replace(self, latents=latents, time=self.time.new_full((1, 1), time))
 
 
 class _Row:
@@ -205,13 +207,24 @@ def pack_blocks(
         latents=_gather_latents(layouts, gen, latent_dim, device),
         time=put(time),
         latent_ids=put(latent_ids),
-        layout=PackLayout(put(columns[0]), put(columns[1]), put(columns[2]), put(columns[3] > 0), put(valid)),
+        layout=PackLayout(
+            *(put(columns[0]), put(columns[1]), put(columns[2]), put(columns[3] > 0), put(valid)),
+            _everyone(columns, valid),
+        ),
+        full=bool(valid.all()),
         position=torch.tensor([row.position for row in layouts], dtype=torch.long, device=device),
         ce_slots=put(_flat([(index * und, [slots for slots, _ in row.ce]) for index, row in enumerate(layouts)])),
         # Targets are ids, and not slots: no offset.
         ce_targets=put(_flat([(0, [targets for _, targets in row.ce]) for row in layouts])),
         mse_slots=put(_flat([(index * gen, row.mse) for index, row in enumerate(layouts)])),
     )
+
+
+def _everyone(columns: np.ndarray, valid: np.ndarray) -> bool:
+    """Whether every token of a batch may attend to every token of its row."""
+    block = columns[2]
+    one_block = block.size > 0 and bool((block >= 0).all() and (block == block[:, :1]).all())
+    return bool(valid.all()) and (one_block or block.shape[1] == 1)
 
 
 def _flat(parts: Sequence[tuple[int, Sequence[np.ndarray]]]) -> np.ndarray:

@@ -141,7 +141,10 @@ def sample_text(
     `cache` is not changed. A row that has ended leaves the batch. Raises NotFiniteError for the rows whose logits were
     NaN or infinite, after the others have ended.
     """
-    cache, active = cache.copy(), list(range(cache.batch))  # `active`: numbers of the rows that have not ended
+    cache, active = (
+        cache.copy(max_tokens),
+        list(range(cache.batch)),
+    )  # `active`: numbers of the rows that have not ended
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens: list[list[int]] = [[] for _ in active]
     logprobs: list[list[float]] = [[] for _ in active]
@@ -172,8 +175,9 @@ def sample_text(
         if not unfinished:
             break
         if len(unfinished) < len(active):  # BAGEL decodes a batch until row 0 ends
-            cache, drawn, active = cache.select(unfinished), drawn[unfinished], [active[slot] for slot in unfinished]
-        hidden = network.extend(cache, [[Tokens([token])] for token in drawn.tolist()])
+            order = cache.retain(unfinished)
+            drawn, active = drawn[order], [active[slot] for slot in order]
+        hidden = network.extend_by_tokens(cache, drawn)
     if lost:
         raise NotFiniteError("logits", sorted(lost))
     return [
@@ -242,12 +246,13 @@ class DenoisingState:
         # Layout and mask are the same in every step: packed once, with latents and time put in by `Pack.at`.
         block = Latent(torch.zeros(tokens, network.config.latent_dim), grid, time=1.0)
         rows: list[list[Block]] = [[block]] * branches.cond.batch
-        pack = network.pack(rows, branches.cond.position)
+        pack = network.framed(network.pack(rows, branches.cond.position), branches.cond)
         if len(active) == 1:
             return DenoisingState(branches, pack, None, pack)
         # One forward for all branches: a step of BAGEL-7B takes 93 ms, not 186; 257, not 266, for 4 (`LOG.md` E56).
         stacked = KVCache.cat(active, extra=tokens + 2)  # 2: the brackets of the noise block
-        return DenoisingState(branches, pack, stacked, network.pack(rows * len(active), stacked.position))
+        packed = network.pack(rows * len(active), stacked.position)
+        return DenoisingState(branches, pack, stacked, network.framed(packed, stacked))
 
     def velocity(
         self,
