@@ -63,6 +63,9 @@ def test_what_a_set_lacks_is_counted():
     odd = completeness([verdict(1), verdict(2), verdict(3, prompt="b"), verdict(4, prompt="z")], whole)
     assert (odd.prompts, odd.of_prompts, odd.other_prompts, odd.uneven, odd.most_pictures) == (2, 3, 1, 2, 2)
     assert odd.absent_tags == ("counting",) and not odd.is_complete
+    assert "incomplete: no picture of counting" in odd.lines("Toy")
+    seven = completeness([verdict(1, tag=f"t{number}") for number in range(7)], whole)
+    assert "tags that Toy does not have: 't0', 't1', 't2', 't3', 't4' and 2 more" in seven.lines("Toy")
     rows = [
         verdict(i, prompt=prompt, tag=tag)
         for i, (prompt, tag) in enumerate([("a", "colors"), ("b", "colors"), ("c", "counting")])

@@ -80,8 +80,9 @@ class Completeness:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 1 else f", {names[-1]}" if more else "")
+    if len(names) <= MAX_NAMED + 1:  # "and 1 more" would be no shorter than its name
+        return ", ".join(names)
+    return f"{', '.join(names[:MAX_NAMED])} and {len(names) - MAX_NAMED} more"
 
 
 def one_spelling(rows: Sequence[RecordedVerdict], tags: Iterable[str]) -> tuple[list[RecordedVerdict], dict]:
