@@ -56,8 +56,8 @@ def test_a_batch_is_a_function_of_seed_and_step_and_no_sample_comes_twice():
 def test_stops_on_own_pictures_are_as_frequent_as_in_other_samples():
     stops = [SFTSample("reflect", "a", "all is well") for _ in range(9)]
     own = [*stops, SFTSample("reflect", "a", "one is missing", "add a red cat at left")]
-    data = JointData(pictures=0, edits=0, words=400, answer_share=0.0, self_generated_share=1.0)
-    (group,) = [group for group in sft_batch(data, 0, 0, own).groups if group]
+    data = JointData(pictures=0, edits=0, words=400, answer_share=0.0)
+    (group,) = [group for group in sft_batch(data, 0, 0, own, 1.0).groups if group]
     share = sum(one.reply is None for one in group) / len(group)
     assert abs(share - data.mix.correct_pictures) < 0.1  # four deviations of 400 draws
 

@@ -73,6 +73,18 @@ def test_the_settings_of_a_run_are_in_its_folder_and_a_resume_needs_the_same(tmp
     assert names(out) == ["first", "second", SETTINGS, "sum.json"]
 
 
+def test_a_run_with_an_option_that_is_gone_goes_on(tmp_path: Path):
+    cut(CONFIG, tmp_path, 1)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    settings["fit"]["gone"] = 0.0
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    assert len(list(run_sft(CONFIG, tmp_path, resume=True))) == 5
+    settings["fit"]["lr"] = 0.2
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="written with other fit"):
+        list(run_sft(CONFIG, tmp_path, resume=True))
+
+
 def test_a_run_that_was_cut_anywhere_has_the_same_result(tmp_path: Path):
     list(run_sft(CONFIG, tmp_path / "whole"))
     for updates in range(1, 6):

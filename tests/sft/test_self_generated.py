@@ -31,8 +31,8 @@ def test_own_pictures_are_asked_about_and_whether_they_fit():
     one, other = [sample for sample in own if sample.kind == "answer"]
     assert one.thought == plan_text(scenes[0]) and one.picture is not None
     assert other.prompt.startswith("does the picture show") and other.reply == "no" and "two cats" in other.thought
-    data = JointData(pictures=0, edits=0, words=40, answer_share=1.0, self_generated_share=1.0)
-    (group,) = [group for group in sft_batch(data, 0, 0, own).groups if group]
+    data = JointData(pictures=0, edits=0, words=40, answer_share=1.0)
+    (group,) = [group for group in sft_batch(data, 0, 0, own, 1.0).groups if group]
     assert {id(sample) for sample in group} == {id(one), id(other)}
 
 

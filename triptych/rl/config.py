@@ -215,7 +215,6 @@ class SFTMix:
             words=self.words,
             plan_share=self.plan_share,
             answer_share=self.answer_share,
-            self_generated_share=self.self_generated_share,
             mix=DataMix(correct_pictures=self.right_share),
         )
 

@@ -37,4 +37,4 @@ def sft_rows(
     if detect is not None and drawn:
         specs, pictures = [spec for spec, _ in drawn], np.stack([image for _, image in drawn])
         samples = self_generated_samples(specs, pictures, detect, seed + step, mix.data.mix)
-    return sft_batch(mix.data, seed, step, samples)
+    return sft_batch(mix.data, seed, step, samples, mix.self_generated_share)

@@ -24,7 +24,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from triptych.bounds import NonNegativeInt, PositiveInt
+from triptych.bounds import NonNegativeInt, PositiveInt, Share
 from triptych.data.lexicon import build_tokenizer
 from triptych.data.sft_samples import DataMix, SFTSample
 from triptych.errors import ConfigError
@@ -55,6 +55,7 @@ class SelfGeneratedConfig(JointConfig):
     """How the joined model learns from its own pictures, which are drawn once, before the stage."""
 
     images: NonNegativeInt = 1200
+    self_generated_share: Share = 0.4  # of edits and words are on these pictures
     guidance: Annotated[float, Ge(1)] = 3.0  # text guidance of these: more than elsewhere makes more mistakes
 
 
@@ -79,7 +80,6 @@ SELF_GENERATED = SelfGeneratedConfig(
     warmup_steps=10,
     cooldown=0.7,
     words_weight=3.0,  # the words that turn on what is seen are few among those that list it
-    self_generated_share=0.4,
     previous_token_weight=0.5,
     mix=DataMix(fit_questions=0.3, shuffled_scenes=0.4, text_only_reflections=0.4, descriptions=0.1, hard_prompts=0.3),
 )
@@ -159,8 +159,9 @@ class SFTConfig(RecipeConfig):
         load_weights(decoder.tensors, decoder.ema)
         if self.self_generated.steps:
             samples = self._self_generated_samples(out / "self_generated_pictures", bagel, ema)
+            own, share = self.self_generated, self.self_generated.self_generated_share
             # Another seed than the joint stage's: samples that it has not seen.
-            yield joint_stage("self_generated", self.self_generated, bagel, head, ema, seed + 1, self.threads, samples)
+            yield joint_stage("self_generated", own, bagel, head, ema, seed + 1, self.threads, samples, share)
         if self.gen.steps:
             load_weights(parameters, ema)  # what this stage leaves alone is then what is published
             yield joint_stage("gen", self.gen, bagel, head, ema, seed, self.threads)

@@ -61,7 +61,6 @@ class JointData:
     words: NonNegativeInt = 72  # answers and reflections
     plan_share: Share = 0.4  # of the pictures are planned first
     answer_share: Share = 0.5  # of the words answer a question; the others reflect
-    self_generated_share: Share = 0.0  # of edits and words are on the model's own pictures
     words_weight: NonNegativeFloat = 1.0  # of the cross entropy beside the velocity error
     mix: DataMix = field(default_factory=DataMix)
 
@@ -149,8 +148,10 @@ def row_kinds(data: JointData) -> tuple[tuple[SampleKind, ...], ...]:
     return tuple(tuple(kind for kind, count in group for _ in range(count)) for group in counts)
 
 
-def sft_batch(data: JointData, seed: int, step: int, self_generated: Sequence[SFTSample] = ()) -> SFTBatch:
-    """The samples of an update; a share of edits, reflections and answers is taken from `self_generated`."""
+def sft_batch(
+    data: JointData, seed: int, step: int, self_generated: Sequence[SFTSample] = (), self_generated_share: float = 0.0
+) -> SFTBatch:
+    """The samples of an update; such a share of edits, reflections and answers is taken from `self_generated`."""
     rows = data.pictures + data.edits + data.words
     index = START["joint"] + seed * STRIDE["samples"] + step * rows
     rng = random.Random(index)
@@ -166,7 +167,7 @@ def sft_batch(data: JointData, seed: int, step: int, self_generated: Sequence[SF
                 choices = (
                     stops if not instructions or (stops and rng.random() < data.mix.correct_pictures) else instructions
                 )
-            if choices and rng.random() < data.self_generated_share:
+            if choices and rng.random() < self_generated_share:
                 group.append(rng.choice(choices))
             else:
                 group.append(sft_sample(kind, index, data.mix))
@@ -203,6 +204,7 @@ def joint_stage(
     seed: int,
     threads: int,
     self_generated: Sequence[SFTSample] = (),
+    self_generated_share: float = 0.0,
 ) -> SFTStage:
     """The weights of `bagel` that `ema` averages, of the experts that the config chooses; all else is frozen.
 
@@ -220,7 +222,7 @@ def joint_stage(
         tensor.requires_grad_(True)
 
     def samples(step: int) -> list[Part]:
-        return split_batch(sft_batch(config, seed, step, self_generated), threads)
+        return split_batch(sft_batch(config, seed, step, self_generated, self_generated_share), threads)
 
     optimizers = muon_and_adamw(tensors, config, config.muon_lr)
     loss = partial(joint_loss, bagel, config, auxiliary)

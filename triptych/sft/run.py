@@ -86,6 +86,10 @@ def _claim(out: Path, config: RecipeConfig, resume: bool) -> None:
     if not resume:
         raise ConfigError(f"{out} holds a run of SFT already; go on with it by --resume, or choose another --out")
     saved = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in saved.items():
+        if isinstance(value, dict) and isinstance(current := settings.get(name), dict):
+            # An option of a stage that is gone did nothing, so that a run of before it went may go on.
+            saved[name] = {key: each for key, each in value.items() if key in current}
     changed = sorted(
         key for key in settings | saved if key not in config.may_change and settings.get(key) != saved.get(key)
     )
