@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from triptych import files
-from triptych.errors import ConfigError, ModelError, OutputError
+from triptych.errors import ConfigError, ModelError, OutputError, TriptychWarning
 from triptych.sft import checkpoint
 
 
@@ -91,3 +91,48 @@ def test_a_folder_with_the_names_of_a_run_is_not_taken(tmp_path: Path):
     checkpoint.check_free(tmp_path, ["checkpoints"], "run.json")
     with pytest.raises(ConfigError, match=r"holds model and no run.json.*choose another --out"):
         checkpoint.check_free(tmp_path, ["checkpoints", "model"], "run.json")
+
+
+TORN = {
+    "cut": lambda folder: os.truncate(folder / "state.safetensors", 20),
+    "empty": lambda folder: (folder / "state.safetensors").write_bytes(b""),
+    "zeros": lambda folder: (folder / "state.safetensors").write_bytes(bytes(200)),
+    "absent": lambda folder: (folder / "state.safetensors").unlink(),
+    "cut record": lambda folder: (folder / "state.json").write_text('{"step": 2, "no'),
+    "no record": lambda folder: (folder / "state.json").write_text("[]"),
+    "another step's": lambda folder: (folder / "state.json").write_text('{"step": 1}'),
+}
+
+
+@pytest.mark.parametrize("tear", TORN.values(), ids=TORN)
+def test_a_torn_checkpoint_is_told_and_the_one_before_it_is_used(tear, tmp_path: Path):
+    save(tmp_path, 1, 2)
+    tear(tmp_path / "step-00000002")
+    with pytest.warns(TriptychWarning, match="step-00000002 is torn.*the checkpoint before it is used") as told:
+        tensors, record = checkpoint.latest(tmp_path)
+    assert len(told) == 1 and record["step"] == 1 and torch.equal(tensors["w"], torch.ones(2))
+    save(tmp_path, 3, keep=2)  # the torn one is none of the two that are kept
+    assert names(tmp_path) == ["step-00000001", "step-00000003", "torn-step-00000002"]
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew(tmp_path: Path):
+    save(tmp_path, 1)
+    os.truncate(tmp_path / "step-00000001" / "state.safetensors", 20)
+    with pytest.raises(ModelError, match="step-00000001 is torn"):
+        checkpoint.latest(tmp_path)
+
+
+def test_a_weight_of_another_kind_of_number_is_refused():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    whole = {"model/w": torch.ones(2), "average/w": torch.ones(2), "o/0/exp_avg": torch.ones(2)}
+    whole |= {"o/0/exp_avg_sq": torch.ones(2), "o/0/step": torch.ones(())}
+    optimizer = torch.optim.AdamW([weight])
+    checkpoint.unpack(whole, {"w": weight}, {"w": torch.zeros(2)}, {"o": optimizer})
+    for name in whole:
+        with pytest.raises(ModelError, match=f"{name}.*int32"):
+            checkpoint.unpack(
+                whole | {name: torch.ones(2, dtype=torch.int32)},
+                {"w": weight},
+                {"w": torch.zeros(2)},
+                {"o": torch.optim.AdamW([weight])},
+            )

@@ -19,6 +19,7 @@ from typing import Any
 from triptych.apps import terminal
 from triptych.apps.arguments import each_or_all_faults, load_model, prompts_of, sampling_of
 from triptych.apps.commands import DrawOptions, EditOptions
+from triptych.apps.edit_size import at_size, size_of
 from triptych.apps.options import OpenModel
 from triptych.apps.output import OutputFolder
 from triptych.apps.terminal import TurnListener
@@ -32,7 +33,7 @@ from triptych.model.config import Sampling, current_names
 from triptych.model.templates import reflection_is_formed
 from triptych.model.weights import fingerprint
 from triptych.rewards.judge import Judge
-from triptych.rewards.sticker_judge import WorldJudge
+from triptych.rewards.sticker_judge import WorldJudge, check_sticker_input
 from triptych.trace import Prompt, Spec, Trace, Verdict
 
 
@@ -66,13 +67,19 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
         return draw_again(options, options.again, open_model)
     if isinstance(options, EditOptions):
         text = check_text(options.prompt)
-        entries, file, plan = [PromptEntry("", Prompt(text, image=terminal.read_picture(options.image)))], None, True
+        image = terminal.read_picture(options.image)
+        size_of(options.size, image, "open")  # refused here where it is no size
+        entries, file, plan = [PromptEntry("", Prompt(text, image=image))], None, True
     else:
         entries, file, plan = prompts_of(options.prompt, options.prompts), options.prompts, options.plan
     count = len(entries) * options.n
     title = entries[0].prompt.text if len(entries) == 1 else f"{len(entries)} prompts"
     output = OutputFolder.open(options.out, title, options.seed, many=count > 1)
     policy = load_model(options, open_model)
+    if isinstance(options, EditOptions) and policy.config.world == "stickers" and not options.force:
+        for entry in entries:
+            assert entry.prompt.image is not None  # of `triptych edit`
+            check_sticker_input(entry.prompt.image)
     settings = DrawSettings(options.turns, sampling_of(policy.config, options), plan, options.batch, options.best_of)
     jobs: list[DrawJob] = []
     understood = each_or_all_faults(entries, lambda prompt: understand(prompt, policy.config.world), file)
@@ -84,6 +91,10 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     # Other images need a detector or a server: `triptych judge` has them.
     judge = WorldJudge() if policy.config.world == "stickers" else None
     record = reproduction_record(options, policy, settings, judge)
+    size = None
+    if isinstance(options, EditOptions) and (image := entries[0].prompt.image) is not None:
+        size = size_of(options.size, image, policy.config.world)
+        record["size"] = options.size
     console = terminal.open_console(options.as_json)
     if len(entries) == 1:
         terminal.print_prompt(console, jobs[0].user_prompt, jobs[0].prompt)
@@ -91,6 +102,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     try:
         listener = partial(terminal.TerminalListener, console)
         for view in trace_views(policy, jobs, settings, judge, listener, record):
+            view = replace(view, trace=at_size(view.trace, size))  # after the verdicts, which are on the model's own
             folder = output.write(view)
             if output.many:
                 terminal.print_row(console, view, folder)
@@ -100,7 +112,8 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
         console.print(f"\n  interrupted; kept {len(output.records)} of {count} traces", style="yellow")
         code = 130  # 128 + SIGINT, as shells count
     except (OutputError, NotFiniteError):  # a full disk, perhaps: what is written stays, and its index is worth a try
-        console.print(f"\n  kept {len(output.records)} of {count} traces", style="yellow")
+        if output.records:
+            console.print(f"\n  kept {len(output.records)} of {count} traces", style="yellow")
         with suppress(OutputError):
             output.close()
         raise
@@ -260,7 +273,7 @@ def command_line(job: DrawJob, settings: DrawSettings, record: Mapping[str, Any]
     else:
         words = ["triptych", "draw", job.user_prompt]
     words += ["--model", str(record.get("model", "sketch")), "--seed", str(job.seed), "--turns", str(settings.turns)]
-    for name in ("base", "steps", "guidance", "temperature"):
+    for name in ("base", "steps", "guidance", "temperature", "size"):
         if record.get(name) is not None:  # None was the model's own, which its checkpoint still says
             words += [f"--{name}", str(record[name])]
     if not settings.plan:
