@@ -54,8 +54,12 @@ class EditOptions(PlayChoice):
     """What the image should show, in quotes."""
     n: Annotated[Count, arg(aliases=["-n"])] = 1
     """Number of traces, each with its own seed."""
+    force: bool = False
+    """Take any picture, also one that a model of the sticker world has never seen the like of."""
     turns: PositiveInt = 4  # at 0 the result would be the given image
     """Maximum number of Reflect-Refine turns; the model may stop earlier."""
+    size: str = "auto"
+    """Size of the result: input, model, or WxH such as 640x480; auto is input for models of open pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class AskOptions(ModelChoice):
     """Image that the question is about."""
     question: Annotated[Positional[str], arg(metavar="QUESTION")]
     """Question, in quotes."""
+    force: bool = False
+    """Take any picture, also one that a model of the sticker world has never seen the like of."""
     seed: NonNegativeInt = 0
     """Sampling seed."""
     as_json: JsonFlag = False
