@@ -98,9 +98,10 @@ def _rows(path: Path, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> It
     faults: list[tuple[str, str]] = []
     for line, record in _lines(path):
         count += 1
+        if isinstance(record, ValueError):
+            faults.append((f"line {line}", str(record)))
+            continue
         try:
-            if isinstance(record, ValueError):
-                raise record
             row = read(record)
         except KeyError as error:
             keys = ", ".join(sorted(map(ascii, record))[:12]) or "nothing"
