@@ -34,7 +34,8 @@ from triptych.rewards.vlm_replies import read_answers, read_verdict
 from triptych.trace import Spec, Verdict
 
 MAX_LINE = 64 * 2**20  # bytes: far above any picture's replies, and a file without line ends fills no memory
-PICTURE_KEYS = ("filename", "image", "image_path", "file", "file_name", "path", "picture")  # that name the picture of a line
+# That name the picture of a line, in the order in which they are looked for.
+PICTURE_KEYS = ("filename", "image", "image_path", "file", "file_name", "path", "picture")
 GZIP = b"\x1f\x8b"  # the first two bytes of every gzip stream
 
 
