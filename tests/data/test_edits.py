@@ -1,11 +1,13 @@
 """Edits do what they say, mistakes are mistakes, and mending ends."""
 
+import hashlib
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from triptych.data.edits import Edit, apply, deficits, demands, fix, random_edit, spoil
-from triptych.data.layout import CANVAS, CELLS, SIZES, overlap
+from triptych.data.layout import CANVAS, CELLS, FREE_LAYOUT, SIZES, overlap
 from triptych.data.scene import Scene, Sticker, check
 from triptych.data.specs import random_spec
 from triptych.data.stickers import CLASSES, COLORS
@@ -232,3 +234,18 @@ def test_a_full_canvas_is_mended_without_room():
     cells = {cell.replace(" ", "_"): "red cup" for cell in CELLS}
     spec = Spec("free", (Item("cup", 8), Item("cat", 1)))
     assert fix(scene_of(**cells), spec, 0) == Edit("swap", "bottom right", "cat")
+
+
+def test_edits_of_a_seed_do_not_move():
+    """Known answers: what SFT learns as flaws, repairs and their places."""
+    digest = hashlib.sha256()
+    for seed in range(150):
+        spec = random_spec(seed)
+        flawed = spoil(Scene.sample(spec, seed), spec, seed, 1 + seed % 3)
+        edits = [change for change in (fix(flawed, spec, seed), random_edit(flawed, seed)) if change is not None]
+        for change in edits:
+            after = apply(flawed, change, seed, FREE_LAYOUT)
+            digest.update(
+                repr((change, [(s.name, s.color, round(s.x, 6), round(s.y, 6)) for s in after.stickers])).encode()
+            )
+    assert digest.hexdigest()[:16] == "120b03023565b734"

@@ -173,3 +173,9 @@ def test_joined_weights_follow_their_layers(change):
                 layers[0].weight.mul_(2)
     product(x, layers).sum().backward()
     assert all(layer.weight.grad is not None and layer.bias.grad is not None for layer in layers)
+
+
+def test_top_p_stops_where_it_is_reached():
+    """Of two tokens of one half each, the first reaches a half; a crumb more needs both."""
+    kept = [token_distribution(torch.zeros(1, 2), 1.0, top_p=top_p)[0].tolist() for top_p in (0.5, 0.5001)]
+    assert sorted(kept[0]) == [0, 1] and kept[1] == [0.5, 0.5]

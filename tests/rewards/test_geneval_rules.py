@@ -251,3 +251,10 @@ def test_boxes_that_are_none(box: object, reason: str):
 def test_items_that_cannot_be_judged(item: object):
     with pytest.raises(ValueError, match="expected"):
         read_spec({"tag": "x", "include": [item]})
+
+
+def test_a_relation_holds_within_sixty_degrees_and_not_at_them():
+    """Two squares of 25 px, 10 px apart: 5 of 10 are left of the offset, a cosine of exactly 0.5."""
+    for dx, dy, side in ((10, 0, "right of"), (-10, 0, "left of"), (0, 10, "below"), (0, -10, "above")):
+        assert relations(at(100 + dx, 100 + dy, 25), at(100, 100, 25)) == frozenset()
+        assert relations(at(100 + 1.01 * dx, 100 + 1.01 * dy, 25), at(100, 100, 25)) == {side}
