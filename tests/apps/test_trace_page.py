@@ -144,3 +144,16 @@ def test_a_page_shows_a_photo_small_enough_to_open():
     page = trace_page(view(trace=trace(side=3000)))
     sizes = [Image.open(io.BytesIO(base64.b64decode(code))).size for code in re.findall(r"base64,([^\"]+)", page)]
     assert sizes and set(sizes) == {(PAGE_IMAGE_SIDE, PAGE_IMAGE_SIDE)}
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [("model", "stopped though wrong"), ("limit", "ran out of turns"), ("interrupted", "interrupted")],
+)
+def test_a_trace_that_ended_wrong_says_so_and_one_that_is_right_does_not(stop, words):
+    wrong = (Verdict(0.5, ("grey",), ("light: found dark",)),) * 2
+    ended = '<p class="ended">'
+    page = trace_page(view(stop=stop, verdicts=wrong))
+    assert words in page[page.index(ended) :].split("</p>")[0] and "end off" in page
+    for other in (view(stop=stop), view(stop=stop, verdicts=())):
+        assert ended not in trace_page(other) and "end off" not in trace_page(other)

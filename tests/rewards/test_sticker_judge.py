@@ -1,15 +1,19 @@
 """Laws of the world judge: what was rendered is read back, what was spoiled is named, and nothing makes it crash."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from triptych.data.edits import spoil
 from triptych.data.render import render
 from triptych.data.scene import BACKGROUND, Scene, Sticker, check
 from triptych.data.specs import random_spec
 from triptych.errors import JudgeError, ModelError, PictureError
-from triptych.rewards.sticker_judge import WorldJudge, detect, load_detector
+from triptych.rewards.sticker_judge import WorldJudge, are_stickers, detect, load_detector, to_canvas
 from triptych.sft.sticker_detector import facts
 from triptych.trace import Drawing, Item, Prompt, Spec, Trace, Turn
 
@@ -121,3 +125,52 @@ def test_the_name_holds_the_fingerprint_of_the_weights(tmp_path):
 def test_judging_is_the_same_after_heavy_use_of_randomness(scenes):
     torch.rand(3)
     assert detect(render(scenes[:2])) == detect(render(scenes[:2]))
+
+
+# --- pictures that are none of stickers -------------------------------------------------------------------------------
+
+
+def test_two_thousand_scenes_are_stickers():
+    scenes = [Scene.sample(random_spec(seed), seed) for seed in range(2000)]
+    assert all(bool(are_stickers(render(scenes[start : start + 200])).all()) for start in range(0, 2000, 200))
+
+
+@pytest.mark.parametrize(("side", "quality"), [(96, 30), (96, 75), (512, 60), (48, 50)])
+def test_a_scene_that_a_user_scaled_and_compressed_is_still_one_of_stickers(scenes, side, quality):
+    for image in render(scenes):
+        buffer = io.BytesIO()
+        Image.fromarray(image.numpy()).resize((side, side)).save(buffer, "JPEG", quality=quality)
+        assert are_stickers(to_canvas(np.array(Image.open(buffer)))[None])[0]
+
+
+def judged(picture):
+    return WorldJudge()([Trace(Prompt("a cat", Spec("single_object", (Item("cat"),)))) + Turn(None, Drawing(picture))])
+
+
+def test_no_photograph_has_a_score():
+    data = Path(pytest.importorskip("skimage", reason="scikit-image is not installed").__file__).parent / "data"
+    files = sorted([*data.glob("*.png"), *data.glob("*.jpg")])
+    assert len(files) > 20
+    random = np.random.default_rng(0)
+    for file in files:
+        photograph = np.array(Image.open(file).convert("RGB"))
+        with pytest.raises(JudgeError, match="--judge vlm"):
+            judged(photograph)
+        for _ in range(10):  # its parts are photographs too
+            side = int(random.integers(min(40, *photograph.shape[:2]), min(photograph.shape[:2]) + 1))
+            top, left = (int(random.integers(size - side + 1)) for size in photograph.shape[:2])
+            part = np.ascontiguousarray(photograph[top : top + side, left : left + side])
+            assert not are_stickers(to_canvas(part)[None])[0], (file.name, top, left, side)
+
+
+def test_noise_gradients_flat_colors_and_pages_have_no_score():
+    random, ramp = np.random.default_rng(0), np.linspace(0, 255, 128).astype(np.uint8)
+    page = np.full((200, 200, 3), 255, np.uint8)
+    page[20:180:12, 20:180] = 0  # lines of a text
+    drawn = np.full((200, 200, 3), (196, 206, 212), np.uint8)
+    drawn[:, :130] = random.integers(0, 256, (200, 130, 3))  # a photograph beside an empty canvas
+    others = [random.integers(0, 256, (128, 128, 3), dtype=np.uint8), np.dstack([np.tile(ramp, (128, 1))] * 3), page]
+    others += [np.full((96, 96, 3), value, np.uint8) for value in (0, 128, 204, 206, 255)]  # gray of each brightness
+    for picture in [*others, drawn]:
+        with pytest.raises(JudgeError, match="no stickers"):
+            judged(picture)

@@ -41,7 +41,7 @@ from triptych.eval.suites import GENEVAL_COLUMNS
 from triptych.model.config import SKETCH
 from triptych.model.images import frames_note
 from triptych.rewards.judge import Judge
-from triptych.rewards.sticker_judge import StickerJudge, scene_verdict
+from triptych.rewards.sticker_judge import StickerJudge, check_stickers, scene_verdict
 from triptych.rewards.vlm_prompts import Checks
 from triptych.text import printable
 from triptych.trace import Prompt, Trace
@@ -273,6 +273,7 @@ def judge_sticker_image(path: Path, text: str, judge: StickerJudge) -> dict[str,
     """Score, checks and detected stickers as JSON values. Raises PictureError, PromptError or JudgeError."""
     prompt = understand(Prompt(check_text(text)), SKETCH.world)
     image = read_picture(path)
+    check_stickers([image])
     (scene,) = judge.scenes([image])
     assert prompt.spec is not None  # `understand` gives one in the world of stickers
     checks = scene_verdict(scene, prompt.spec)

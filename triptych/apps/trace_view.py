@@ -45,6 +45,17 @@ class TraceView:
         return STOPS[self.stop] + (f" ({self.turns})" if self.stop == "limit" else "")
 
     @property
+    def ending(self) -> str:
+        """What went wrong at the end, as a headline; empty where the final image is right or was not judged."""
+        if self.verdict is None or self.verdict.score == 1:
+            return ""
+        judged = (
+            f"Judged wrong: {len(self.verdict.failed)} of the checks failed" if self.verdict.failed else "Judged wrong"
+        )
+        how = {"limit": "ran out of turns", "interrupted": "interrupted"}.get(self.stop, "stopped though wrong")
+        return f"{judged}; {how}."
+
+    @property
     def verdict(self) -> Verdict | None:
         """The verdict on the final image."""
         return self.verdicts[-1] if self.verdicts else None

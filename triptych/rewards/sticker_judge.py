@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -40,6 +40,11 @@ COLOR_GRID = 24  # points per side of a box at which its color is read
 MIN_OPACITY, MAX_OPACITY = 0.45, 1.15  # that a color may be read at: blur and fading mix in the canvas
 OPACITY_PENALTY = 0.2  # weight of an opacity other than 1 against a color: a dark green is no faded black
 MAX_TINT = 24  # levels by which a picture's own canvas may differ from the true one
+# What tells a sticker picture from any other (see `are_stickers`); pictures of the model stay far inside, photographs
+# of scikit-image and gray skies outside: the canvas is bluish, and covers 0.6 or more of every scene of the suites.
+CANVAS_SHARE = 0.35  # of the pixels, at least, lie within MAX_TINT levels of the picture's own canvas
+CANVAS_TINT = 16  # levels by which that may differ from the true canvas, in each channel
+CANVAS_HUE = 10  # levels by which its blue minus red may differ: gray of any brightness differs by 16
 
 
 class StickerJudge(Judge, Protocol):
@@ -82,10 +87,51 @@ def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequen
             raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a picture, found none; draw first")
         specs.append(trace.prompt.spec)
         pictures.append(trace.image)
+    check_stickers(pictures)
     try:
         return [scene_verdict(scene, spec) for scene, spec in zip(scenes(pictures), specs, strict=True)]
     except PictureError as error:
         raise JudgeError(f"cannot look at a picture: {error}") from error
+
+
+def are_stickers(images: UInt8[Tensor, "batch 96 96 3"]) -> Bool[Tensor, " batch"]:
+    """Whether each picture may be one of stickers: most of it is the canvas.
+
+    Stickers that are badly drawn lie on the same canvas, so this holds for them too; an empty canvas is a legal scene.
+    """
+    pixels = images.flatten(1, 2).float()
+    true = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
+    # The median of what may be canvas, not of all: compression lets the stickers of a full picture bleed into it.
+    maybe = ((pixels - true).abs().amax(2) <= CANVAS_TINT + MAX_TINT)[..., None]
+    own = torch.where(maybe, pixels, torch.nan).nanmedian(dim=1).values
+    tint = own - true
+    near = ((pixels - own[:, None]).abs().amax(2) <= MAX_TINT).float().mean(1)
+    hue = (tint[:, 2] - tint[:, 0]).abs()
+    # Where nothing may be canvas, these are NaN, and no comparison holds.
+    return (near >= CANVAS_SHARE) & (tint.abs().amax(1) <= CANVAS_TINT) & (hue <= CANVAS_HUE)
+
+
+def check_stickers(images: Sequence[np.ndarray | Tensor]) -> None:
+    """Raises JudgeError if a picture is none of stickers: its score would say nothing. What is no picture passes."""
+    for index, image in enumerate(images):
+        try:
+            canvas = to_canvas(image)
+        except PictureError:
+            continue  # the detector names what is wrong with it
+        if not are_stickers(canvas[None].cpu())[0]:
+            raise JudgeError(
+                f"picture {index} shows no stickers on their canvas, but a photograph or another drawing, perhaps; "
+                "expected a picture of the sticker world: judge others with --judge vlm or --judge detector"
+            )
+
+
+def check_sticker_input(image: np.ndarray) -> None:
+    """Raises PictureError if a picture that a model of the sticker world should look at shows no stickers."""
+    if not are_stickers(to_canvas(image)[None])[0]:
+        raise PictureError(
+            "this picture shows no stickers on their canvas, and this model has seen nothing else: expected a picture "
+            "of the sticker world; take another --model, or overrule it with --force"
+        )
 
 
 def scene_verdict(scene: Scene, spec: Spec) -> Verdict:
