@@ -22,12 +22,12 @@ Points = Annotated[int, Ge(2), Le(10_001)]  # N points are N-1 steps
 Guidance = Annotated[float, Ge(1), Le(1000)]  # 1 is off; no model draws at a tenth of 1000
 Temperature = Annotated[float, Ge(0), Le(1000)]  # 0 is greedy; at 1000 all tokens are as likely
 # Far above any model of this kind: a configuration from a stranger is refused before it takes memory or time.
-Layers = Annotated[int, Ge(1), Le(512)]
+LayerCount = Annotated[int, Ge(1), Le(512)]
 Width = Annotated[int, Ge(1), Le(262_144)]
 Vocabulary = Annotated[int, Ge(1), Le(4_000_000)]
 Side = Annotated[int, Ge(1), Le(512)]  # of a table of positions, which may be computed: side x side x width numbers
-Pixels = Annotated[int, Ge(1), Le(8_192)]  # per side
-Tokens = Annotated[int, Ge(1), Le(100_000)]  # of one text
+PixelSide = Annotated[int, Ge(1), Le(8_192)]  # per side
+TextLength = Annotated[int, Ge(1), Le(100_000)]  # of one text
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LanguageConfig:
     vocab_size: Vocabulary = 152064  # rows of the embedding, some of them spare
     hidden_size: Width = 3584
     intermediate_size: Width = 18944
-    num_hidden_layers: Layers = 28
+    num_hidden_layers: LayerCount = 28
     num_attention_heads: Width = 28
     num_key_value_heads: Width = 4  # grouped-query attention: 7 query heads share one
     rms_norm_eps: PositiveFloat = 1e-6
@@ -56,7 +56,7 @@ class VisionConfig:
     # Sizes of SigLIP so400m/14.
     hidden_size: Width = 1152
     intermediate_size: Width = 4304
-    num_hidden_layers: Layers = 27  # as the file says; select_layer decides how many are used
+    num_hidden_layers: LayerCount = 27  # as the file says; select_layer decides how many are used
     num_attention_heads: Width = 16
     patch_size: Width = 14
     num_channels: Width = 3
@@ -76,7 +76,7 @@ class AutoencoderConfig:
 
     ch: Width = 128
     ch_mult: tuple[Width, ...] = (1, 2, 4, 4)
-    num_res_blocks: Layers = 2
+    num_res_blocks: LayerCount = 2
     z_channels: Width = 16  # the encoder has twice as many outputs: mean and log-variance
     in_channels: Width = 3
     out_ch: Width = 3
@@ -93,9 +93,9 @@ class AutoencoderConfig:
 class Resize:
     """How a given image is brought to a size that an encoder takes, in pixels (see `images.resized_size`)."""
 
-    max_side: Pixels
-    min_side: Pixels
-    stride: Pixels
+    max_side: PixelSide
+    min_side: PixelSide
+    stride: PixelSide
     max_pixels: Annotated[int, Ge(1), Le(8_192**2)] = (
         14 * 14 * 9 * 1024
     )  # BAGEL's limit for both encoders; images of one row share it
@@ -151,9 +151,9 @@ class Sampling:
     plan_temperature: Temperature | None = None  # of plans, where they are to be freer than reflections
     top_k: NonNegativeInt = 0  # 0 is off
     top_p: Share = 1.0  # 1 is off
-    max_plan: Tokens = 196  # tokens, the end token included
-    max_reflection: Tokens = 384
-    max_answer: Tokens = 64
+    max_plan: TextLength = 196  # tokens, the end token included
+    max_reflection: TextLength = 384
+    max_answer: TextLength = 64
     draw_points: Points = 50
     edit_points: Points = 50
     time_shift: PositiveFloat = 3.0  # BAGEL's at inference; above 1, more of the steps are near noise
@@ -227,7 +227,7 @@ class BagelConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     latent_patch_size: Side = 2  # with the autoencoder's 8, a token is 16 x 16 pixels
     max_latent_size: Side = 64  # side of the latent position table, in patches: 64 x 16 = 1024 pixels
-    image_size: tuple[Pixels, Pixels] = (512, 512)  # height, width of a new image
+    image_size: tuple[PixelSide, PixelSide] = (512, 512)  # height, width of a new image
     # R3 trains at 512 pixels; BAGEL itself takes (1024, 512, 16) and (980, 224, 14).
     vae_resize: Resize = Resize(512, 256, 16)
     vit_resize: Resize = Resize(504, 252, 14)  # 36 x 14: the multiple of a patch next below 512
@@ -243,7 +243,7 @@ class BagelConfig:
 
     @property
     def latent_downsample(self) -> int:
-        """Pixels per side of one latent token."""
+        """PixelSide per side of one latent token."""
         return self.latent_patch_size * self.autoencoder.downsample
 
     @property
