@@ -243,7 +243,7 @@ class BagelConfig:
 
     @property
     def latent_downsample(self) -> int:
-        """PixelSide per side of one latent token."""
+        """Pixels per side of one latent token."""
         return self.latent_patch_size * self.autoencoder.downsample
 
     @property
