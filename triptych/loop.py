@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from numbers import Integral, Real
-from typing import Any, Protocol, cast, overload, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -246,10 +246,6 @@ def _beats(
         yield list(traces)
 
 
-@overload
-def draw(prompts: str | Prompt, **options: Any) -> Trace: ...
-@overload
-def draw(prompts: Iterable[str | Prompt], **options: Any) -> list[Trace]: ...
 def draw(
     prompts: str | Prompt | Iterable[str | Prompt],
     model: str | Policy = "sketch",
@@ -261,7 +257,7 @@ def draw(
     temperature: float | None = None,
     batch: int = 16,
     device: str = "auto",
-) -> Trace | list[Trace]:
+) -> Any:  # a union would have to be narrowed by every caller
     """The finished trace of one prompt, or those of several in a list; options are those of `triptych draw`.
 
     `model` is what `load` takes, and is kept in memory for the next call, or a model in memory. Every prompt is drawn

@@ -45,7 +45,7 @@ def run(options: ImportOptions, open_model: OpenModel) -> int:
     if not pictures:
         raise PictureError(f"{printable(options.pictures)}: no picture can be read, such as {faults[0]}")
     notes = folder_notes(options.pictures) if options.pictures.is_dir() else list_notes(entries)
-    benchmark = benchmark_of(options, [entry.prompt for entry in pictures])
+    benchmark = source_benchmark(options, [entry.prompt for entry in pictures])
     by_prompt, strangers = matched(benchmark, pictures)
     faults += [f"{each.name}: its prompt is none of {benchmark.name}: {each.prompt.text[:60]!r}" for each in strangers]
     # Prompts with fewer pictures than others have jobs without one, since a run has as many seeds for every prompt.
@@ -103,7 +103,7 @@ def run(options: ImportOptions, open_model: OpenModel) -> int:
     return 1 if faults else 0
 
 
-def benchmark_of(options: ImportOptions, prompts: Sequence[Prompt]) -> Benchmark:
+def source_benchmark(options: ImportOptions, prompts: Sequence[Prompt]) -> Benchmark:
     """The benchmark that was named, or the first one that holds every prompt. Raises ConfigError where none does."""
     if options.prompts is not None:
         return load_tiif(options.prompts)
