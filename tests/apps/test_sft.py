@@ -57,6 +57,8 @@ def test_every_number_has_bounds(path: str, usual: float):
         ("--joint.mix.repairs 1.5", "--joint.mix.repairs 1.5: expected a share from 0 to 1"),
         ("--joint.pictures 0 --joint.edits 0 --joint.words 0", "--joint.pictures"),
         ("--gen.words 1", "--gen.words 1"),
+        ("--model.own 0.5", "`--model.own`"),
+        ("--joint.self-generated-share 0.5", "`--joint.self-generated-share`"),
         ("--eyes.rate 1", "`--eyes.rate` is `--vision.lr` now"),
         ("--own.clip 1", "`--own.clip` is `--self-generated.max-grad-norm` now"),
         ("--model.noises 1", "`--model.noises` is no longer an option"),
@@ -102,6 +104,8 @@ OLD_OPTIONS = {
     },
     **{"--eyes.matrix-rate": "0.1", "--decoder.few": "0.1", "--polish.noise": "0.1", "--autoencoder.kl": "0.1"},
 }
+for gone in ("--model.own", "--draw.own"):  # they did nothing
+    del OLD_OPTIONS[gone]
 
 
 def test_every_old_option_has_a_name_of_today_that_sets_one_field():

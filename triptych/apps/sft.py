@@ -57,6 +57,8 @@ RENAMED_OPTIONS = {
         for old, new in _STAGES.items()
         for field, name in _FIELDS.items()
     },
+    # They did nothing: only one stage has self-generated samples.
+    **dict.fromkeys(("--model.own", "--draw.own", "--joint.self-generated-share", "--gen.self-generated-share"), ""),
 }
 
 
