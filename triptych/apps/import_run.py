@@ -31,7 +31,7 @@ from triptych.text import printable
 from triptych.trace import Prompt
 
 IMPORTED = "imported"  # the model of a manifest, where no name is given
-MAX_TOLD = 20  # lines about gaps and unreadable pictures; all are in the result of --json
+MAX_FAULT_LINES = 20  # lines about gaps and unreadable pictures; all are in the result of --json
 
 
 def run(options: ImportOptions, open_model: OpenModel) -> int:
@@ -91,10 +91,10 @@ def run(options: ImportOptions, open_model: OpenModel) -> int:
     gaps = [f"{prompt.text[:60]!r}" for index, prompt in enumerate(benchmark.prompts) if index not in by_prompt]
     faults += unread
     faults += [f"no picture: {gap}" for gap in gaps]
-    for line in [*notes, *faults[:MAX_TOLD]]:
+    for line in [*notes, *faults[:MAX_FAULT_LINES]]:
         print(printable(line), file=sys.stderr)
-    if len(faults) > MAX_TOLD:
-        print(f"... and {len(faults) - MAX_TOLD} more", file=sys.stderr)
+    if len(faults) > MAX_FAULT_LINES:
+        print(f"... and {len(faults) - MAX_FAULT_LINES} more", file=sys.stderr)
     total = f"{len(by_prompt)} of {len(benchmark.prompts)} prompts"
     console.print(f"{kept} pictures of {total} in {printable(options.run)}", markup=False)
     if options.as_json:
