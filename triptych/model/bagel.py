@@ -17,7 +17,7 @@ from triptych.errors import NotFiniteError
 from triptych.model import logprobs
 from triptych.model.config import Sampling
 from triptych.model.logprobs import ImageSample, SDELogprobs, TextLogprobs, TextSample
-from triptych.model.network import Network
+from triptych.model.network import Encoded, Network
 from triptych.model.sampler import (
     OnStep,
     OnText,
@@ -41,7 +41,8 @@ class Bagel(Network):
         # Equal prompts with equal seeds are one row: several images of one text in RL (`images_per_text`).
         sampling = sampling.planning
         rows, places = distinct(list(zip(prompts, seeds, strict=True)))
-        cache = self.prefill([self.plan_blocks(prompts[row]) for row in rows])
+        texts, at = distinct([prompts[row] for row in rows])  # siblings read their prompt once
+        cache = self.prefill([self.plan_blocks(prompts[rows[text]]) for text in texts]).select(at)
         on_row = _renumbered(on_text, rows)
         with self._naming_rows(_outputs(places)):
             plans = sample_text(self, cache, sampling, sampling.max_plan, [seeds[row] for row in rows], on_row)
@@ -92,7 +93,10 @@ class Bagel(Network):
         # By identity: siblings of a tree hold the very same array.
         rows, places = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
         # The newest image and the prompt alone: the chain is Markov (R3).
-        cache = self.prefill([self.reflect_blocks(prompts[row], images[row]) for row in rows])
+        pairs, at = distinct([(prompts[row], id(images[row])) for row in rows])  # siblings look at their image once
+        cache = self.prefill([self.reflect_blocks(prompts[rows[pair]], images[rows[pair]]) for pair in pairs]).select(
+            at
+        )
         on_row, own_seeds = _renumbered(on_text, rows), [seeds[row] for row in rows]
         with self._naming_rows(_outputs(places), images):
             reflections = sample_text(self, cache, sampling, sampling.max_reflection, own_seeds, on_row)
@@ -111,7 +115,8 @@ class Bagel(Network):
         """Refine: carry each instruction out on its image. The prompt, the plan and the reflection are not seen."""
         rows, places = distinct(list(zip(map(id, images), instructions, seeds, strict=True)))
         # Each image is encoded once, and read by all branches that have it.
-        blocks = [self.edit_blocks(images[row], instructions[row]) for row in rows]
+        encoded: Encoded = {}
+        blocks = [self.edit_blocks(images[row], instructions[row], encoded) for row in rows]
         drawings: dict[int, Drawing] = {}
         for grid in dict.fromkeys(latent.grid for latent, _, _ in blocks):  # one batch for each size of image
             # Three numberings: output row -> place among the distinct rows -> index in this batch of one size.

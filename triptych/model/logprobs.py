@@ -19,7 +19,7 @@ from torch import Tensor
 
 from triptych.model import flow
 from triptych.model.config import Sampling
-from triptych.model.network import Network
+from triptych.model.network import Encoded, Network
 from triptych.model.packing import Block, Latent, Tokens
 from triptych.model.sampler import token_logprobs
 from triptych.trace import Completion, SDESteps
@@ -83,8 +83,9 @@ def text_logprobs(network: Network, samples: Sequence[TextSample], sampling: Sam
         sampling = sampling.planning
     # Behind BOS, whose hidden state predicts the first token; each hidden state predicts the token behind its own.
     # The last token is predicted and not read, so that a row ends with the hidden state that predicts it.
+    encoded: Encoded = {}
     rows = [
-        [*_context(network, sample), Tokens([network.special.bos, *sample.completion.tokens[:-1].tolist()])]
+        [*_context(network, sample, encoded), Tokens([network.special.bos, *sample.completion.tokens[:-1].tolist()])]
         for sample in samples
     ]
     pack = network.pack(rows)
@@ -111,20 +112,25 @@ def sde_logprobs(network: Network, samples: Sequence[ImageSample], sampling: Sam
     """Log-probabilities of the SDE steps of images that were drawn with `sampling`, all branches in one forward."""
     rows: list[list[Block]] = []
     keys: list[tuple[int, int, int]] = []  # of every noise block, in the order of the rows
+    encoded: Encoded = {}
     for number, sample in enumerate(samples):
-        branches, grid = _branches(network, sample, sampling)
+        shared, text, image_drop, grid = _contexts(network, sample, sampling, encoded)
         # A step is scored at the float32 state from which it was taken; its `after` is read in `_step_logprobs`.
         before, times = torch.from_numpy(sample.sde_steps.before).to(network.device), sample.sde_steps.time.tolist()
-        for branch, blocks in enumerate(branches):
-            # Outside the guidance interval the sampler ran no drop branch.
-            steps = [
-                step for step, time in enumerate(times) if branch == 0 or flow.guided(time, sampling.guidance_interval)
-            ]
-            if blocks is None or not steps:
-                continue
-            # No token attends to a noise block from outside, so that all steps share what is read before them.
-            rows.append([*blocks, *(Latent(before[step], grid, times[step], loss=True) for step in steps)])
-            keys += [(number, branch, step) for step in steps]
+        steps = range(len(times))
+        # Outside the guidance interval the sampler ran no drop branch.
+        guided = [step for step in steps if flow.guided(times[step], sampling.guidance_interval)]
+
+        def noise(branch: int, taken: Sequence[int]) -> list[Block]:
+            """Noise blocks of these steps; all share what is read before them, since no other token attends to one."""
+            keys.extend((number, branch, step) for step in taken)  # noqa: B023  (called in this very round)
+            return [Latent(before[step], grid, times[step], loss=True) for step in taken]  # noqa: B023
+
+        # Without the text is where a row stands before it reads the text: one row has both branches.
+        without_text = noise(1, guided) if sampling.text_guidance > 1 else []
+        rows.append([*shared, *without_text, *text, *noise(0, steps)])
+        if image_drop is not None and guided:
+            rows.append([*image_drop, *noise(2, guided)])
     pack = network.pack(rows)
     _, hidden = network(pack)
     # `loss=True` marks the noise blocks: without it the clean latents of an edit would be read as velocities, too.
@@ -134,10 +140,10 @@ def sde_logprobs(network: Network, samples: Sequence[ImageSample], sampling: Sam
     return [_step_logprobs(number, sample, velocities, sampling) for number, sample in enumerate(samples)]
 
 
-def _context(network: Network, sample: TextSample) -> list[Block]:
+def _context(network: Network, sample: TextSample, encoded: Encoded) -> list[Block]:
     if sample.image is None:
         return network.plan_blocks(sample.prompt)
-    return network.reflect_blocks(sample.prompt, sample.image)
+    return network.reflect_blocks(sample.prompt, sample.image, encoded)
 
 
 def _kept(samples: Sequence[TextSample], vocabulary: int, sampling: Sampling) -> Bool[Tensor, "row time vocab"] | None:
@@ -158,19 +164,18 @@ def _kept(samples: Sequence[TextSample], vocabulary: int, sampling: Sampling) ->
     return kept
 
 
-def _branches(
-    network: Network, sample: ImageSample, sampling: Sampling
-) -> tuple[list[list[Block] | None], tuple[int, int]]:
-    """What each branch of guidance has read (None is off), and the rows and columns of the image's tokens."""
-    guided = sampling.text_guidance > 1
+def _contexts(
+    network: Network, sample: ImageSample, sampling: Sampling, encoded: Encoded
+) -> tuple[list[Block], list[Block], list[Block] | None, tuple[int, int]]:
+    """What the branch without the text reads, what the conditioned one reads behind it, what the one without the image
+    reads (None is off), and the rows and columns of the image's tokens."""
     if sample.image is None:
-        shared, text = network.draw_blocks(sample.text, sample.plan)
         # The text branch counts for first drawings too; the R3 release leaves it out in training.
-        return [[*shared, *text], shared if guided else None], network.config.token_grid
-    latent, image, text = network.edit_blocks(sample.image, sample.text)
-    image_drop = text if guided and sampling.image_guidance > 1 else None
-    # The order of the branches is that of `Branches`: everything, without the text, without the image.
-    return [[*image, *text], image if guided else None, image_drop], latent.grid
+        shared, text = network.draw_blocks(sample.text, sample.plan)
+        return shared, text, None, network.config.token_grid
+    latent, image, text = network.edit_blocks(sample.image, sample.text, encoded)
+    guided = sampling.text_guidance > 1 and sampling.image_guidance > 1
+    return image, text, text if guided else None, latent.grid
 
 
 def _step_logprobs(number: int, sample: ImageSample, velocities: Velocities, sampling: Sampling) -> SDELogprobs:

@@ -6,8 +6,9 @@ which score in one pass what was sampled. Sampling itself is in sampler.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,18 @@ def timestep_embedding(time: Float[Tensor, "time"]) -> Float[Tensor, "time 256"]
     frequency = torch.exp(-np.log(10000.0) * torch.arange(128, device=time.device, dtype=torch.float32) / 128)
     angle = time.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+Encoded = dict[tuple[str, int], Any]  # blocks of images by kind and identity, of one call
+
+
+def once(encoded: Encoded | None, kind: str, image: np.ndarray, encode: Callable[[np.ndarray], Any]) -> Any:
+    """`encode(image)`, computed once for rows that hold the very same array, as siblings of a tree do."""
+    if encoded is None:
+        return encode(image)
+    if (kind, id(image)) not in encoded:
+        encoded[kind, id(image)] = encode(image)
+    return encoded[kind, id(image)]
 
 
 class Network(nn.Module):
@@ -126,6 +139,12 @@ class Network(nn.Module):
 
     def vision_tokens(self, views: Sequence[View]) -> Float[Tensor, "patch hidden"]:
         """Understanding tokens of the patches of all views, one view after the other; sizes may differ."""
+        # Siblings look at one image: each view is encoded once.
+        distinct = {id(view): view for view in views}
+        if len(distinct) < len(views):
+            counts = [view.patches.shape[0] for view in distinct.values()]
+            tokens = dict(zip(distinct, self.vision_tokens(list(distinct.values())).split(counts), strict=True))
+            return torch.cat([tokens[id(view)] for view in views])
         # Views of all rows are one padded batch of the tower: each attends to itself alone.
         counts = [view.patches.shape[0] for view in views]
         longest, side = max(counts), self.config.vision.patches_per_side
@@ -265,17 +284,20 @@ class Network(nn.Module):
         ids = [token for token in plan.tokens.tolist() if token != self.special.eos]
         return self.system_blocks(self.config.templates.plan_system), [self.text_block(prompt), Text(ids)]
 
-    def reflect_blocks(self, prompt: str, image: np.ndarray) -> list[Block]:
+    def reflect_blocks(self, prompt: str, image: np.ndarray, encoded: Encoded | None = None) -> list[Block]:
         # The view without latents, as in BAGEL's question answering.
         wording = self.config.templates
         text = self.text_block(wording.reflect.format(prompt=prompt))
-        return [*self.system_blocks(wording.reflect_system), self.view_block(image), text]
+        view = once(encoded, "view", image, self.view_block)
+        return [*self.system_blocks(wording.reflect_system), view, text]
 
-    def edit_blocks(self, image: np.ndarray, instruction: str) -> tuple[Latent, list[Block], list[Block]]:
+    def edit_blocks(
+        self, image: np.ndarray, instruction: str, encoded: Encoded | None = None
+    ) -> tuple[Latent, list[Block], list[Block]]:
         """The image as latent tokens; these and its view; the instruction."""
-        latent = self.latent_block(image)  # before the view, as BAGEL was trained
+        latent = once(encoded, "latent", image, self.latent_block)  # before the view, as BAGEL was trained
         # No system prompt, prompt or reflection: an edit is a function of the image and its instruction (R3).
-        return latent, [latent, self.view_block(image)], [self.text_block(instruction)]
+        return latent, [latent, once(encoded, "view", image, self.view_block)], [self.text_block(instruction)]
 
     def answer_blocks(self, image: np.ndarray, question: str) -> list[Block]:
         wording = self.config.templates

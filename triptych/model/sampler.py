@@ -141,10 +141,8 @@ def sample_text(
     `cache` is not changed. A row that has ended leaves the batch. Raises NotFiniteError for the rows whose logits were
     NaN or infinite, after the others have ended.
     """
-    cache, active = (
-        cache.copy(max_tokens),
-        list(range(cache.batch)),
-    )  # `active`: numbers of the rows that have not ended
+    cache = cache.copy(max_tokens)
+    active = list(range(cache.batch))  # numbers of the rows that have not ended
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens: list[list[int]] = [[] for _ in active]
     logprobs: list[list[float]] = [[] for _ in active]
