@@ -86,7 +86,7 @@ def set_threads(model: Any, threads: int) -> None:
 def default_threads(parameters: int) -> int | None:
     """How many CPU threads a model of so many parameters is given, or None for torch's own number."""
     # Products of a small model are too short to share: a second thread gains a fifth on an idle machine, and on a busy
-    # one its spinning made a draw fifteen times as slow (docs/performance.md).
+    # one its spinning made a draw fifteen times as slow (docs/speed.md).
     return 1 if parameters <= SMALL_MODEL else None
 
 

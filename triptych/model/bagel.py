@@ -94,9 +94,8 @@ class Bagel(Network):
         rows, places = distinct(list(zip(prompts, map(id, images), seeds, strict=True)))
         # The newest image and the prompt alone: the chain is Markov (R3).
         pairs, at = distinct([(prompts[row], id(images[row])) for row in rows])  # siblings look at their image once
-        cache = self.prefill([self.reflect_blocks(prompts[rows[pair]], images[rows[pair]]) for pair in pairs]).select(
-            at
-        )
+        blocks = [self.reflect_blocks(prompts[rows[pair]], images[rows[pair]]) for pair in pairs]
+        cache = self.prefill(blocks).select(at)
         on_row, own_seeds = _renumbered(on_text, rows), [seeds[row] for row in rows]
         with self._naming_rows(_outputs(places), images):
             reflections = sample_text(self, cache, sampling, sampling.max_reflection, own_seeds, on_row)
