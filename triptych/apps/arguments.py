@@ -68,7 +68,12 @@ def load_model(choice: ModelChoice, open_model: OpenModel) -> Bagel:
     import torch
 
     dtype = None if choice.dtype == "auto" else getattr(torch, choice.dtype)  # None leaves the choice to the loader
-    model = open_model(choice.model, device_of(choice.device), dtype, *filter(None, [choice.base]))
+    whole = torch.get_num_threads()
+    torch.set_num_threads(choice.threads or 1)  # a file is read no faster by more, and threads that are up spin
+    try:
+        model = open_model(choice.model, device_of(choice.device), dtype, *filter(None, [choice.base]))
+    finally:
+        torch.set_num_threads(whole)
     set_threads(model, choice.threads)
     return model
 
