@@ -14,6 +14,7 @@ ROOMS = [
     "text",
     "files",
     "seeds",
+    "signals",
     "bounds",
     "trace",
     "data",

@@ -172,6 +172,49 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder against other processes, by a lock file in it; a new folder is made, and goes if it stays empty.
+
+    The system lets go of a lock when its process ends, however it ends, so that a file which a kill has left locks
+    nothing. Raises OutputError if another process holds the folder.
+    """
+    from filelock import FileLock, Timeout  # 0.07 s, which readers of files need not wait for
+
+    path = Path(folder) / name
+    with naming_errors(path):
+        is_new = not path.parent.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+            if not path.exists():  # taken off by a process that was just ending, as below: what is held is no name
+                raise Timeout(str(path))
+        except Timeout:
+            lock.release()
+            raise OutputError(
+                f"{folder} is being written by another process; expected one that is free: wait for that process, or "
+                "choose another --out"
+            ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file; there, `release` does
+            path.unlink()
+        lock.release()
+        if is_new:
+            with suppress(OSError):  # not empty
+                path.parent.rmdir()
+
+
+def check_present(path: Path) -> None:
+    """Raise OutputError where a file of a run is gone: its folder was removed, and must not be half made again."""
+    if not path.exists():
+        raise OutputError(
+            f"{path.parent} was removed while it was being written; expected it to stay: start again, in another --out"
+        )
+
+
 class JsonLog:
     """A file of JSON lines that grows by one record at a time, such as steps.jsonl.
 

@@ -21,11 +21,12 @@ from annotated_types import Interval
 from PIL import Image
 from scripted import ScriptedPolicy, open_scripted
 
-from triptych.apps import train
-from triptych.apps.cli import COMMANDS, main
+from triptych.apps import commands, sft, train
+from triptych.apps.cli import COMMANDS, RECIPE_COMMANDS, main
 from triptych.apps.commands import EvalOptions
 from triptych.apps.draw import DrawJob, DrawSettings, trace_views
 from triptych.apps.output import OutputFolder
+from triptych.apps.parsing import options_of
 from triptych.apps.terminal import TurnListener
 from triptych.apps.trace_view import TraceView
 from triptych.data.language import parse_prompt
@@ -393,11 +394,61 @@ def test_read_only_folder():
     assert "cannot write locked/out" in done.stderr and not list(Path("locked").iterdir())
 
 
-@pytest.mark.parametrize("words", [["draw", "two cats", "--promts", "x"], ["paint", "two cats"], ["eval", "imagenet"]])
-def test_unknown_options_are_errors(words: list[str]):
-    with pytest.raises(SystemExit) as stop:
-        triptych(*words)
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("draw cats --promts x", "--promts: no option of triptych draw, did you mean --prompts?"),
+        ("draw cats --trns=3", "--trns: no option of triptych draw, did you mean --turns?"),
+        ("draw cats -N 3", "-N: no option of triptych draw, did you mean -n?"),
+        ("draw cats -seed 3", "did you mean --seed?"),
+        ("draw cats --SEED 3", "did you mean --seed?"),
+        (
+            "draw cats --best-off 2 --no-plann",
+            "--best-off: no option of triptych draw, did you mean --best-of?; --no-plann",
+        ),
+        ("draw cats --judge vlm", "--judge: no option of triptych draw ("),  # of eval it is one
+        ("draw cats dogs", "unexpected 'dogs': a text of several words stands in quotes"),
+        ("draw cats --seed three", "--seed three: expected a whole number"),
+        ("draw cats --dtype float61", "float32, bfloat16; did you mean float32?"),
+        ("draw cats --seed", "Missing value for argument '--seed'"),
+        ("--seed 3 draw cats", "--seed: options stand behind the command; expected triptych draw --seed 3 cats"),
+        ("--json", "expected triptych COMMAND, one of draw,"),
+        ("drow cats", "drow: no such command; did you mean draw?"),
+        ("paint cats", "paint: no such command; expected one of draw, edit,"),
+        ("eval imagenet", "benchmark imagenet: expected one of genevalpp, geneval,"),
+        ("eval genevall", "did you mean geneval?"),
+        ("eval dev --judge wrld", "--judge wrld: expected one of auto, world,"),
+        ("edit", "IMAGE"),
+        ("train", "expected triptych train and one of sketch,"),
+        ("train skech", "skech: no such recipe; did you mean sketch?"),
+        ("train --steps 3 debug", "expected triptych train debug --steps 3"),
+        ("train debug --refine.text.lrr 1", "did you mean --refine.text.lr?"),
+        ("train debug --grain strict", "did you mean --reason.text.grain or --reason.picture.grain or"),
+        ("train debug --no-train_visoin", "did you mean --no-train-vision?"),
+        ("sft debug --stepz 1", "did you mean --vae.steps or"),
+        ("sft debug --joint.experts genn", "did you mean gen?"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_the_nearest_of_its_command(words: str, told: str, capsys):
+    assert told in refused(capsys, *words.split())
+
+
+def options_shown(*words: str) -> set[str]:
+    """Every option that a help text names."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return set(re.findall(r"(?<![\w-])-{1,2}[a-z][\w.-]*", out.getvalue()))
+
+
+def test_the_options_that_are_near_are_those_that_tyro_reads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    for name, (options, _) in COMMANDS.items():
+        known = {each for option, _ in options_of(getattr(commands, options)) for each in option.spellings}
+        assert name in RECIPE_COMMANDS or (known and known <= options_shown(name))
+    for words, options in ((["train", "debug"], train.parse(["debug"])), (["sft", "debug"], sft.parse(["debug"]))):
+        known = {each for option, _ in options_of(type(options), options) for each in option.spellings}
+        assert "--config" in known and "--recipe" not in known and known <= options_shown(*words)
 
 
 def test_a_judge_is_needed_to_choose(capsys: pytest.CaptureFixture):

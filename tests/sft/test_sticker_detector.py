@@ -10,7 +10,7 @@ from triptych.data.render import render
 from triptych.data.scene import CANVAS, Scene, Sticker
 from triptych.errors import ConfigError, ModelError
 from triptych.model.config import SKETCH
-from triptych.rewards.sticker_judge import STRIDE, StickerDetections
+from triptych.rewards.sticker_judge import MAP_STRIDE, StickerDetections
 from triptych.sft.optim import SFTStage, fit
 from triptych.sft.run import run_sft
 from triptych.sft.sticker_detector import (
@@ -45,7 +45,7 @@ def test_a_clean_picture_shows_its_targets():
     batch = detector_batch(0, 16)
     images, targets = detector_images(batch, CPU, clean=1.0), DetectorTargets.of(batch.present)
     canvas = render([Scene(())])[0]
-    for row, center in zip(targets.row.tolist(), targets.center * STRIDE, strict=True):
+    for row, center in zip(targets.row.tolist(), targets.center * MAP_STRIDE, strict=True):
         x, y = center.round().long().tolist()
         around = images[row, max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8].int()
         # white, the faintest color, at two thirds of its opacity

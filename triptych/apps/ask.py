@@ -6,6 +6,7 @@ import json
 
 from triptych.apps.arguments import load_model
 from triptych.apps.commands import AskOptions
+from triptych.apps.console import say
 from triptych.apps.options import OpenModel
 from triptych.apps.terminal import read_picture
 from triptych.data.prompt_checks import check_text
@@ -26,5 +27,5 @@ def run(options: AskOptions, open_model: OpenModel) -> int:
     if options.as_json:
         print(json.dumps({"question": question, "answer": answer, "thought": thought}), flush=True)
     else:
-        print(answer if thought is None else f"({thought})\n{answer}", flush=True)
+        say(answer if thought is None else f"({thought})\n{answer}")
     return 0

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.apps.arguments import load_model
 from triptych.apps.commands import BenchOptions
+from triptych.apps.console import open_console
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import open_console
 from triptych.data.language import prompt_text, wording_of
 from triptych.data.render import render
 from triptych.data.scene import Scene

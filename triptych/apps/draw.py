@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from triptych.apps import terminal
 from triptych.apps.arguments import each_or_all_faults, load_model, prompts_of, sampling_of
 from triptych.apps.commands import DrawOptions, EditOptions
+from triptych.apps.console import open_console, say
 from triptych.apps.edit_size import at_size, size_of
 from triptych.apps.options import OpenModel
 from triptych.apps.output import OutputFolder
@@ -95,7 +95,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
     if isinstance(options, EditOptions) and (image := entries[0].prompt.image) is not None:
         size = size_of(options.size, image, policy.config.world)
         record["size"] = options.size
-    console = terminal.open_console(options.as_json)
+    console = open_console(options.as_json)
     if len(entries) == 1:
         terminal.print_prompt(console, jobs[0].user_prompt, jobs[0].prompt)
     code = 0
@@ -158,7 +158,7 @@ def trace_views(
         for first in range(0, len(group), best_of):
             own = views[first : first + best_of]
             for trace in (view.trace for view in own if view.trace.lost):
-                print(f"lost: {trace.prompt.text[:60]!r}, seed {trace.seed}: {trace.lost}", file=sys.stderr)
+                say(f"lost: {trace.prompt.text[:60]!r}, seed {trace.seed}: {trace.lost}", error=True)
             candidates = [view for view in own if view.trace.image is not None and not view.trace.lost]
             if candidates:  # none has an image where Ctrl-C came before the first one
                 yield best_view(candidates)
@@ -331,7 +331,7 @@ def draw_again(options: DrawOptions, folder: Path, open_model: OpenModel) -> int
         DrawJob(old.user_prompt, Prompt(each["prompt"], spec, asked.image), each["seed"], record.get("id", ""))
         for each, spec in zip(rows, specs, strict=True)
     ]
-    console = terminal.open_console(options.as_json)
+    console = open_console(options.as_json)
     traces, complete = _play_batches(policy, jobs, settings, partial(terminal.TerminalListener, console), works=False)
     if not complete:
         raise KeyboardInterrupt

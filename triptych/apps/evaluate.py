@@ -7,22 +7,20 @@ TIIF counts right answers where the others count right images, so it has its own
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from triptych.apps import score, understanding
 from triptych.apps.arguments import folder_of, load_model, sampling_of
 from triptych.apps.commands import EvalOptions
+from triptych.apps.console import open_console, progress_bar, say
 from triptych.apps.judge_choice import LoggingJudge, check_missing, cut_line, judge_kind, open_judge
 from triptych.apps.options import STICKER_JUDGES, JudgeKind, OpenModel
 from triptych.apps.report import publish
-from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError, OutputError
 from triptych.eval import suites, tiif
 from triptych.eval.benchmark import Benchmark, check_source, rejudge, run_benchmark
@@ -55,7 +53,7 @@ def run(options: EvalOptions, open_model: OpenModel) -> int:
     console = open_console(options.as_json)
     rows: list[Row] = []
     try:
-        with Progress(*COUNT_COLUMNS, console=console) as progress:
+        with progress_bar(console) as progress:
             # a shard plays every n-th job
             bar = progress.add_task(benchmark.name, total=len(range(shard[0] - 1, play.jobs, shard[1])), right="")
             for row in checked_rows(options, play, out):
@@ -127,7 +125,7 @@ def checked_rows(options: EvalOptions, play: EvalRun, out: Path) -> Iterator[Row
     for row in play.rows:
         yield row
         if row.lost:
-            print(f"missing: {row.text[:60]!r}, seed {row.seed}: {row.lost}", file=sys.stderr)
+            say(f"missing: {row.text[:60]!r}, seed {row.seed}: {row.lost}", error=True)
         elif judge.batches:  # rows of a resumed run come first, and count no more
             verdicts += len(row.verdicts)
         if verdicts == sum(judge.batches):  # the whole batch is in the folder

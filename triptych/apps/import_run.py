@@ -8,16 +8,13 @@ by sentence or by spec. Nothing is judged here: every verdict of the run is miss
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import Progress
-
 from triptych.apps.commands import ImportOptions
+from triptych.apps.console import open_console, progress_bar, say
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError, PictureError
 from triptych.eval import suites
 from triptych.eval.benchmark import Benchmark
@@ -83,7 +80,7 @@ def run(options: ImportOptions, open_model: OpenModel) -> int:
     # What an earlier import has read stays; a row that was lost is tried again.
     done = {(row.prompt, row.seed) for row in folder.rows() if row.pictures}
     jobs, kept = [job for job in folder.jobs if job not in done], len(done)
-    with Progress(*COUNT_COLUMNS, console=console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task(benchmark.name, total=len(jobs), right="")
         for row in play_jobs(jobs, work, folder):
             kept += bool(row.pictures)
@@ -92,11 +89,11 @@ def run(options: ImportOptions, open_model: OpenModel) -> int:
     faults += unread
     faults += [f"no picture: {gap}" for gap in gaps]
     for line in [*notes, *faults[:MAX_FAULT_LINES]]:
-        print(printable(line), file=sys.stderr)
+        say(line, error=True)
     if len(faults) > MAX_FAULT_LINES:
-        print(f"... and {len(faults) - MAX_FAULT_LINES} more", file=sys.stderr)
+        say(f"... and {len(faults) - MAX_FAULT_LINES} more", error=True)
     total = f"{len(by_prompt)} of {len(benchmark.prompts)} prompts"
-    console.print(f"{kept} pictures of {total} in {printable(options.run)}", markup=False)
+    console.print(f"{kept} pictures of {total} in {options.run}")
     if options.as_json:
         record = {"folder": str(options.run), "benchmark": benchmark.name, "pictures": kept, "faults": faults}
         print(json.dumps({**record, "notes": notes}), flush=True)

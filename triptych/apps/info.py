@@ -14,8 +14,8 @@ from rich.table import Table
 
 from triptych.apps.arguments import default_threads
 from triptych.apps.commands import InfoOptions
+from triptych.apps.console import open_console
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import open_console
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
 from triptych.model.config_files import read_config

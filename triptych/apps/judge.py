@@ -7,19 +7,17 @@ stdout; what is missing goes to stderr, a line each. A missing verdict is in no 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from triptych.apps import score
 from triptych.apps.commands import JudgeOptions
+from triptych.apps.console import open_console, progress_bar, say
 from triptych.apps.judge_choice import check_missing, cut_line, judge_kind, open_judge, open_vlm, sticker_judge
 from triptych.apps.options import STICKER_JUDGES, OpenModel
-from triptych.apps.terminal import COUNT_COLUMNS, open_console, read_picture
+from triptych.apps.terminal import read_picture
 from triptych.data.annotations import plan_text
 from triptych.data.language import check_drawable
 from triptych.data.prompt_checks import check_text, understand
@@ -56,7 +54,7 @@ def run(options: JudgeOptions, open_model: OpenModel) -> int:
     check_options(options, many)
     if kind in STICKER_JUDGES and not many:
         record = judge_sticker_image(options.image, options.prompt, sticker_judge(kind))
-        print(json.dumps(record) if options.as_json else verdict_lines(record), flush=True)
+        say(json.dumps(record) if options.as_json else verdict_lines(record))
         return 0
     entries = list_entries(options, many)
     if kind != "vlm":
@@ -153,14 +151,14 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
     cause = ""
     remedy = f"the others are in {options.cache}" if options.cache else "--cache would keep the others"
     name, console = judge.name, open_console(options.as_json)  # the name may fetch weights, or fail to
-    with Progress(*COUNT_COLUMNS, console=console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task(name, total=len(entries), right="")
         for row in judge_pictures(entries, judge):
             rows.append(row)
             if isinstance(row.entry, Entry) and (note := frames_note(row.entry.picture)):
                 notes.append(printable(note))
             if row.missing:
-                print(f"missing: {place_of(row.entry)}: {row.missing}", file=sys.stderr, flush=True)
+                say(f"missing: {place_of(row.entry)}: {row.missing}", error=True)
             total, missing = total + row.judged, missing + bool(row.missing)
             without_verdict += row.judge_failed
             cause = row.missing or "" if row.judge_failed else cause
@@ -168,9 +166,9 @@ def judge_entries(options: JudgeOptions, entries: Sequence[Entry | Fault], judge
             # A file at fault says nothing about the judge, so only what it was asked counts here.
             check_missing(options, total, without_verdict, cause, remedy)
     if line := cut_line(judge):
-        print(line, file=sys.stderr, flush=True)
+        say(line, error=True)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+        say(f"note: {note}", error=True)
     print_verdicts(options, judge, rows, notes)
     return 1 if missing else 0
 
@@ -186,12 +184,11 @@ def print_cost(options: JudgeOptions, entries: Sequence[Entry | Fault], judge: A
     if options.as_json:
         print(json.dumps({"judge": judge.name, **total}), flush=True)
         return 0
-    print(
+    say(
         f"{total['calls']:,} calls to {options.judge_model} about {total['pictures']:,} pictures "
         f"({total['cached']:,} answers are cached, {total['missing']:,} pictures cannot be judged)\n"
         f"about {total['tokens_in']:,} tokens in (one per 28 x 28 pixels, and per 4 letters), "
-        f"at most {total['tokens_out']:,} out; retries would come on top",
-        flush=True,
+        f"at most {total['tokens_out']:,} out; retries would come on top"
     )
     return 0
 
@@ -207,7 +204,7 @@ def print_agreement(options: JudgeOptions, entries: Sequence[Entry | Fault], jud
         print(json.dumps({"judge": judge.name, "pictures": len(traces), "agreement": agreement}), flush=True)
     else:
         result = "no verdict came twice" if agreement is None else f"{agreement:.4f} of the verdicts are the same twice"
-        print(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {result}", flush=True)
+        say(f"{judge.name}, {len(traces)} pictures, one at a time and side by side: {result}")
     return 1 if agreement is None else 0
 
 

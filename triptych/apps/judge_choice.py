@@ -7,12 +7,12 @@ at an address. `auto` is the vlm where an address is given, else what fits the c
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.apps.arguments import device_of
+from triptych.apps.console import say
 from triptych.apps.options import STICKER_JUDGES, JudgeChoice, JudgeKind, VlmChoice
 from triptych.errors import ConfigError, JudgeError
 from triptych.rewards.judge import Judge, verdicts_of
@@ -151,7 +151,7 @@ class LoggingJudge:
         for trace, verdict in zip(traces, verdicts, strict=True):
             if isinstance(verdict, JudgeError):
                 self.causes.append(" ".join(str(verdict).split())[:300])
-                print(f"missing: {trace.prompt.text[:60]!r}, seed {trace.seed}: {self.causes[-1]}", file=sys.stderr)
+                say(f"missing: {trace.prompt.text[:60]!r}, seed {trace.seed}: {self.causes[-1]}", error=True)
         return verdicts
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from triptych.apps.arguments import load_model, sampling_of
 from triptych.apps.commands import ProbeOptions
+from triptych.apps.console import open_console
 from triptych.apps.judge_choice import sticker_judge
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
 from triptych.eval.probes import ProbeScore, run_probes
 from triptych.eval.suites import GENEVAL_PLUS, dev_set
@@ -32,7 +32,7 @@ def run(options: ProbeOptions, open_model: OpenModel) -> int:
     console = open_console(options.as_json)
 
     def print_score(name: str, score: ProbeScore) -> None:
-        console.print(f"  {name:<30} {_format(score.mean)}  of {score.count}", highlight=False)
+        console.print(f"  {name:<30} {_format(score.mean)}  of {score.count}")
 
     seeds, judge = list(range(options.seeds)), sticker_judge(options.judge)
     scores = run_probes(model, suite.prompts, seeds, sampling, options.turns, on_score=print_score, judge=judge)

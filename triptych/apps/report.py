@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from triptych.apps.commands import ReportOptions
+from triptych.apps.console import open_console, say
 from triptych.apps.options import OpenModel
 from triptych.apps.run_page import run_page
-from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
 from triptych.eval import lm_eval_export
 from triptych.eval.compare import SAME_PROMPTS, RunComparison, compare, differences
@@ -90,8 +90,8 @@ def check_manifest(run_folders: Sequence[RunFolder], other: Path, as_json: bool)
         print(json.dumps(record), flush=True)
         return int(forbidden)
     for change in changes:
-        print(f"{'forbids' if change.forbids else 'tells  '}  {change}")
-    print("not comparable" if forbidden else "comparable" if changes else "comparable: the manifests are the same")
+        say(f"{'forbids' if change.forbids else 'tells  '}  {change}")
+    say("not comparable" if forbidden else "comparable" if changes else "comparable: the manifests are the same")
     return int(forbidden)
 
 
@@ -107,12 +107,12 @@ def compare_runs(run_folders: Sequence[RunFolder], options: ReportOptions) -> in
     console.print(comparison_table(run_folders, reports, comparisons, turn))
     for name, comparison in zip(short_names(run_folders)[1:], comparisons, strict=True):
         for line in comparison_lines(name, comparison):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            console.print(line, soft_wrap=True)
     for run_folder, report in zip(run_folders, reports, strict=True):
         if report.open:
             warnings.append(f"{run_folder.folder}: {report.open} samples still to be played")
-    for line in warnings:  # names of folders and texts of prompts are no markup, here and above
-        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
+    for line in warnings:
+        console.print(line, style="yellow", soft_wrap=True)
     if options.as_json:
         print(json.dumps(comparison_record(run_folders, reports, comparisons)), flush=True)
     return 0

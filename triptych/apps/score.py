@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from triptych.apps.commands import ScoreOptions
+from triptych.apps.console import open_console, say
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval import recorded, suites, tiif
 from triptych.eval.completeness import (
@@ -34,7 +32,6 @@ from triptych.eval.results import OVERALL
 from triptych.eval.statistics import Estimate, Means, estimate, mean_of_columns
 from triptych.eval.tiif import ColumnCounts
 from triptych.rewards.vlm_prompts import LENGTHS
-from triptych.text import printable
 
 NAMES = {"geneval": "GenEval", "genevalpp": "GenEval++", "tiif": "TIIF"}
 MAX_LINES = 20  # missing verdicts printed one by one on stderr; --json lists all
@@ -196,13 +193,13 @@ def print_faults(rows: Sequence[RecordedVerdict]) -> None:
     for lines in (missing, disputed):
         more = [f"... and {len(lines) - MAX_LINES} more; --json lists all"] if len(lines) > MAX_LINES else []
         for line in lines[:MAX_LINES] + more:
-            print(line, file=sys.stderr)
+            say(line, error=True)
 
 
 def print_oddities(benchmark: str, whole: Completeness) -> None:
     """What is odd about the set, one line each, on stderr."""
     for line in whole.lines(NAMES[benchmark]):
-        print(f"note: {printable(line)}", file=sys.stderr)
+        say(f"note: {line}", error=True)
 
 
 def print_scores(
@@ -212,19 +209,19 @@ def print_scores(
     table = _tag_table(benchmark, title, record, rows) if benchmark != "tiif" else tiif_table(title, record, rows)
     lacking = [line for line in whole.lines(NAMES[benchmark]) if line.startswith("incomplete")]
     if lacking and benchmark != "tiif":  # whose table says it in its own words
-        table.caption = "\n".join([*([str(table.caption)] if table.caption else []), *map(_plain_line, lacking)])
+        table.caption = "\n".join([*([str(table.caption)] if table.caption else []), *lacking])
     open_console(as_json=False).print(table)
 
 
 def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> Table:
     titles = suites.GENEVAL_COLUMNS if benchmark == "geneval" else suites.GENEVAL_PLUS_COLUMNS
-    table = _table(f"{NAMES[benchmark]}: {_plain(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
+    table = _table(f"{NAMES[benchmark]}: {_short(title)}", "", "right", "asked", "accuracy", "95 %", "missing")
     cells = tiif.column_counts(rows)
     # in the paper's order, and then tags that the paper does not have
     for tag in sorted(cells, key=lambda tag: list(titles).index(tag) if tag in titles else len(titles)):
         cell, interval = cells[tag], record["intervals"][tag]
         counts = (str(cell.right), str(cell.asked))
-        table.add_row(_plain(titles.get(tag, tag)), *counts, *_cells(record["tags"][tag], interval), str(cell.missing))
+        table.add_row(_short(titles.get(tag, tag)), *counts, *_cells(record["tags"][tag], interval), str(cell.missing))
     table.add_section()
     table.add_row("Overall (mean of the columns)", "", "", *_cells(record["overall"], record["interval"]), "")
     table.add_row("all pictures", "", "", *_cells(record["pictures_right"]), str(len(record["missing"])))
@@ -235,7 +232,7 @@ def _tag_table(benchmark: str, title: str, record: Mapping[str, Any], rows: Sequ
 def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[RecordedVerdict]) -> Table:
     """TIIF's groups, levels and overall, for short and for long prompts."""
     headings = [f"{length}{head}" for length in LENGTHS for head in ("", " 95 %")]
-    table = _table(f"TIIF: {_plain(title)}", "", *headings)
+    table = _table(f"TIIF: {_short(title)}", "", *headings)
     groups = {name: (shares, record["intervals"][name]) for name, shares in record["groups"].items()}
     levels = {name: groups.pop(name) for name in tiif.TIIF_LEVELS}
     levels["Overall (mean of the nine groups)"] = (record["overall"], record["interval"])
@@ -244,7 +241,7 @@ def tiif_table(title: str, record: Mapping[str, Any], rows: Sequence[RecordedVer
             table.add_row(name, *(cell for length in shares for cell in _cells(shares[length], ends[length])))
         table.add_section()
     right, asked = sum(row.right for row in rows), sum(row.asked for row in rows)
-    absent, columns, odd = len(record["absent"]), len(tiif.tiif_columns()), map(_plain, record["ungrouped"])
+    absent, columns, odd = len(record["absent"]), len(tiif.tiif_columns()), map(_short, record["ungrouped"])
     lines = [
         f"{right} of {asked} questions right, over {len(rows)} pictures; replies missing: {len(record['missing'])}"
     ]
@@ -271,12 +268,6 @@ def format_share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _plain_line(text: str) -> str:
-    """A line without control characters and without rich's markup."""
-    return escape(printable(text))
-
-
-def _plain(text: str) -> str:
-    """Text of a file, at most 60 characters, without control characters and without rich's markup."""
-    printable = text if text.isprintable() else ascii(text)
-    return (printable if len(printable) <= 60 else f"{printable[:60]}...").replace("[", "(").replace("]", ")")
+def _short(text: str) -> str:
+    """Text of a file, at most 60 characters of it: a longer one would push the figures off the line."""
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
-import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from tyro.conf import FlagCreatePairsOff, arg, subcommand
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TimeRemainingColumn
+from tyro.conf import Fixed, FlagCreatePairsOff, Suppress, arg
 
+from triptych.apps import recipe_file
 from triptych.apps.arguments import device_of
-from triptych.apps.terminal import open_console
-from triptych.files import JsonLog
+from triptych.apps.console import open_console, progress_bar, say, text_column
+from triptych.files import JsonLog, locked
 from triptych.sft.curriculum import SFT_RECIPES
 from triptych.sft.optim import SFTStep
 from triptych.sft.run import LOG, RecipeConfig, run_sft
-
-_COLUMNS = (
-    TextColumn("{task.description:<16}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("loss {task.fields[loss]:.4f}"),
-    TimeRemainingColumn(),
-)
+from triptych.signals import held
 
 # Options of 0.1 and their names of today, "" for those that are gone: cli.py answers with them.
 _STAGES = {
@@ -71,26 +64,52 @@ class SFTOptions:
     """Where checkpoints, the log and, at the end, the result go."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on exactly where the run in --out was left."""
+    settings: Annotated[Path | None, arg(name="config", metavar="FILE")] = None
+    """File of settings, as of --print-config; what the command line says counts more."""
+    print_config: FlagCreatePairsOff[bool] = False
+    """Print all settings as YAML for --config, and do nothing else."""
+    recipe: Suppress[Fixed[str]] = ""
 
 
 def run(options: SFTOptions, open_model: Any = None) -> int:
     """Train to the end; returns the exit code."""
     config, out = options.config, options.out
+    if options.print_config:
+        config.check()
+        say(recipe_file.recipe_yaml(options.recipe, options).rstrip())
+        return 0
     device_of(config.device)  # an unknown one is refused before there is a folder
     log, console = StepLog(out / LOG), open_console(as_json=False)
     bars: dict[str, TaskID] = {}
     try:
-        with Progress(*_COLUMNS, console=console, refresh_per_second=2) as progress:
-            for step in run_sft(config, out, options.resume):
-                log.add(step)
-                if step.stage not in bars:
-                    bars[step.stage] = progress.add_task(step.stage, total=step.total, loss=step.loss)
-                progress.update(bars[step.stage], completed=step.index + 1, loss=step.loss)
+        with locked(out), progress_bar(console, *_columns()) as progress:
+            for step in (steps := run_sft(config, out, options.resume)):
+                try:
+                    with held() as deliver:  # a line of the log is written, or the state behind it is not saved
+                        log.add(step)
+                    deliver()
+                    if step.stage not in bars:
+                        bars[step.stage] = progress.add_task(step.stage, total=step.total, loss=step.loss)
+                    progress.update(bars[step.stage], completed=step.index + 1, loss=step.loss)
+                except KeyboardInterrupt as stop:
+                    steps.throw(stop)  # it saves the state after this update, and passes it on
     except KeyboardInterrupt:
-        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
+        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow", soft_wrap=True)
         return 130  # 128 + SIGINT, as a shell counts it
+    if options.resume and not bars:
+        console.print("finished before: there is nothing left to train, and what is published stays", soft_wrap=True)
     console.print(str(out / config.result), style="bold", soft_wrap=True)
     return 0
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        text_column("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        text_column("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    ]
 
 
 class StepLog:
@@ -111,13 +130,9 @@ class StepLog:
 
 def parse(arguments: list[str]) -> SFTOptions:
     """The run that a command line asks for: a recipe's name, then options that override its fields."""
-    recipes = tuple(
-        Annotated[
-            SFTOptions,
-            subcommand(name, default=SFTOptions(config=config, out=Path("runs") / f"sft-{name}"), description=about),
-        ]
+    recipes = {
+        name: (SFTOptions(config=config, recipe=name, out=Path("runs") / f"sft-{name}"), about)
         for name, (config, about) in SFT_RECIPES.items()
-    )
-    union = Union[recipes]  # noqa: UP007  (built from a table)
+    }
     about = "Supervised fine-tuning from nothing; every field of a recipe is an option."
-    return tyro.cli(union, args=arguments, prog="triptych sft", description=about)  # pyright: ignore
+    return recipe_file.parse(SFTOptions, arguments, "sft", about, recipes)

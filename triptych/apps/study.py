@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from triptych.apps.commands import StudyOptions
+from triptych.apps.console import open_console
 from triptych.apps.options import OpenModel
-from triptych.apps.terminal import open_console
 from triptych.errors import ConfigError
 from triptych.eval import studies
 from triptych.eval.results import OVERALL, format_estimate

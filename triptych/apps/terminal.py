@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,51 +10,28 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from triptych.apps.console import say
 from triptych.apps.trace_view import TraceView
 from triptych.data.language import plural
 from triptych.loop import Listener
 from triptych.model.images import frames_note, read_image
 from triptych.model.templates import CLOSE, parse_thought
-from triptych.text import printable
 from triptych.trace import Item, Prompt, Verdict
 
 LABEL = 10  # characters of the word at the left
-# A bar that counts samples; the field `right` holds a running result.
-COUNT_COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[right]}"),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 BEAT_COLORS = {"plan": "blue", "draw": "blue", "reflect": "yellow", "edit": "cyan"}
-
-
-class PipeSafeConsole(Console):
-    """A console that falls silent when its pipe is closed, so that the run goes on and no finished image is lost."""
-
-    def on_broken_pipe(self) -> None:  # rich's own ends the process
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture of the user's; of an animation the first frame, which is said on stderr. Raises PictureError."""
     image = read_image(path)
     if note := frames_note(path):
-        print(f"note: {printable(note)}", file=sys.stderr, flush=True)
+        say(f"note: {note}", error=True)
     return image
-
-
-def open_console(as_json: bool) -> Console:
-    """Where progress is printed: on stderr when stdout is kept for JSON."""
-    return PipeSafeConsole(stderr=as_json, highlight=False, emoji=False)
 
 
 class TurnListener(Listener):

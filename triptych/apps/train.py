@@ -8,23 +8,22 @@ evaluations.jsonl, fixed.safetensors, rollouts, checkpoints and, at the end, the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import torch
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import FlagCreatePairsOff, arg, subcommand
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+from tyro.conf import Fixed, FlagCreatePairsOff, Suppress, arg
 
+from triptych.apps import recipe_file
 from triptych.apps.arguments import device_of, set_threads
+from triptych.apps.console import open_console, progress_bar, say, text_column
 from triptych.apps.judge_choice import check_vlm, open_judge
 from triptych.apps.options import STICKER_JUDGES, VlmChoice
-from triptych.apps.terminal import open_console
 from triptych.apps.trackers import Kind, tracking
 from triptych.apps.tree_page import Pages, TreePages
 from triptych.bounds import NonNegativeFloat, Share, check_bounds
@@ -37,7 +36,7 @@ from triptych.eval.benchmark import Benchmark
 from triptych.eval.suites import dev_set
 from triptych.eval.tiif import load_tiif
 from triptych.eval.validation import FixedSet, ValidationConfig, ValidationLog, fixed_sets, validation_line
-from triptych.files import JsonLog
+from triptych.files import JsonLog, check_present, locked, write_json
 from triptych.model import weights
 from triptych.model.bagel import Bagel
 from triptych.model.config import BagelConfig
@@ -49,18 +48,11 @@ from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES, tiny
 from triptych.rl.train import Step, train
 from triptych.rl.train_log import step_line, step_row
-from triptych.rl.train_state import claim
-from triptych.text import printable
+from triptych.rl.train_state import PUBLISHED, claim, published
+from triptych.signals import held
 from triptych.trace import Prompt
 
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
-_COLUMNS = (
-    TextColumn("{task.description:<10}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn("V {task.fields[v]:.3f}"),
-    TimeRemainingColumn(),
-)
 
 
 def _of_stages(table: Mapping[str, str]) -> dict[str, str]:
@@ -142,6 +134,11 @@ class Training:
     """Model from which --model was fine-tuned: parts and files that its checkpoint leaves out are taken from there."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on exactly where the run in --out was left."""
+    settings: Annotated[Path | None, arg(name="config", metavar="FILE")] = None
+    """File of settings, as of --print-config; what the command line says counts more."""
+    print_config: FlagCreatePairsOff[bool] = False
+    """Print all settings as YAML for --config, and do nothing else."""
+    recipe: Suppress[Fixed[str]] = ""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """Prompts to train on: a file as of `draw --prompts`, or your copy of TIIF-Bench; None is the recipe's own."""
     held_out: Share = 0.1
@@ -156,10 +153,11 @@ class Training:
 
     def check(self) -> None:
         """Raises ConfigError for settings that cannot work."""
-        check_bounds(self)
         self.config.check()
+        check_bounds(self.vlm)
         check_bounds(self.evaluate, "evaluate")
         self.pages.check()
+        check_bounds(self)  # what is left; the records above have other names on the command line than here
         if self.config.judge != "brightness":
             check_vlm(self.vlm, self.config.judge)
         if self.vlm.record is not None and self.vlm.record.exists() and not self.resume:
@@ -168,6 +166,10 @@ class Training:
 
 def run(options: Training, open_model: Any = weights.load) -> int:
     """Train to the end; returns the exit code."""
+    if options.print_config:
+        options.config.check()
+        say(recipe_file.recipe_yaml(options.recipe, options).rstrip())
+        return 0
     options.check()
     config, out, console = options.config, options.out, open_console(as_json=False)
     source = PromptSource.of(options)
@@ -182,47 +184,90 @@ def run(options: Training, open_model: Any = weights.load) -> int:
         )
     prompts, held_out = source.understood(bagel.config)
     judge = _judge(options, source, console)
-    detect = judge.scenes if isinstance(judge, WorldJudge) else None
     facts = {"judge_name": judge.name, **source.facts}
-    log, pages = JsonLog(out / "steps.jsonl"), TreePages(out / "rollouts", options.pages, config)
-    tracker = tracking(options.tracker, out, config)
-    claim(out, config, bagel, options.resume, facts)  # before anything is measured or written
+    tracker = tracking(options.tracker, out, config)  # before anything is written, since it may not be installed
     try:
-        with tracker as track, Progress(*_COLUMNS, console=console, refresh_per_second=2) as progress:
-            bar = progress.add_task("train", total=config.steps, v=0.0)
-
-            def say(text: str) -> None:
-                progress.console.print(text, highlight=False, soft_wrap=True)
-
-            validator = Validator.of(options, bagel, judge, held_out, say) if options.evaluate.every else None
-            if validator is not None:
-                progress.update(bar, description="held out")
-                validator.measure(0, 0.0)
-            first = True
-            for step in train(bagel, prompts, judge, config, out, True, detect=detect):
-                if first:  # steps after the checkpoint that was resumed from are taken again
-                    log.keep(lambda row, index=step.index: row["index"] < index)
-                    first = False
-                log.append(step_row(step))
-                track(step)
-                say(step_line(step))
-                pages.add(step)
-                if validator is not None and validator.is_due(step):
-                    progress.update(bar, description="held out")
-                    validator.measure(step.index + 1, step.metrics["samples"])
-                v = step.metrics.get("v", 0.0)
-                progress.update(bar, completed=step.index + 1, v=v, description=step.stage)
-            if validator is not None and (rows := log.read()):
-                validator.measure(int(rows[-1]["index"]) + 1, rows[-1]["samples"], published=True)
+        with locked(out):
+            claim(out, config, bagel, options.resume, facts)
+            done = published(out, config)
+            if done is not None and _is_validated(options, done):
+                console.print(f"finished before, after {done} steps: there is nothing left to train", soft_wrap=True)
+            else:
+                with tracker as track, progress_bar(console, *_columns()) as progress:
+                    done = _train(options, bagel, judge, prompts, held_out, track, progress)
+                check_present(out / "run.json")
+                weights.save(bagel, out / "model", replace=True)  # there is one where a run of fewer steps ended before
+                write_json(out / PUBLISHED, {"step": done})
     except KeyboardInterrupt:
-        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow")
+        console.print(f"\ninterrupted; go on with --out {out} --resume", style="yellow", soft_wrap=True)
         return 130
     except JudgeUnavailableError as error:
-        print(f"triptych: {printable(error)}; go on with --out {out} --resume", file=sys.stderr, flush=True)
+        say(f"triptych: {error}; go on with --out {out} --resume", error=True)
         return EXIT_TRY_AGAIN
-    weights.save(bagel, out / "model", replace=True)  # there is one where a run of fewer steps ended before
     console.print(f"{out / 'model'}/", style="bold", soft_wrap=True)
     return 0
+
+
+def _train(
+    options: Training,
+    bagel: Bagel,
+    judge: Judge,
+    prompts: Prompts,
+    held_out: Benchmark,
+    track: Callable[[Step], None],
+    progress: Progress,
+) -> int:
+    """Train to the end, or from where the run was left; returns how many steps it has taken in all."""
+    config, out = options.config, options.out
+    log, pages = JsonLog(out / "steps.jsonl"), TreePages(out / "rollouts", options.pages, config)
+    detect = judge.scenes if isinstance(judge, WorldJudge) else None
+    bar = progress.add_task("train", total=config.steps, v=0.0)
+
+    def tell(text: str) -> None:
+        progress.console.print(text, soft_wrap=True)  # above the bar
+
+    validator = Validator.of(options, bagel, judge, held_out, tell) if options.evaluate.every else None
+    if validator is not None:
+        progress.update(bar, description="held out")
+        validator.measure(0, 0.0)
+    steps = train(bagel, prompts, judge, config, out, True, detect=detect)
+    for number, step in enumerate(steps):
+        try:
+            with held() as deliver:  # a step is in the log before the state behind it is saved
+                if not number:  # steps after the checkpoint that was resumed from are taken again
+                    log.keep(lambda row, index=step.index: row["index"] < index)
+                log.append(step_row(step))
+                track(step)
+                tell(step_line(step))
+                pages.add(step)
+            deliver()
+            if validator is not None and validator.is_due(step):
+                progress.update(bar, description="held out")
+                validator.measure(step.index + 1, step.metrics["samples"])
+        except KeyboardInterrupt as stop:
+            steps.throw(stop)  # it saves the state behind this step, and passes it on
+        progress.update(bar, completed=step.index + 1, v=step.metrics.get("v", 0.0), description=step.stage)
+    rows = log.read()
+    done = int(rows[-1]["index"]) + 1 if rows else 0
+    if validator is not None and rows:
+        validator.measure(done, rows[-1]["samples"], published=True)
+    return done
+
+
+def _is_validated(options: Training, step: int) -> bool:
+    """Whether the published model was validated as these options ask for, if they do."""
+    evaluations = ValidationLog(options.out / "evaluations.jsonl")
+    return not options.evaluate.every or evaluations.has(step, options.evaluate, published=True)
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        text_column("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        text_column("V {task.fields[v]:.3f}"),
+        TimeRemainingColumn(),
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,21 +316,16 @@ class Validator:
 
 def parse(arguments: list[str]) -> Training:
     """The training that a command line asks for: a recipe's name, then options that override its fields."""
-    recipes = tuple(
-        Annotated[Training, subcommand(name, default=_default(name, config), description=about)]
-        for name, (config, about) in RECIPES.items()
-    )
-    union = Union[recipes]  # noqa: UP007  (built from a table)
+    recipes = {name: (_default(name, config), about) for name, (config, about) in RECIPES.items()}
     about = "Train a model with Tree-RL; every field of a recipe is an option."
-    return tyro.cli(union, args=arguments, prog="triptych train", description=about)  # pyright: ignore
+    return recipe_file.parse(Training, arguments, "train", about, recipes)
 
 
 def _default(name: str, config: TrainConfig) -> Training:
     """A recipe as it runs when no option says otherwise: validated eight times, or never if it is shorter than that."""
     every = config.steps // 8
-    return Training(
-        config=config, out=Path("runs") / f"train-{name}", evaluate=ValidationConfig(every), pages=Pages(every)
-    )
+    out = Path("runs") / f"train-{name}"
+    return Training(config=config, recipe=name, out=out, evaluate=ValidationConfig(every), pages=Pages(every))
 
 
 def _precision(bagel: Bagel, config: TrainConfig) -> torch.autocast:
@@ -316,7 +356,7 @@ def _judge(options: Training, source: PromptSource, console: Console) -> Judge:
         return judge
 
     def say(text: str) -> None:
-        console.print(printable(text), style="yellow", markup=False, soft_wrap=True)
+        console.print(text, style="yellow", soft_wrap=True)
 
     return PatientJudge(judge, options.judge_patience, say)
 

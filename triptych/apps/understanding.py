@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from triptych.apps.arguments import device_of, folder_of, load_model
 from triptych.apps.commands import EvalOptions
+from triptych.apps.console import open_console, progress_bar
 from triptych.apps.judge_choice import sticker_judge, vlm_options
 from triptych.apps.options import STICKER_JUDGES, OpenModel
 from triptych.apps.report import print_run
-from triptych.apps.terminal import COUNT_COLUMNS, open_console
 from triptych.errors import ConfigError
 from triptych.eval import suites
 from triptych.eval.benchmark import synthetic_set
@@ -101,7 +100,7 @@ def rendered_set(options: EvalOptions, folder: Path, console: Console) -> Pictur
     longest = max(Counter(suite.column(prompt) for prompt in suite.prompts).values())
     # one picture per prompt and seed: so many seeds give the longest column `limit` pictures
     seeds = range(ceil((LIMIT if options.limit is None else options.limit) / longest))
-    with Progress(*COUNT_COLUMNS, console=console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("pictures", total=len(suite.prompts) * len(seeds), right="")
         for _ in synthetic_set(suite, seeds, folder, options.resume):
             progress.advance(bar)
@@ -163,7 +162,7 @@ def ask_quiz(
     """Ask one quiz, or a shard of it, into the folder `out`, print its table, and return all of it as JSON values."""
     quiz = quiz_of(options, name, pictures, policy.config.world)
     right = 0
-    with Progress(*COUNT_COLUMNS, console=console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task(quiz.name, total=len(quiz.questions[shard[0] - 1 :: shard[1]]), right="")
         rows = run_quiz(quiz, policy, batch_size=options.batch, out=out, resume=options.resume, shard=shard)
         for count, row in enumerate(rows, start=1):

@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from triptych.bounds import violations
 from triptych.errors import ModelError
-from triptych.files import write_json
+from triptych.files import write_json, write_text
 from triptych.model import templates
 from triptych.model.bagel import Bagel
 from triptych.model.config import (
@@ -167,7 +167,8 @@ def write_config(bagel: Bagel, folder: Path) -> None:
     language |= {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False}
     vision |= {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
     if bagel.has_tokenizer:
-        bagel.tokenizer.save(str(folder / "tokenizer.json"))
+        # Not its own `save`, whose error on a full disk is of no class that could be told from others.
+        write_text(folder / "tokenizer.json", bagel.tokenizer.to_str(pretty=True))
     else:
         with suppress(ModelError):  # a model that was built without either
             record["special_tokens"] = list(asdict(bagel.special).values())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from triptych.errors import ModelError
@@ -32,6 +33,14 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_
 _ADAPTER = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b|\.base_layer\.")
 # Parts of the model that whoever trains others of them may leave out of a checkpoint.
 _PARTS = ("vit_model", "connector", "time_embedder", "vae2llm", "llm2vae", "language_model", "encoder", "decoder")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, inside a block that makes its folder whole. Raises OSError."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, among others, which safetensors tells as no OSError
+        raise OSError(str(error)) from error
 
 
 def model_files(folder: Path) -> list[Path]:

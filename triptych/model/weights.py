@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -32,7 +30,7 @@ from triptych.model import templates
 from triptych.model.bagel import Bagel
 from triptych.model.config import BAGEL_SAMPLING, OLD_NAMES, BagelConfig
 from triptych.model.config_files import CONFIG_FILES, read_config, read_json, write_config
-from triptych.model.tensor_files import AUTOENCODER_FILE, TensorFiles, model_files, tensors
+from triptych.model.tensor_files import AUTOENCODER_FILE, TensorFiles, model_files, tensors, write_tensors
 from triptych.model.vision import sincos_table
 
 _PREFIX = "autoencoder."  # where Bagel holds what ae.safetensors holds
@@ -156,13 +154,10 @@ def save(
     model = {key: _stored(tensor, dtype) for key, tensor in tensors.items() if key not in autoencoder}
     folder = Path(folder)
     with (replaced_folder if replace else new_folder)(folder) as part:
-        try:
-            write_config(bagel, part)
-            save_file(model, part / "ema.safetensors", metadata={"format": "pt"})
-            stored = {key.removeprefix(_PREFIX): _stored(tensor, None) for key, tensor in autoencoder.items()}
-            save_file(stored, part / AUTOENCODER_FILE, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, among others; it is no OSError
-            raise OSError(str(error)) from error  # which `naming_errors` of the folder tells
+        write_config(bagel, part)
+        write_tensors(part / "ema.safetensors", model)
+        stored = {key.removeprefix(_PREFIX): _stored(tensor, None) for key, tensor in autoencoder.items()}
+        write_tensors(part / AUTOENCODER_FILE, stored)
     return folder
 
 

@@ -33,7 +33,7 @@ from triptych.rewards.judge import Judge
 from triptych.trace import Spec, Trace, Verdict
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "judge" / "detector.safetensors"
-STRIDE = 4  # pixels per map cell: the centers of two small stickers side by side stay 4 cells apart
+MAP_STRIDE = 4  # pixels per map cell: the centers of two small stickers side by side stay 4 cells apart
 THRESHOLD = 0.5  # of the center heat; in training, a sticker below a third of full opacity counts as absent
 DETECTOR_BATCH = 64  # pictures per forward pass: beyond this a CPU gains nothing
 COLOR_GRID = 24  # points per side of a box at which its color is read
@@ -233,7 +233,7 @@ class StickerDetector(nn.Module):
 
     def __init__(self, fine: int = 64, coarse: int = 128) -> None:
         super().__init__()
-        self.stem = ConvNorm(3 * STRIDE**2, fine)
+        self.stem = ConvNorm(3 * MAP_STRIDE**2, fine)
         self.places = DetectorBlock(fine)
         self.down = ConvNorm(fine, coarse, stride=2)
         self.things = nn.Sequential(DetectorBlock(coarse), DetectorBlock(coarse), DetectorBlock(coarse))
@@ -245,7 +245,7 @@ class StickerDetector(nn.Module):
     def forward(self, images: UInt8[Tensor, "batch 96 96 3"]) -> StickerDetections:
         background = torch.tensor(BACKGROUND, dtype=torch.float32, device=images.device)
         pixels = ((images.float() - background) / 64).permute(0, 3, 1, 2)  # black is -3, white 0.7 to 0.9
-        x = F.pixel_unshuffle(pixels, STRIDE).contiguous(memory_format=torch.channels_last)
+        x = F.pixel_unshuffle(pixels, MAP_STRIDE).contiguous(memory_format=torch.channels_last)
         fine = self.places(F.relu(self.stem(x)))
         coarse = self.things(F.relu(self.down(fine)))
         fine = F.relu(fine + F.interpolate(self.up(coarse), scale_factor=2))
@@ -274,7 +274,7 @@ def scenes_from_detections(images: UInt8[Tensor, "batch 96 96 3"], maps: Sticker
     size = maps.size[row, :, down, right].argmax(1)
     cell = torch.stack([right, down], dim=1).float()
     inside = maps.offset[row, :, down, right].clamp(-0.5, 1.5)  # the peak may be the next cell's, as in training
-    center = ((cell + inside) * STRIDE * 4).round() / 4  # quarter pixels: the same in a batch of any size
+    center = ((cell + inside) * MAP_STRIDE * 4).round() / 4  # quarter pixels: the same in a batch of any size
     color = sticker_colors(images, row, name, center, torch.tensor(list(SIZES.values()), device=row.device)[size])
     stickers: list[list[Sticker]] = [[] for _ in images]
     sizes, colors = list(SIZES), list(COLORS)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.errors import ConfigError
 from triptych.files import naming_errors, replaced_folder
 from triptych.model.bagel import Bagel
+from triptych.model.tensor_files import write_tensors
 from triptych.rl.config import LoraConfig
 
 NAME = "default"  # peft's name of the only adapter
@@ -121,7 +121,7 @@ def save_adapters(bagel: Bagel, folder: Path) -> None:
     configs: Any = bagel.peft_config
     with naming_errors(folder), replaced_folder(folder) as part:
         configs[NAME].save_pretrained(str(part))
-        save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_tensors(part / "adapter_model.safetensors", tensors)
 
 
 def _sum(layer: Any) -> Tensor:

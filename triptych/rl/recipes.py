@@ -40,7 +40,7 @@ from triptych.rl.config import (
 
 Stage = TypeVar("Stage", ReasonConfig, RefineConfig)
 
-GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+_GENEVAL_KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SFT_ONLY_LR = 1e-4  # of the SFT mix where nothing else learns
 # No KL: the SFT mix holds the weights that all beats share, at a fraction of the cost of a second forward.
 SKETCH_RL = TrainConfig(
@@ -198,7 +198,7 @@ GENEVALPP_7B = replace(
     reason=replace(LORA_7B.reason, unit=1),
     refine=replace(LORA_7B.refine, unit=1),
 )
-GENEVAL_7B = replace(GENEVALPP_7B, judge="detector", tags=GENEVAL_TAGS)  # 12,000 prompts of GenEval's six kinds
+GENEVAL_7B = replace(GENEVALPP_7B, judge="detector", tags=_GENEVAL_KINDS)
 TIIF_7B = GENEVALPP_7B  # on the user's copy of TIIF-Bench's prompts and questions
 
 

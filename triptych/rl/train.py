@@ -29,6 +29,7 @@ from triptych.rl.train_state import TrainState
 from triptych.rl.tree import Expand, Group, Node, StageRollout
 from triptych.seeds import SFT_MIX_SEED, derive
 from triptych.sft.self_generated import DetectScenes
+from triptych.signals import held
 
 CHECK_PROMPTS = 2  # of the log-probability check before step 0
 MISSING_WINDOW = 20  # newest steps over which missing verdicts are counted: one bad step of a server stops no run
@@ -81,6 +82,9 @@ def train(
     pictures for the SFT mix. After the last step `bagel` holds the averaged weights, where an average is kept; adapters
     are merged into it, and are in `out/adapter` on their own.
 
+    After a KeyboardInterrupt, its own or one that is thrown into it, the state of the last whole step is saved first.
+    Signals wait for the end of an update that has begun (signals.py).
+
     Raises ConfigError for settings that cannot work or a folder that is taken; TrainingError if log-probabilities do
     not agree with the sampler before the first update, or steps are skipped again and again; JudgeError if too many
     verdicts are missing.
@@ -98,21 +102,27 @@ def train(
             mismatches = logprob_check.mismatches(bagel, some, config, derive(config.seed, 0))
         logprob_check.check_mismatches(mismatches, config.limits)
     while not state.ended(config):
-        timer = make_timer()
+        timer, is_whole = make_timer(), True
         name, stages = _stages(config, state)
         try:
             with timer.part("rollout"), learner.precision():
                 rollout = _roll_out(bagel, TimedJudge(judge, timer), prompts, config, state, stages, expand)
-        except JudgeUnavailableError:
-            if out is not None:  # no weight has moved since the last whole step
+            with held() as deliver:
+                is_whole = False  # from the first weight that moves to the last
+                with timer.part("update"):
+                    seed = config.seed + SFT_MIX_SEED
+                    batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, seed, state.step, detect)
+                    metrics, finite = learner.update(_batches(rollout, stages, config), state.step, timer, batch)
+                index, state = state.step, _advance(state, rollout, finite, config)
+                is_whole = True
+            metrics |= describe(rollout.groups, rollout.advantages) | _counts(rollout, state, timer)
+            parents = state.parents[: config.refine.parents]
+            yield Step(index, config.steps, name, metrics, tuple(rollout.groups), parents)
+            deliver()  # only now, so that the listener has heard of the step
+        except (JudgeUnavailableError, KeyboardInterrupt):
+            if out is not None and is_whole:  # a second signal may have cut an update
                 train_state.save_state(out, state, learner)
             raise
-        with timer.part("update"):
-            batch = sft_mix.sft_rows(config.sft_mix, rollout.groups, config.seed + SFT_MIX_SEED, state.step, detect)
-            metrics, finite = learner.update(_batches(rollout, stages, config), state.step, timer, batch)
-        index, state = state.step, _advance(state, rollout, finite, config)
-        metrics |= describe(rollout.groups, rollout.advantages) | _counts(rollout, state, timer)
-        yield Step(index, config.steps, name, metrics, tuple(rollout.groups), state.parents[: config.refine.parents])
         _stop_if_hopeless(state, rollout, config)
         if out is not None and (state.step % config.save_every == 0 or state.ended(config)):
             train_state.save_state(out, state, learner)

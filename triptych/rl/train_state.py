@@ -26,9 +26,10 @@ from triptych.rl.tree import Node
 from triptych.sft import checkpoint
 from triptych.trace import Trace, Verdict
 
+PUBLISHED = "published.json"  # {"step": of the state that the folder `model` holds}
 MADE = (  # in the folder of a run, beside run.json
     *("checkpoints", "rollouts", "adapter", "model"),
-    *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard"),
+    *("steps.jsonl", "evaluations.jsonl", "fixed.safetensors", "tracker.json", "tensorboard", PUBLISHED),
 )
 # Settings that a resumed run may change; limits, since a run that was stopped by one must be able to go on.
 FREE = (
@@ -90,6 +91,17 @@ def claim(out: Path, config: TrainConfig, start: Bagel, resume: bool, facts: Map
             f"{path} was written with other {', '.join(changed)}; expected the same settings and first weights: "
             f"only {', '.join(FREE)} may change in a resumed run"
         )
+
+
+def published(out: Path, config: TrainConfig) -> int | None:
+    """The step of a run that has ended and published its model; None where something is left to do."""
+    path, states = out / PUBLISHED, checkpoint.steps(out / "checkpoints")
+    if not (path.is_file() and states and (out / "model").is_dir()):
+        return None
+    record = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+    ended = TrainState(step=record["step"], samples=record["samples"]).ended(config)
+    step = json.loads(path.read_text(encoding="utf-8"))["step"]
+    return step if ended and step == record["step"] else None
 
 
 def save_state(out: Path, state: TrainState, learner: Learner) -> None:

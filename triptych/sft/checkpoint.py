@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych import files
 from triptych.errors import ConfigError, ModelError, TriptychWarning
+from triptych.model.tensor_files import write_tensors
 
 KEEP = 2  # checkpoints kept in a folder where nothing else is asked: the last, and the one before it
 
@@ -45,13 +46,13 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-NNNNNNNN` whole or not at all, then remove all but the newest `keep`. Raises OutputError."""
     path = Path(folder) / f"step-{step:08d}"
-    with files.naming_errors(path, "the checkpoint before it is untouched"), files.replaced_folder(path) as part:
+    remedy = "the checkpoint before it is untouched: make room, and go on with --resume"
+    with files.naming_errors(path, remedy):
+        path.parent.mkdir(exist_ok=True)  # not its parents: the folder of a run that was removed is not made again
+    with files.naming_errors(path, remedy), files.replaced_folder(path) as part:
         # safetensors refuses tensors that are not contiguous.
         packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        try:
-            save_file(packed, part / "state.safetensors")
-        except SafetensorError as error:  # a full disk, among others; it is no OSError
-            raise OSError(str(error)) from error
+        write_tensors(part / "state.safetensors", packed)
         files.write_json(part / "state.json", {"step": step, **record}, indent=None)
     for old in steps(folder)[:-keep]:
         files.remove_folder(old)

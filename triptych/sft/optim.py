@@ -25,6 +25,7 @@ from triptych import files
 from triptych.bounds import NonNegativeFloat, NonNegativeInt, Share
 from triptych.errors import ConfigError, TrainingError
 from triptych.sft import checkpoint
+from triptych.signals import held
 
 PREFETCH = 4  # batches that a worker process holds ready
 
@@ -84,7 +85,8 @@ class SFTStage:
 def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) -> Iterator[SFTStep]:
     """Run a stage from its newest checkpoint in `folder` to its end, yielding after every update.
 
-    Saves every `save_every` updates and after the last. `num_workers` processes prepare samples ahead; with 0 they are
+    Saves every `save_every` updates, after the last, and before a KeyboardInterrupt is passed on; signals wait for the
+    end of an update that has begun. `num_workers` processes prepare samples ahead; with 0 they are
     prepared between updates. Raises TrainingError where gradients are not finite, OutputError, and ModelError for a
     checkpoint of other settings.
     """
@@ -93,26 +95,49 @@ def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) ->
     schedules = [
         LambdaLR(optimizer, partial(lr_factor, config), last_epoch=start - 1) for optimizer in stage.optimizers.values()
     ]
-    for step, parts in enumerate(_load(stage.samples, range(start, config.steps), num_workers), start):
-        with divided_threads(stage.threads):
-            metrics = accumulate_gradients(stage.loss, parts, parameters, stage.threads)
-            metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
-            if not math.isfinite(metrics["grad_norm"]):
-                raise TrainingError(
-                    f"{stage.name}, update {step}: the gradient norm is {metrics['grad_norm']}; expected a finite one: "
-                    f"lower --{stage.name.replace('_', '-')}.lr (now {config.lr}); the last checkpoint is untouched"
-                )
-            with ThreadPoolExecutor(stage.threads) as pool:  # optimizers share no parameter
-                list(pool.map(lambda optimizer: optimizer.step(), stage.optimizers.values()))
-        for optimizer, schedule in zip(stage.optimizers.values(), schedules, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-        update_ema(stage.ema, stage.tensors, step, config.ema_decay)
-        if (step + 1) % save_every == 0 or step + 1 == config.steps:
-            checkpoint.save_checkpoint(
-                folder, step + 1, checkpoint.pack(stage.tensors, stage.ema, stage.optimizers), {}
+    done = saved = start  # updates; `done` is behind while one is under way
+    is_whole = True
+    try:
+        for step, parts in enumerate(_load(stage.samples, range(start, config.steps), num_workers), start):
+            with held() as deliver:
+                is_whole = False
+                metrics = _update(stage, schedules, parts, parameters, step)
+                done, is_whole = step + 1, True
+            if done % save_every == 0 or done == config.steps:
+                _save(stage, folder, done)
+                saved = done
+            yield SFTStep(stage.name, step, config.steps, metrics.pop("loss"), metrics)
+            deliver()  # only now, so that the listener has heard of the update
+    except KeyboardInterrupt:
+        if is_whole and done > saved:  # a second signal may have cut an update
+            _save(stage, folder, done)
+        raise
+
+
+def _save(stage: SFTStage, folder: Path, step: int) -> None:
+    checkpoint.save_checkpoint(folder, step, checkpoint.pack(stage.tensors, stage.ema, stage.optimizers), {})
+
+
+def _update(
+    stage: SFTStage, schedules: Sequence[LambdaLR], parts: Sequence[Part], parameters: Sequence[Tensor], step: int
+) -> Metrics:
+    """One update of everything that a stage changes. Raises TrainingError before any weight moves."""
+    config = stage.config
+    with divided_threads(stage.threads):
+        metrics = accumulate_gradients(stage.loss, parts, parameters, stage.threads)
+        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
+        if not math.isfinite(metrics["grad_norm"]):
+            raise TrainingError(
+                f"{stage.name}, update {step}: the gradient norm is {metrics['grad_norm']}; expected a finite one: "
+                f"lower --{stage.name.replace('_', '-')}.lr (now {config.lr}); the last checkpoint is untouched"
             )
-        yield SFTStep(stage.name, step, config.steps, metrics.pop("loss"), metrics)
+        with ThreadPoolExecutor(stage.threads) as pool:  # optimizers share no parameter
+            list(pool.map(lambda optimizer: optimizer.step(), stage.optimizers.values()))
+    for optimizer, schedule in zip(stage.optimizers.values(), schedules, strict=True):
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    update_ema(stage.ema, stage.tensors, step, config.ema_decay)
+    return metrics
 
 
 def accumulate_gradients(

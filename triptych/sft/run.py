@@ -38,6 +38,7 @@ class RecipeConfig:
     may_change: ClassVar[frozenset[str]] = frozenset({"device", "num_workers", "save_every"})
     outputs: ClassVar[tuple[str, ...]]  # names in the folder of a run, beside its settings
     result: ClassVar[str]  # the one of them that the run is for
+    beside_result: ClassVar[tuple[str, ...]] = ()  # those of them that are written after it
 
     @property
     def torch_device(self) -> torch.device:
@@ -59,14 +60,19 @@ def run_sft(
 ) -> Iterator[SFTStep]:
     """Fit all stages of a recipe, yielding after every update; `out / config.result` is there at the end.
 
-    Raises ConfigError for settings that cannot work, or if `out` holds another run, or any run without `resume`.
+    A finished run is left as it is. Raises ConfigError for settings that cannot work, or if `out` holds another run, or
+    any run without `resume`.
     """
     config.check()
     stages = config.stages(out, model_config)
     first = next(stages)  # what its making refuses, such as an unknown `start`, leaves no folder behind
-    _claim(Path(out), config, resume)
+    out = Path(out)
+    _claim(out, config, resume)
+    if all((out / name).exists() for name in (config.result, *config.beside_result)):
+        return
     for stage in chain([first], stages):
         yield from fit(stage, out / stage.name, config.save_every, config.num_workers)
+        files.check_present(out / SETTINGS)
 
 
 def _claim(out: Path, config: RecipeConfig, resume: bool) -> None:

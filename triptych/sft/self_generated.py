@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from triptych import files
 from triptych.data.annotations import instruction_text, reflection_text
@@ -25,6 +25,7 @@ from triptych.data.scene import Scene
 from triptych.data.sft_samples import DataMix, SFTSample, question_sample, sample_spec
 from triptych.loop import Policy, play
 from triptych.model.config import Sampling
+from triptych.model.tensor_files import write_tensors
 from triptych.trace import Prompt, Spec
 
 Pictures = UInt8[np.ndarray, "count height width 3"]
@@ -79,7 +80,7 @@ def centered(scene: Scene) -> Scene:
 def save_pictures(folder: Path, specs: Sequence[Spec], pictures: Pictures) -> None:
     """Write pictures of the model and their specs, so that a resumed run learns from the same ones."""
     with files.replaced_folder(folder) as part:
-        save_file({"pictures": torch.from_numpy(pictures)}, part / "pictures.safetensors")
+        write_tensors(part / "pictures.safetensors", {"pictures": torch.from_numpy(pictures)})
         files.write_json(part / "specs.json", [spec.to_metadata() for spec in specs], indent=None)
 
 

@@ -34,7 +34,7 @@ from triptych.data.stickers import CLASSES, COLORS
 from triptych.errors import ModelError
 from triptych.model.config import AutoencoderConfig, BagelConfig
 from triptych.model.vae import Autoencoder
-from triptych.rewards.sticker_judge import STRIDE, StickerDetections, StickerDetector, detect, fold, load_detector
+from triptych.rewards.sticker_judge import MAP_STRIDE, StickerDetections, StickerDetector, detect, fold, load_detector
 from triptych.seeds import START
 from triptych.sft.optim import FitConfig, Metrics, Part, SFTStage, adamw, copies
 from triptych.sft.run import LOG, RecipeConfig
@@ -42,7 +42,7 @@ from triptych.sft.run import LOG, RecipeConfig
 ABSENT, PRESENT = 0.35, 0.65  # opacities
 CLEAN_SHARE = 0.25  # of the pictures stay as rendered
 READ_BACK = 400  # clean scenes, in no update, on which the result is measured
-MAP = CANVAS // STRIDE  # cells of a side of the detector's maps
+MAP = CANVAS // MAP_STRIDE  # cells of a side of the detector's maps
 Levels = Float[Tensor, "batch 3 96 96"]  # pixels from 0 to 255, as the judge reads them; `vae.Pixels` are in [-1, 1]
 Filter = Callable[[Levels], Levels]  # what stands between a scene and the judge, such as an autoencoder
 
@@ -70,6 +70,7 @@ class DetectorRecipe(RecipeConfig):
 
     outputs: ClassVar[tuple[str, ...]] = ("sticker_detector", "detector.safetensors", "detector.json", LOG)
     result: ClassVar[str] = "detector.safetensors"
+    beside_result: ClassVar[tuple[str, ...]] = ("detector.json",)
 
     def stages(self, out: Path, model_config: BagelConfig) -> Iterator[SFTStage]:
         device, seed = self.torch_device, START["sticker_detector"] + self.seed
@@ -100,7 +101,7 @@ class DetectorTargets:
         classes = [(row, CLASSES.index(s.name), sizes.index(s.size)) for row, s in rows]
         row, name, size = torch.tensor(classes, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
         center = torch.tensor([(s.x, s.y) for _, s in rows], dtype=torch.float32, device=device).reshape(-1, 2)
-        return DetectorTargets(row, name, size, center / STRIDE)
+        return DetectorTargets(row, name, size, center / MAP_STRIDE)
 
 
 class DetectorBatch(NamedTuple):
