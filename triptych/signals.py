@@ -17,7 +17,7 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def install(handler: Handler) -> dict[int, Any]:
-    """Let `handler` answer every signal that ends the process; returns the handlers before it, for `restore`."""
+    """Let `handler` answer every signal that ends the process; returns the handlers before it, for `uninstall`."""
     if threading.current_thread() is not threading.main_thread():  # Python takes handlers from no other
         return {}
     # What is ignored stays so: `nohup` ignores SIGHUP, and a shell's background jobs SIGINT.
@@ -27,7 +27,7 @@ def install(handler: Handler) -> dict[int, Any]:
     return old
 
 
-def restore(handlers: dict[int, Any]) -> None:
+def uninstall(handlers: dict[int, Any]) -> None:
     """Undo `install`."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -62,4 +62,4 @@ def held() -> Iterator[Callable[[], None]]:
     try:
         yield deliver
     finally:
-        restore(old)
+        uninstall(old)

@@ -135,9 +135,8 @@ def test_an_evaluation_is_a_line_and_is_known_by_its_settings(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        ValidationConfig(prompts=71),
         ValidationConfig(prompts=0),
-        ValidationConfig(own=71),
+        ValidationConfig(own=-1),
         ValidationConfig(turns=-1),
         ValidationConfig(batch=0),
     ],

@@ -178,6 +178,9 @@ JUDGES = {
     "limits.missing": Silent,
 }
 NOTHING = {  # what a run produces does not depend on these, and why that is so
+    "reason.unit": "the same tree in other units: test_tree.py compares them",
+    "refine.unit": "the same tree in other units: test_tree.py compares them",
+    "threads": "the same numbers up to rounding, by more threads",
     "device": "one device is there; tests/second_device.py runs on another",
     "gradient_checkpointing": "less memory and the same numbers: test_train.py compares the gradients",
     "micro_batch_size": "less memory and the same numbers up to rounding: test_train.py compares the gradients",

@@ -288,3 +288,19 @@ def test_a_missing_verdict_costs_the_others_nothing():
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps(grow_tree(), indent=1) + "\n")
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+def test_the_tree_is_the_same_in_units_of_any_size(unit):
+    """Drawn and judged a unit at a time, the judge in another thread: the same groups, in the same order."""
+
+    def grown(unit: int) -> list[tuple]:
+        policy = ScriptedPolicy()
+        rollout = replace(ROLLOUT, stage=replace(ROLLOUT.stage, unit=unit))
+        groups = expand(policy, Exact(policy), roots(*TEXTS), rollout, seed=5)
+        return [
+            (group.parent.trace.prompt.text, [(one.trace.seed, one.trace.turns[-1].said.text, one.reward.text) for one in group.siblings])
+            for group in groups
+        ]
+
+    assert grown(unit) == grown(0)

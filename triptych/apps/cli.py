@@ -22,7 +22,7 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from triptych.errors import ConfigError, TriptychError, TriptychWarning
-from triptych.signals import install, restore
+from triptych.signals import install, uninstall
 from triptych.text import printable
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None, open_model: OpenModel | None = None)
     finally:
         signals.quiet = is_program
         if not is_program:
-            restore(handlers)
+            uninstall(handlers)
 
 
 def _main(arguments: list[str], open_model: OpenModel | None, signals: _Signals) -> int:
