@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "triptych").rglob("*.py"))
 PYTHON = [*PACKAGE, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
 BANNED = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "flash_attn", "mmcv", "mmdet"}
-DISTRIBUTIONS = {"PIL": "pillow", "fonticon_mdi7": "fonticon_materialdesignicons7"}  # where the two names differ
+# Where the name of a package is not that of what installs it.
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "fonticon_mdi7": "fonticon_materialdesignicons7"}
 LONGEST = 500  # lines of a module
 HIDDEN_SEEDS = re.compile(r"np\.random\.(?!default_rng|SeedSequence|Generator)\w+|random\.(?!Random)\w+|torch\.seed")
 

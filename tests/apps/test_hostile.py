@@ -370,8 +370,8 @@ def test_a_hostile_submission_costs_only_itself(capsys: pytest.CaptureFixture):
     assert len(verdicts) == len(record["results"]) == len(lines)
     wrongly_judged = [lines[line - 1][:200] for line in sorted(verdicts)[2:-2] if verdicts[line] is not None]
     assert not wrongly_judged and hostile > 90
-    assert [verdicts[line] for line in (1, 2, len(lines) - 1, len(lines))] == [True, False, True, False]
-    assert len(told) == len(record["missing"]) == hostile
+    assert [verdicts[line] for line in (1, 2, len(lines) - 1, len(lines))] == [True, None, True, None]
+    assert len(told) == len(record["missing"]) == hostile + 2  # two pictures are no stickers
     assert all(line.isprintable() and len(line) < 6000 for line in told) and "Traceback" not in printed.err
     assert state() == before
 

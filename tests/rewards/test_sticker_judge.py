@@ -174,3 +174,11 @@ def test_noise_gradients_flat_colors_and_pages_have_no_score():
     for picture in [*others, drawn]:
         with pytest.raises(JudgeError, match="no stickers"):
             judged(picture)
+
+
+def test_what_a_model_of_the_world_draws_badly_is_wrong_and_not_missing():
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    trace = Trace(Prompt("a cat", Spec("single_object", (Item("cat"),)))) + Turn(None, Drawing(noise))
+    assert WorldJudge(strangers=False)([trace])[0].score < 1
+    with pytest.raises(JudgeError, match="no stickers"):
+        WorldJudge()([trace])

@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import ConfigError
-from triptych.rewards.vlm_client import (
-    JudgeReply,
-    JudgeRequest,
-    ReplyCache,
-    RetryPolicy,
-    picture_fingerprint,
-    retry_after,
-)
+from triptych.rewards.judge_reply import JudgeReply, JudgeRequest, ReplyCache, picture_fingerprint
+from triptych.rewards.vlm_client import RetryPolicy, retry_after
 from triptych.rewards.vlm_prompts import probability_of_yes
 
 anything = st.recursive(

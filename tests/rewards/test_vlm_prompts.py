@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from triptych.errors import ConfigError, JudgeError
 from triptych.eval import recorded
+from triptych.rewards.judge_reply import JudgeReply
 from triptych.rewards.vlm import Vlm
-from triptych.rewards.vlm_client import JudgeReply, RetryPolicy
+from triptych.rewards.vlm_client import RetryPolicy
 from triptych.rewards.vlm_prompts import (
     FIT_WORDING,
     STRICT_WORDING,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from triptych.errors import JudgeError, UnfinishedError
-from triptych.rewards.vlm_client import JudgeReply
+from triptych.rewards.judge_reply import JudgeReply
 from triptych.rewards.vlm_prompts import Checklist, Checks, Strict, YesNo
 from triptych.rewards.vlm_replies import final_text, is_refusal, read_answers, read_verdict, read_yes_or_no
 from triptych.trace import Item, Prompt, Spec

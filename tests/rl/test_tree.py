@@ -298,9 +298,10 @@ def test_the_tree_is_the_same_in_units_of_any_size(unit):
         policy = ScriptedPolicy()
         rollout = replace(ROLLOUT, stage=replace(ROLLOUT.stage, unit=unit))
         groups = expand(policy, Exact(policy), roots(*TEXTS), rollout, seed=5)
-        return [
-            (group.parent.trace.prompt.text, [(one.trace.seed, one.trace.turns[-1].said.text, one.reward.text) for one in group.siblings])
-            for group in groups
-        ]
+        found = []
+        for group in groups:
+            members = [(one.trace.seed, one.trace.turns[-1].said.text, one.reward.text) for one in group.siblings]
+            found.append((group.parent.trace.prompt.text, members))
+        return found
 
     assert grown(unit) == grown(0)

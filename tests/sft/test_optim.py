@@ -92,7 +92,9 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path):
     list(fit(toy(), tmp_path, 6))
     other = toy()
     tensors = dict(other.tensors) | {"bias": nn.Parameter(torch.zeros(5))}
-    with pytest.raises(ModelError, match=r"model/bias: the checkpoint has shape \(4,\), expected shape \(5,\)"):
+    with pytest.raises(
+        ModelError, match=r"model/bias: the checkpoint has shape \(4,\) of float32, expected shape \(5,\)"
+    ):
         list(fit(replace(other, tensors=tensors), tmp_path, 6))
 
 

@@ -68,7 +68,7 @@ def run(options: BenchOptions, open_model: OpenModel) -> int:
     if options.train_steps:
         config = measured_recipe(model, options.train_steps)
         trained = model if config.lora.rank else model.float()  # weights that are trained are held in float32
-        result["training"] = measure_training(trained, WorldJudge(str(model.device)), config)
+        result["training"] = measure_training(trained, WorldJudge(str(model.device), strangers=False), config)
     if options.as_json:
         print(json.dumps(result), flush=True)
     else:

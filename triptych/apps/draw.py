@@ -89,7 +89,7 @@ def run(options: DrawOptions | EditOptions, open_model: OpenModel) -> int:
         seeds = range(first, first + options.n * options.best_of)
         jobs += [DrawJob(entry.prompt.text, read.prompt, seed, entry.id) for seed in seeds]
     # Other images need a detector or a server: `triptych judge` has them.
-    judge = WorldJudge() if policy.config.world == "stickers" else None
+    judge = WorldJudge(strangers=False) if policy.config.world == "stickers" else None
     record = reproduction_record(options, policy, settings, judge)
     size = None
     if isinstance(options, EditOptions) and (image := entries[0].prompt.image) is not None:
@@ -335,7 +335,7 @@ def draw_again(options: DrawOptions, folder: Path, open_model: OpenModel) -> int
     traces, complete = _play_batches(policy, jobs, settings, partial(terminal.TerminalListener, console), works=False)
     if not complete:
         raise KeyboardInterrupt
-    judge = WorldJudge() if policy.config.world == "stickers" else None
+    judge = WorldJudge(strangers=False) if policy.config.world == "stickers" else None
     view = _views(jobs, traces, settings, judge, record | {"versions": versions()})[row]
     output.write(view)
     terminal.print_result(console, view)

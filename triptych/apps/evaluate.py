@@ -96,7 +96,7 @@ class EvalRun:
 def drawn_run(options: EvalOptions, benchmark: Benchmark, out: Path, shard: Shard, open_model: OpenModel) -> EvalRun:
     """The run of a model that draws."""
     policy = load_model(options, open_model)
-    judge = LoggingJudge(judge_of(options, benchmark, policy.config.world, options.model))
+    judge = LoggingJudge(judge_of(options, benchmark, policy.config.world, options.model, strangers=False))
     seeds, sampling = range(options.seeds), sampling_of(policy.config, options)
     settings = (options.turns, seeds, sampling, options.plan, options.batch, out, options.resume)
     rows = run_benchmark(benchmark, policy, judge, *settings, shard=shard, keep_pictures=options.keep_pictures)
@@ -156,7 +156,7 @@ def check_judging(options: EvalOptions) -> None:
         raise OutputError(f"{options.record} exists; expected a new file: choose another --record")
 
 
-def judge_of(options: EvalOptions, benchmark: Benchmark, world: str, name: str) -> Judge:
+def judge_of(options: EvalOptions, benchmark: Benchmark, world: str, name: str, strangers: bool = True) -> Judge:
     """The judge for images of `world`, stickers or open, drawn by the model or run `name`.
 
     Raises ConfigError for a judge that only knows the other world.
@@ -172,7 +172,7 @@ def judge_of(options: EvalOptions, benchmark: Benchmark, world: str, name: str) 
         if kind in STICKER_JUDGES:
             worlds = "stickers, and {} draws open pictures; expected detector or vlm"
         raise ConfigError(f"--judge {kind} looks at {worlds.format(name)}")
-    return open_judge(options, kind, checklists, options.device)
+    return open_judge(options, kind, checklists, options.device, strangers)
 
 
 def share_right(benchmark: Benchmark, rows: Sequence[Row], turns: int) -> str:

@@ -57,10 +57,19 @@ def vlm_options(choice: VlmChoice) -> list[str]:
     return [name.replace("_", "-") for name in given]
 
 
-def open_judge(choice: VlmChoice, kind: str, checklists: Checklists | None = None, device: str = "auto") -> Judge:
-    """The judge of a kind; `checklists` are the questions where it is asked in TIIF's format."""
+def open_judge(
+    choice: VlmChoice,
+    kind: str,
+    checklists: Checklists | None = None,
+    device: str = "auto",
+    strangers: bool = True,
+) -> Judge:
+    """The judge of a kind; `checklists` are the questions where it is asked in TIIF's format.
+
+    `strangers` says that pictures may be anybody's, so that a judge of stickers refuses those that show none.
+    """
     if kind in STICKER_JUDGES:
-        return sticker_judge(kind)
+        return sticker_judge(kind, strangers)
     if kind == "detector":
         from triptych.rewards.geneval_detector import GenEvalJudge
 
@@ -120,9 +129,9 @@ def cut_line(judge: Judge) -> str:
     return f"{count} answers of the judge were cut; --judge-tokens allows longer ones" if count else ""
 
 
-def sticker_judge(name: str) -> StickerJudge:
+def sticker_judge(name: str, strangers: bool = True) -> StickerJudge:
     """The judge of stickers of that name: a trained detector, or template matching."""
-    return WorldJudge() if name == "world" else TemplateJudge()
+    return WorldJudge(strangers=strangers) if name == "world" else TemplateJudge(strangers=strangers)
 
 
 def check_missing(choice: JudgeChoice, total: int, missing: int, cause: str, remedy: str) -> None:

@@ -34,7 +34,7 @@ def run(options: ProbeOptions, open_model: OpenModel) -> int:
     def print_score(name: str, score: ProbeScore) -> None:
         console.print(f"  {name:<30} {_format(score.mean)}  of {score.count}")
 
-    seeds, judge = list(range(options.seeds)), sticker_judge(options.judge)
+    seeds, judge = list(range(options.seeds)), sticker_judge(options.judge, strangers=False)
     scores = run_probes(model, suite.prompts, seeds, sampling, options.turns, on_score=print_score, judge=judge)
     if options.as_json:
         # JSON has no NaN, which stands for a skill that was never tried

@@ -291,7 +291,7 @@ class Validator:
         """
         config, settings = options.config, options.evaluate
         stickers = bagel.config.world == "stickers"
-        judge = WorldJudge(device_of(config.device)) if stickers else judge
+        judge = WorldJudge(device_of(config.device), strangers=False) if stickers else judge
         with _precision(bagel, config):
             path = options.out / "fixed.safetensors"
             sets = fixed_sets(path, bagel, judge, settings, held_out, rendered=stickers)
@@ -350,7 +350,7 @@ def _judge(options: Training, source: PromptSource, console: Console) -> Judge:
     if config.judge == "brightness":
         return BrightnessJudge()
     if config.judge == "world":
-        return WorldJudge(device_of(config.device))
+        return WorldJudge(device_of(config.device), strangers=False)
     judge = open_judge(options.vlm, config.judge, source.checklists, config.device)
     if config.judge != "vlm":
         return judge

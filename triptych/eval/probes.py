@@ -159,7 +159,7 @@ def run_probes(
 
     Pictures are read by `judge`, the world's own where None.
     """
-    judge = WorldJudge() if judge is None else judge
+    judge = WorldJudge(strangers=False) if judge is None else judge
     scores: dict[str, ProbeScore] = {}
 
     def record(name: str, outcomes: Sequence[bool | None]) -> None:

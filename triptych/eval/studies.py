@@ -24,7 +24,7 @@ from triptych.eval.validation import ValidationLog
 from triptych.files import JsonLog
 from triptych.rl.config import TrainConfig
 from triptych.rl.recipes import RECIPES
-from triptych.rl.train_state import FREE
+from triptych.rl.train_state import FACTS, FREE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -264,7 +264,7 @@ def _series(runs: Sequence[TrainingRun], source: str, metric: str) -> list[np.nd
 def _compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes a run beside its seed and its first weights; a setting newer than the run has its default."""
     complete = json.loads(json.dumps(asdict(TrainConfig()))) | dict(settings)
-    return {key: value for key, value in complete.items() if key not in (*FREE, *_FREE_OF_OLD, "seed", "start")}
+    return {key: value for key, value in complete.items() if key not in (*FREE, *_FREE_OF_OLD, *FACTS, "seed")}
 
 
 # --- the paper's table ------------------------------------------------------------------------------------------------

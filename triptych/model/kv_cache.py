@@ -106,7 +106,7 @@ class KVCache:
             order[hole] = row
         for tensor in (*self.keys, *self.values, self.valid, self.position):
             if holes:
-                tensor[holes] = tensor[moved]
+                tensor.index_copy_(0, torch.tensor(holes, device=tensor.device), tensor[moved])
         self.keys = [key[: len(rows)] for key in self.keys]
         self.values = [value[: len(rows)] for value in self.values]
         self.valid, self.position = self.valid[: len(rows)], self.position[: len(rows)]

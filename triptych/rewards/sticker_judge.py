@@ -59,6 +59,7 @@ class WorldJudge:
 
     device: str = "cpu"
     weights: Path = WEIGHTS
+    strangers: bool = True  # pictures may be anybody's: those without stickers are refused; a model's own are wrong
 
     @property
     def name(self) -> str:
@@ -71,11 +72,17 @@ class WorldJudge:
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture."""
-        return judge_with(self.scenes, traces)
+        return judge_with(self.scenes, traces, self.strangers)
 
 
-def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequence[Trace]) -> list[Verdict]:
-    """Verdicts on the newest pictures, by a function that reads their scenes. JudgeError if there is none to judge."""
+def judge_with(
+    scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequence[Trace], strangers: bool = True
+) -> list[Verdict]:
+    """Verdicts on the newest pictures, by a function that reads their scenes. JudgeError if there is none to judge.
+
+    With `strangers`, pictures that show no stickers are refused. A model of this world draws nothing else: what it
+    draws badly is wrong, and never missing.
+    """
     specs, pictures = [], []
     for index, trace in enumerate(traces):
         if trace.prompt.spec is None:
@@ -87,7 +94,8 @@ def judge_with(scenes: Callable[[list[np.ndarray]], list[Scene]], traces: Sequen
             raise JudgeError(f"trace {index}, {trace.prompt.text!r}: expected a picture, found none; draw first")
         specs.append(trace.prompt.spec)
         pictures.append(trace.image)
-    check_stickers(pictures)
+    if strangers:
+        check_stickers(pictures)
     try:
         return [scene_verdict(scene, spec) for scene, spec in zip(scenes(pictures), specs, strict=True)]
     except PictureError as error:

@@ -50,6 +50,7 @@ class TemplateJudge:
     """Judge of traces whose prompt has a spec, by matching silhouettes: `TemplateJudge()(traces)`."""
 
     name: str = "templates-1"
+    strangers: bool = True  # pictures may be anybody's: those without stickers are refused; a model's own are wrong
 
     def scenes(self, images: Sequence[np.ndarray | Tensor] | np.ndarray | Tensor) -> list[Scene]:
         """What each picture `[height width 3] uint8` shows."""
@@ -60,7 +61,7 @@ class TemplateJudge:
 
     def __call__(self, traces: Sequence[Trace]) -> list[Verdict]:
         """One verdict per trace, on its newest picture. JudgeError if one has no spec or no picture."""
-        return judge_with(self.scenes, traces)
+        return judge_with(self.scenes, traces, self.strangers)
 
 
 @torch.inference_mode()

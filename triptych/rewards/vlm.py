@@ -25,14 +25,8 @@ from PIL import Image
 
 from triptych import files
 from triptych.errors import ConfigError, JudgeError, UnfinishedError
-from triptych.rewards.vlm_client import (
-    Endpoints,
-    JudgeReply,
-    JudgeRequest,
-    ReplyCache,
-    RetryPolicy,
-    picture_fingerprint,
-)
+from triptych.rewards.judge_reply import JudgeReply, JudgeRequest, ReplyCache, picture_fingerprint
+from triptych.rewards.vlm_client import Endpoints, RetryPolicy
 from triptych.rewards.vlm_prompts import Form, Strict
 from triptych.trace import Prompt, Trace, Verdict
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from triptych.errors import ConfigError, JudgeError
-from triptych.rewards.vlm_client import JudgeReply
+from triptych.rewards.judge_reply import JudgeReply
 from triptych.rewards.vlm_replies import read_answers, read_verdict, read_yes_or_no, reason_of
 from triptych.trace import Prompt, Verdict
 

@@ -199,7 +199,11 @@ GENEVALPP_7B = replace(
     refine=replace(LORA_7B.refine, unit=1),
 )
 GENEVAL_7B = replace(GENEVALPP_7B, judge="detector", tags=_GENEVAL_KINDS)
-TIIF_7B = GENEVALPP_7B  # on the user's copy of TIIF-Bench's prompts and questions
+# On the user's copy of TIIF-Bench's prompts and questions; its long instructions take longer plans.
+TIIF_7B = replace(
+    GENEVALPP_7B,
+    reason=replace(GENEVALPP_7B.reason, sampling=replace(GENEVALPP_7B.reason.sampling, max_tokens=384)),
+)
 
 
 def text_only(config: TrainConfig) -> TrainConfig:
