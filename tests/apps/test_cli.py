@@ -409,7 +409,7 @@ def test_read_only_folder():
         ("draw cats --judge vlm", "--judge: no option of triptych draw ("),  # of eval it is one
         ("draw cats dogs", "unexpected 'dogs': a text of several words stands in quotes"),
         ("draw cats --seed three", "--seed three: expected a whole number"),
-        ("draw cats --dtype float61", "float32, bfloat16; did you mean float32?"),
+        ("draw cats --dtype float3", "float32, bfloat16; did you mean float32?"),
         ("draw cats --seed", "Missing value for argument '--seed'"),
         ("--seed 3 draw cats", "--seed: options stand behind the command; expected triptych draw --seed 3 cats"),
         ("--json", "expected triptych COMMAND, one of draw,"),

@@ -315,7 +315,8 @@ def draw_again(options: DrawOptions, folder: Path, open_model: OpenModel) -> int
         rows = record.pop("batch_rows", [{"prompt": asked.text, "seed": old.trace.seed}])
         row, sampling = record.pop("batch_row", 0), current_names(record["sampling"])
         # JSON has no tuples.
-        sampling = Sampling(**{name: tuple(v) if isinstance(v, list) else v for name, v in sampling.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sampling.items()}
+        sampling = Sampling(**fields)
         specs = [Spec.from_metadata(each["spec"]) if "spec" in each else asked.spec for each in rows]
         settings = DrawSettings(record["turns"], sampling, record["plan"], len(rows))
         choice = replace(options, model=record["model"], dtype=record["dtype"], device=record["device"])

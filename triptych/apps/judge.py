@@ -224,7 +224,7 @@ def print_verdicts(options: JudgeOptions, judge: Judge, rows: Sequence[JudgedEnt
     if not (options.image.is_dir() and whole.prompts):
         whole = completeness(verdicts, None)
     if options.as_json:
-        cut = {"cut": len(judge.cut)} if hasattr(judge, "cut") else {}
+        cut = {"cut": len(getattr(judge, "cut", ()))} if hasattr(judge, "cut") else {}
         results = {
             "judge": judge.name,
             **cut,

@@ -151,7 +151,8 @@ def _decoded(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
 def _scale_transparency(image: Image.Image) -> None:
     """The one transparent color of a PNG in 8 bits, as Pillow gives the pixels but not that color."""
     hidden = image.info.get("transparency")
-    layout = image.tile[0][3] if image.tile else ""
+    tile = getattr(image, "tile", ())
+    layout = tile[0][3] if tile else ""
     if layout in ("L;2", "L;4") and isinstance(hidden, int):
         image.info["transparency"] = hidden * {"L;2": 85, "L;4": 17}[layout]
     elif layout == "RGB;16B" and isinstance(hidden, tuple):

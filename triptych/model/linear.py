@@ -52,5 +52,5 @@ def _kept(layers: Sequence[nn.Linear]) -> _Joined:
 
 
 def _join(layers: Sequence[nn.Linear]) -> _Joined:
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     return torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None

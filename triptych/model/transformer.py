@@ -259,7 +259,7 @@ class MoTDecoder(nn.Module):
             parts = checkpoint(layer, *inputs, use_reentrant=False) if checkpointed else layer(*inputs)
             if layer_outputs is not None:
                 layer_outputs.append(parts[0])  # before the final norm
-        return self.norm(parts[0]), self.norm_moe_gen(parts[1]) if gen.shape[1] else gen
+        return self.norm(parts[0]), self.norm_moe_gen(parts[-1]) if gen.shape[1] else gen
 
 
 class LanguageModel(nn.Module):

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def train(
     expand: Expand = tree.expand,
     detect: DetectScenes | None = None,
     make_timer: Callable[[], Timer] = Timer,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Train `bagel` in place, yielding a Step per rollout; with `out`, checkpoints and with `resume` an exact resume.
 
     `expand` stands for `tree.expand`, so that other machines can do it. `detect` reads scenes off the model's own

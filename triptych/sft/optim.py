@@ -8,7 +8,7 @@ whole state so that a run that was killed at any update ends in the same bytes a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class SFTStage:
         return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
 
 
-def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) -> Iterator[SFTStep]:
+def fit(stage: SFTStage, folder: Path, save_every: int, num_workers: int = 0) -> Generator[SFTStep, None, None]:
     """Run a stage from its newest checkpoint in `folder` to its end, yielding after every update.
 
     Saves every `save_every` updates, after the last, and before a KeyboardInterrupt is passed on; signals wait for the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -57,7 +57,7 @@ class RecipeConfig:
 
 def run_sft(
     config: RecipeConfig, out: Path, resume: bool = False, model_config: BagelConfig = SKETCH
-) -> Iterator[SFTStep]:
+) -> Generator[SFTStep, None, None]:
     """Fit all stages of a recipe, yielding after every update; `out / config.result` is there at the end.
 
     A finished run is left as it is. Raises ConfigError for settings that cannot work, or if `out` holds another run, or
