@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
 import torch
 
 from triptych.apps.sft import parse
@@ -24,6 +25,8 @@ from triptych.model.bagel import Bagel
 from triptych.model.config import SKETCH, LanguageConfig
 from triptych.sft.curriculum import SFT_DEBUG, SFTConfig
 from triptych.sft.optim import fit
+
+pytestmark = pytest.mark.slow  # every option of every stage is turned: a minute of one core
 
 # Pictures of 96 px, as the renderer draws them, and all else as small as it gets.
 TINY = replace(
