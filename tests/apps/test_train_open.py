@@ -94,7 +94,7 @@ def test_a_judge_that_fails_now_and_then_loses_its_verdicts_alone(open_model: Pa
 def test_a_dead_judge_pauses_the_run_which_then_is_the_run_it_would_have_been(open_model: Path):
     with Server(by_picture) as server:
         assert train(server.address, open_model, "--out", "whole") == 0
-    down = iter(range(7))
+    down = iter(range(3))
 
     def play(request: Request) -> Answer:
         # From the ninth request on nobody answers for a while, in the middle of a group.
